@@ -1,0 +1,42 @@
+# make run: grow a network on real data.   make test: every check and every test.
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+BIN    := .venv/bin
+
+.PHONY: default run test bench check fix clean
+default: check test
+
+.venv/.torch:
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet "$(TORCH)" numpy uv
+	touch $@
+
+.venv/.run: .venv/.torch pyproject.toml
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e ".[plot]"
+	touch $@
+
+.venv/.dev: .venv/.torch pyproject.toml
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e ".[dev]"
+	touch $@
+
+run: .venv/.run
+	$(BIN)/esper train letter
+
+test: .venv/.dev
+	$(BIN)/pytest
+
+bench: .venv/.dev
+	$(BIN)/python -m benchmarks
+
+check: .venv/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: .venv/.dev
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,0 +1,63 @@
+"""Every error Esper raises on purpose, in one tree.
+
+```
+EsperError
+├── ConfigError (ValueError)        a setting, name or argument is wrong
+├── MeasurementError (ValueError)   a measurement is NaN, infinite or missing
+├── SelectionError                  a seed cannot be chosen, committed or released
+│   └── NoViableSeedError           every seed is busy, cooling down or too large
+├── KernelError                     a kernel cannot be built, run or loaded; the host is untouched
+├── LifecycleError                  a seed was asked for a step that its state does not allow
+└── StoreError                      a history cannot be opened, read or written
+```
+
+A message names the thing, the value, what would be right, and the way out.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class EsperError(Exception):
+    """Root of the tree; catch it to catch everything that Esper raises on purpose."""
+
+
+class ConfigError(EsperError, ValueError):
+    """A setting, a name or an argument is wrong."""
+
+
+class MeasurementError(EsperError, ValueError):
+    """A measurement is NaN, infinite or missing; it was not recorded."""
+
+
+class SelectionError(EsperError):
+    """A seed cannot be chosen, committed or released."""
+
+
+class NoViableSeedError(SelectionError):
+    """No seed of the layer can be activated now; nothing was touched."""
+
+
+class KernelError(EsperError):
+    """A kernel cannot be built, run or loaded; the host is what it was, bit for bit."""
+
+
+class LifecycleError(EsperError):
+    """A seed was asked for a step that its state does not allow."""
+
+
+class StoreError(EsperError):
+    """A history cannot be opened, read or written."""
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
+    """Say that ``name`` is not a known ``kind``, list what is, and suggest the nearest.
+
+    Example:
+        >>> unknown_name("strategy", "thomson", ["ucb", "thompson"])
+        "unknown strategy 'thomson'; known: ucb, thompson. Did you mean 'thompson'?"
+    """
+    names = list(known)
+    text = f"unknown {kind} {name!r}; known: {', '.join(names) or 'none'}."
+    nearest = get_close_matches(str(name), names, n=1)
+    return f"{text} Did you mean {nearest[0]!r}?" if nearest else text

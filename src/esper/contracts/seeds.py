@@ -1,0 +1,51 @@
+"""The life of a seed, in words: its states, and what a layer looks like to whoever decides."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class SeedState(StrEnum):
+    """Where a seed stands; ``execution.lifecycle`` says which step may follow which."""
+
+    DORMANT = "dormant"
+    GERMINATED = "germinated"
+    TRAINING = "training"
+    BLENDING = "blending"
+    HOLDING = "holding"
+    FOSSILIZED = "fossilized"
+    CULLED = "culled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSpec:
+    """What a blueprint must know of a layer to build a kernel for it.
+
+    Attributes:
+        kind: How the tensor is laid out: ``"features"`` (B, F), ``"sequence"`` (B, T, F),
+            ``"conv1d"`` (B, C, L) or ``"conv2d"`` (B, C, H, W).
+        in_size: Features or channels that the layer reads.
+        out_size: Features or channels that the layer writes.
+        in_extent: Length, or height and width, of the input seen; empty for features and sequences.
+        out_extent: The same for the output.
+        layer_type: Class name of the host, as ``"Linear"``.
+    """
+
+    kind: str
+    in_size: int
+    out_size: int
+    in_extent: tuple[int, ...] = ()
+    out_extent: tuple[int, ...] = ()
+    layer_type: str = ""
+
+    @property
+    def same_shape(self) -> bool:
+        """Whether the layer's output has the shape of its input."""
+        return self.in_size == self.out_size and self.in_extent == self.out_extent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelCost:
+    """What a kernel costs: trainable parameters, and milliseconds for one forward pass."""
+
+    parameters: int
+    latency_ms: float | None = None

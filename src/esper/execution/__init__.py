@@ -1,0 +1,1 @@
+"""What runs in PyTorch: layers with seeds, surgery, shadow passes, counterfactuals, probes."""

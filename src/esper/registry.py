@@ -1,0 +1,70 @@
+"""One table per extension point: a name and where its class lives, imported on first use.
+
+A name is added by one line in a table, or by another package through an entry point::
+
+    [project.entry-points."esper.strategies"]
+    mine = "my_package.mine:Mine"
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar, cast, final
+
+from esper.contracts.errors import ConfigError, unknown_name
+
+T = TypeVar("T")
+
+
+@final
+class Registry(Generic[T]):
+    """Names of one kind of thing, each standing for ``"module:Class"``.
+
+    Args:
+        kind: What the names are, in the singular, for messages: ``"strategy"``.
+        table: Name to ``"module:Class"``.
+        group: Entry-point group through which other packages add names; a name of ours wins.
+    """
+
+    def __init__(self, kind: str, table: Mapping[str, str], *, group: str) -> None:
+        self.kind = kind
+        self.group = group
+        self._table = dict(table)
+        self._found: dict[str, str] | None = None
+
+    def names(self) -> list[str]:
+        """Every name, ours first, in the order of the table."""
+        return list(self._everything())
+
+    def load(self, name: str) -> type[T]:
+        """The class behind ``name``.
+
+        Raises:
+            ConfigError: if there is no such name; the message suggests the nearest.
+        """
+        place = self._everything().get(name)
+        if place is None:
+            raise ConfigError(unknown_name(self.kind, name, self.names()))
+        module, _, attribute = place.partition(":")
+        return cast("type[T]", getattr(import_module(module), attribute))
+
+    def create(self, name: str, **settings: Any) -> T:
+        """Make the thing called ``name`` with the given settings.
+
+        Raises:
+            ConfigError: if the name or a setting is unknown, or a setting's value is wrong.
+        """
+        made = self.load(name)
+        if is_dataclass(made):
+            known = [item.name for item in fields(made) if item.init]
+            for key in settings:
+                if key not in known:
+                    raise ConfigError(unknown_name(f"setting of {self.kind} {name!r}:", key, known))
+        return made(**settings)
+
+    def _everything(self) -> dict[str, str]:
+        if self._found is None:
+            plugins = {point.name: point.value for point in entry_points(group=self.group)}
+            self._found = self._table | {k: v for k, v in plugins.items() if k not in self._table}
+        return self._found

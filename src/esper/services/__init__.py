@@ -1,0 +1,1 @@
+"""Services: those that decide."""

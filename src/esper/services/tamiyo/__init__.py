@@ -1,0 +1,1 @@
+"""Tamiyo: reads health, decides where and when to grow, and which seed; learns from what came."""
