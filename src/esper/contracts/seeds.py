@@ -28,6 +28,11 @@ class LayerSpec:
         in_extent: Length, or height and width, of the input seen; empty for features and sequences.
         out_extent: The same for the output.
         layer_type: Class name of the host, as ``"Linear"``.
+        kernel_size: Of a host that is itself a convolution, one number per axis; otherwise empty,
+            and the stride is derived from the extents. Leave it empty for ``padding="same"`` too.
+        stride: Of that convolution; empty means 1.
+        padding: Of that convolution, on each side; empty means 0.
+        dilation: Of that convolution; empty means 1.
     """
 
     kind: str
@@ -36,6 +41,10 @@ class LayerSpec:
     in_extent: tuple[int, ...] = ()
     out_extent: tuple[int, ...] = ()
     layer_type: str = ""
+    kernel_size: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
 
     @property
     def same_shape(self) -> bool:
