@@ -1,0 +1,90 @@
+"""What a seed can grow into: recipes for small modules that read a layer's input.
+
+A *kernel* is added to its layer, ``y = host(x) + alpha * kernel(x)``, so it maps the shape that the
+layer reads to the shape that it writes. Importing this room does not import torch; the first
+blueprint that is loaded does.
+"""
+
+from typing import TYPE_CHECKING
+
+from esper.contracts.errors import KernelError
+from esper.contracts.seeds import LayerSpec
+from esper.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from esper.blueprints._base import Blueprint
+
+BLUEPRINTS: "Registry[Blueprint]" = Registry(
+    "blueprint",
+    {
+        "lowrank": "esper.blueprints.lowrank:LowRank",
+        "bottleneck": "esper.blueprints.bottleneck:Bottleneck",
+        "glu": "esper.blueprints.glu:GLU",
+        "gate": "esper.blueprints.gate:Gate",
+        "scale": "esper.blueprints.scale:Scale",
+        "attention": "esper.blueprints.attention:Attention",
+        "causal_mixer": "esper.blueprints.causal_mixer:CausalMixer",
+        "conv_bottleneck": "esper.blueprints.conv_bottleneck:ConvBottleneck",
+        "conv_block": "esper.blueprints.conv_block:ConvBlock",
+        "depthwise": "esper.blueprints.depthwise:Depthwise",
+        "se": "esper.blueprints.se:SqueezeExcite",
+    },
+    group="esper.blueprints",
+)
+
+
+def fitting(spec: LayerSpec) -> list[str]:
+    """Names of the blueprints that fit the layer, in the order of the table; may be empty."""
+    return [name for name in BLUEPRINTS.names() if not BLUEPRINTS.create(name).objection(spec)]
+
+
+def smallest(name: str, spec: LayerSpec) -> int:
+    """Trainable parameters of the narrowest kernel that the blueprint builds for the layer.
+
+    Raises:
+        ConfigError: if there is no such blueprint.
+        KernelError: if it does not fit the layer.
+    """
+    return _fit(name, spec).count(spec, 1)
+
+
+def build(
+    name: str,
+    spec: LayerSpec,
+    *,
+    budget: int,
+    seed: int,
+    dtype: "torch.dtype | None" = None,
+    device: "torch.device | str | None" = None,
+) -> "nn.Module":
+    """Build the widest kernel for the layer that has at most ``budget`` trainable parameters.
+
+    Args:
+        name: A name of ``BLUEPRINTS``; the blueprint's default settings are used.
+        spec: The layer.
+        budget: Trainable parameters, at most.
+        seed: The only source of the initial weights; no other random state is read or changed.
+        dtype: Of the parameters; by default torch's default.
+        device: Of the parameters; by default torch's default.
+
+    Returns:
+        A module in training mode whose output is exactly zero.
+
+    Raises:
+        ConfigError: if there is no such blueprint.
+        KernelError: if the blueprint does not fit the layer, or the budget is too small.
+    """
+    blueprint = _fit(name, spec)
+    return blueprint.build(spec, budget=budget, seed=seed, dtype=dtype, device=device)
+
+
+def _fit(name: str, spec: LayerSpec) -> "Blueprint":
+    blueprint = BLUEPRINTS.create(name)
+    objection = blueprint.objection(spec)
+    if objection:
+        names = ", ".join(fitting(spec)) or "none"
+        raise KernelError(f"{objection}. Blueprints that fit this layer: {names}")
+    return blueprint

@@ -1,0 +1,188 @@
+"""What every blueprint is: a recipe with a width, sized to a budget and silent at birth.
+
+The output projection starts at zero, so a new kernel changes nothing; the layers before it do not,
+so its gradient is alive (zero times zero would never move): the output projection learns from the
+first step on, everything else from the second.
+
+Source:
+    Hu et al. (2021), LoRA, section 4.1 (one factor zero, the other random); Evci et al. (2022),
+    GradMax, section 3 (new neurons: one side zero keeps the function, the other side decides the
+    gradient); Chen, Goodfellow & Shlens (2016), Net2Net (growth must preserve the function).
+"""
+
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from math import prod, sqrt
+from typing import ClassVar, final
+
+import torch
+from torch import nn
+
+from esper.contracts.errors import ConfigError, KernelError, unknown_name
+from esper.contracts.seeds import LayerSpec
+
+ANY_VECTOR = ("features", "sequence")
+ANY_CONV = ("conv1d", "conv2d")
+
+
+class Blueprint(ABC):
+    """A recipe for the kernels of one family; its fields, all with defaults, are its settings.
+
+    A subclass is a ``@final`` frozen dataclass that sets the class attributes and writes
+    ``assemble``. Its kernels are made of ``torch`` and ``torch.nn`` operations alone, can be traced
+    by ``torch.fx``, and hold neither buffers nor dropout (``docs/decisions/0008-blueprints.md``).
+
+    Attributes:
+        name: Its name in the table.
+        description: One line for a person.
+        kinds: Values of ``LayerSpec.kind`` that it fits.
+        born_zero: Parameters or submodules of the kernel that start at zero: its last projection.
+        fixed_size: Whether the layer's shape alone fixes the number of parameters; such a kernel
+            uses what it needs of a budget and leaves the rest.
+    """
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+    kinds: ClassVar[tuple[str, ...]]
+    born_zero: ClassVar[tuple[str, ...]]
+    fixed_size: ClassVar[bool] = False
+
+    @abstractmethod
+    def assemble(self, spec: LayerSpec, width: int) -> nn.Module:
+        """Put the modules of a kernel together; their values do not matter, ``build`` sets them.
+
+        Args:
+            spec: A layer that the blueprint fits.
+            width: From 1 to ``widest(spec)``; the number of parameters must grow with it.
+        """
+
+    def misfit(self, spec: LayerSpec) -> str:
+        """Say why a layer of a fitting kind cannot have this kernel; empty if it can."""
+        del spec
+        return ""
+
+    def widest(self, spec: LayerSpec) -> int | None:
+        """Width beyond which a kernel would cost more and compute no more; ``None`` for no end."""
+        del spec
+        return 1 if self.fixed_size else None
+
+    @final
+    def objection(self, spec: LayerSpec) -> str:
+        """Say why the blueprint does not fit the layer; empty if it does."""
+        if spec.kind not in self.kinds:
+            return (
+                f"blueprint {self.name!r} is for {' and '.join(self.kinds)} layers, "
+                f"not for {describe(spec)}"
+            )
+        if min(spec.in_size, spec.out_size) < 1:
+            return f"blueprint {self.name!r} needs sizes >= 1, but got {describe(spec)}"
+        reason = self.misfit(spec)
+        return f"blueprint {self.name!r} does not fit {describe(spec)}: {reason}" if reason else ""
+
+    @final
+    def count(self, spec: LayerSpec, width: int) -> int:
+        """Trainable parameters of the kernel of this width."""
+        return sum(p.numel() for p in self._unborn(spec, width).parameters())
+
+    @final
+    def width_within(self, spec: LayerSpec, budget: int) -> int:
+        """The largest width whose kernel has at most ``budget`` parameters; 0 if there is none."""
+        # Each unit of width costs a parameter or more, so the budget itself bounds the search.
+        limit = max(min(budget, self.widest(spec) or budget), 0)
+        return bisect_right(range(1, limit + 1), budget, key=lambda width: self.count(spec, width))
+
+    @final
+    def build(
+        self,
+        spec: LayerSpec,
+        *,
+        budget: int,
+        seed: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> nn.Module:
+        """Build the widest kernel that the budget allows; as ``esper.blueprints.build``.
+
+        The initial values are drawn on the CPU in float32 and then converted, so they are the same
+        on every device and, up to rounding, in every dtype.
+
+        Raises:
+            KernelError: if the blueprint does not fit the layer, or the budget is too small.
+        """
+        objection = self.objection(spec)
+        if objection:
+            raise KernelError(objection)
+        width = self.width_within(spec, budget)
+        if width == 0:
+            raise KernelError(
+                f"a budget of {budget} parameters is too small for blueprint {self.name!r} on "
+                f"{describe(spec)}: its smallest kernel has {self.count(spec, 1)}"
+            )
+        with torch.inference_mode(False), torch.no_grad():
+            kernel = self._unborn(spec, width).to(dtype or torch.get_default_dtype())
+            kernel.to_empty(device=device or torch.get_default_device())
+            _initialise(kernel, self.born_zero, seed)
+        return kernel
+
+    def _unborn(self, spec: LayerSpec, width: int) -> nn.Module:
+        # On "meta" nothing is allocated and no random number is drawn.
+        with torch.device("meta"):
+            return self.assemble(spec, width)
+
+
+def _initialise(kernel: nn.Module, born_zero: tuple[str, ...], seed: int) -> None:
+    # Variance 1 / fan-in keeps the scale of the input in the hidden values (LeCun et al. 1998,
+    # Efficient BackProp, section 4.6); uniform, because a narrow kernel cannot average an outlier.
+    generator = torch.Generator(device="cpu").manual_seed(seed % 2**63)
+    for name, parameter in kernel.named_parameters():
+        silent = any(name == zero or name.startswith(f"{zero}.") for zero in born_zero)
+        if silent or parameter.dim() < 2:
+            parameter.zero_()
+            continue
+        bound = sqrt(3 / prod(parameter.shape[1:]))
+        drawn = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
+        parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
+
+
+def describe(spec: LayerSpec) -> str:
+    """Name a layer by its kind and shape.
+
+    Example:
+        >>> describe(LayerSpec(kind="conv2d", in_size=3, out_size=5,
+        ...                    in_extent=(8, 8), out_extent=(4, 4), layer_type="Conv2d"))
+        'a conv2d layer (Conv2d, 3x8x8 -> 5x4x4)'
+    """
+    shapes = [
+        "x".join(map(str, (size, *extent)))
+        for size, extent in ((spec.in_size, spec.in_extent), (spec.out_size, spec.out_extent))
+    ]
+    host = f"{spec.layer_type}, " if spec.layer_type else ""
+    return f"a {spec.kind} layer ({host}{shapes[0]} -> {shapes[1]})"
+
+
+def shape_changes(spec: LayerSpec) -> str:
+    """Say why a kernel that keeps its input's shape does not fit; empty if it does."""
+    if spec.same_shape and all(stride == 1 for stride in spec.stride):
+        return ""
+    return "its output has the shape of its input, and this layer changes the shape"
+
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "gelu": nn.GELU,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
+
+
+def activation(name: str) -> nn.Module:
+    """Make the nonlinearity of that name.
+
+    ``"gelu"`` is every blueprint's default: a narrow kernel of ReLUs may be born dead.
+
+    Raises:
+        ConfigError: if there is no such name.
+    """
+    if name not in _ACTIVATIONS:
+        raise ConfigError(unknown_name("activation", name, _ACTIVATIONS))
+    return _ACTIVATIONS[name]()

@@ -1,0 +1,57 @@
+"""A few more filters."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import final
+
+from torch import nn
+from typing_extensions import override
+
+from esper.blueprints import _geometry
+from esper.blueprints._base import ANY_CONV, Blueprint, activation
+from esper.contracts.seeds import LayerSpec
+
+# C channels read, D channels written, h filters, k taps of the spatial convolution (9 for 3x3)
+
+
+@final
+@dataclass(frozen=True)
+class ConvBlock(Blueprint):
+    """``Z act(S x + b)``: spatial ``S`` from ``C`` to ``h`` channels, 1x1 ``Z_Dh`` zero.
+
+    ``S`` moves as the host does. Parameters: ``h (C k + 1 + D)``.
+
+    Args:
+        activation: ``"gelu"``, ``"relu"``, ``"silu"`` or ``"tanh"``.
+
+    Raises:
+        ConfigError: if there is no such activation.
+
+    Source:
+        New filters of a convolutional layer, as in Evci et al. (2022), GradMax, section 3, and
+        Chen et al. (2016), Net2WiderNet, section 2.2.
+    """
+
+    activation: str = "gelu"
+
+    name = "conv_block"
+    description = "a few 3x3 filters over all channels, read out by 1x1"
+    kinds = ANY_CONV
+    born_zero = ("up",)
+
+    def __post_init__(self) -> None:
+        activation(self.activation)
+
+    @override
+    def assemble(self, spec: LayerSpec, width: int) -> nn.Module:
+        return nn.Sequential(
+            OrderedDict(
+                spatial=_geometry.spatial(spec, spec.in_size, width),
+                act=activation(self.activation),
+                up=_geometry.pointwise(spec, width, spec.out_size),
+            )
+        )
+
+    @override
+    def misfit(self, spec: LayerSpec) -> str:
+        return _geometry.misfit(spec)

@@ -1,0 +1,55 @@
+"""A gain and an offset for each unit."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from esper.blueprints._base import ANY_CONV, ANY_VECTOR, Blueprint, shape_changes
+from esper.contracts.seeds import LayerSpec
+
+# F features, or C channels as (C, 1) or (C, 1, 1)
+
+
+@final
+@dataclass(frozen=True)
+class Scale(Blueprint):
+    """``s * x + t`` with one ``s`` and one ``t`` per feature or channel, both zero at birth.
+
+    Fits only layers that keep the shape. Parameters: ``2 F``, whatever the budget
+    (``fixed_size``).
+
+    Source:
+        Perez et al. (2018), FiLM, section 2.1, with learnt constants in place of the generator;
+        as an adapter: Liu et al. (2022), IA3, section 3.3.
+    """
+
+    name = "scale"
+    description = "gain and offset of each unit; the smallest kernel"
+    kinds = (*ANY_VECTOR, *ANY_CONV)
+    born_zero = ("scale", "shift")
+    fixed_size = True
+
+    @override
+    def assemble(self, spec: LayerSpec, width: int) -> nn.Module:
+        return ScaleKernel((spec.in_size, *(1 for _ in spec.in_extent)))
+
+    @override
+    def misfit(self, spec: LayerSpec) -> str:
+        return shape_changes(spec)
+
+
+@final
+class ScaleKernel(nn.Module):
+    """See ``Scale``; ``shape`` broadcasts against an input without its batch."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(shape))
+        self.shift = nn.Parameter(torch.zeros(shape))
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.shift
