@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf, isinf
+from typing import Any, Protocol
 
 from esper.contracts.errors import ConfigError
 from esper.contracts.health import HealthSignal
@@ -17,6 +19,9 @@ class SelectionContext:
         health: The layer's latest health signal, if there is one.
         blueprints: Blueprint bound to each seed, where known.
         urgency: How much Tamiyo wants this graft, in [0, 1], if it asked for it.
+
+    Raises:
+        ConfigError: if ``current_epoch`` is not a whole number >= 0.
     """
 
     current_epoch: int = 0
@@ -24,6 +29,12 @@ class SelectionContext:
     health: HealthSignal | None = None
     blueprints: Mapping[int, str] = field(default_factory=dict)
     urgency: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.current_epoch, int) or self.current_epoch < 0:
+            raise ConfigError(
+                f"current_epoch is {self.current_epoch!r}; it must be a whole number >= 0"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +69,35 @@ class SelectionConstraints:
             )
 
 
-@dataclass(frozen=True, slots=True)
+class Chance(Protocol):
+    """The propensities of a choice, worked out only when somebody reads them.
+
+    A value: immutable, comparable, and the same answer at every call.
+    """
+
+    def of(self, seed_idx: int) -> float:
+        """Probability with which ``seed_idx`` was chosen, in (0, 1]."""
+        ...
+
+
+class _Propensity:
+    """A float, or a `Chance` that becomes one when it is first read."""
+
+    def __get__(self, reason: "SelectionReason | None", owner: type | None = None) -> float:
+        if reason is None:
+            raise AttributeError("propensity")  # the field has no default
+        value: float | Chance = reason.__dict__["propensity"]
+        if isinstance(value, int | float):
+            return value
+        chance = value.of(reason.seed_idx)
+        reason.__dict__["propensity"] = chance
+        return chance
+
+    def __set__(self, reason: "SelectionReason", value: float | Chance) -> None:
+        reason.__dict__["propensity"] = value
+
+
+@dataclass(frozen=True)
 class SelectionReason:
     """Why a seed was chosen.
 
@@ -67,7 +106,8 @@ class SelectionReason:
         seed_idx: The chosen seed.
         score: Its score, in the strategy's own units; ``inf`` for a seed never tried.
         scores: Score of every viable seed.
-        propensity: Probability, in (0, 1], with which the strategy chose this seed here.
+        propensity: Probability, in (0, 1], with which the strategy chose this seed here. Given as a
+            number or as a `Chance`; always read as a number.
         reason: One sentence for a person.
         fallback: Whether a soft constraint was overridden to choose at all.
         alternatives_considered: The other viable seeds.
@@ -77,8 +117,8 @@ class SelectionReason:
     seed_idx: int
     score: float
     scores: Mapping[int, float]
-    propensity: float
-    reason: str
+    propensity: _Propensity = _Propensity()
+    reason: str  # type: ignore[misc]  # the descriptor above gives no default
     fallback: bool = False
     alternatives_considered: tuple[int, ...] = ()
 
@@ -104,3 +144,68 @@ class Decision:
     epoch: int
     reason: SelectionReason
     random_key: tuple[int, str, int]
+
+
+def reason_data(reason: SelectionReason) -> dict[str, Any]:
+    """A reason as JSON data; the infinite score of a seed never tried becomes ``None``."""
+    return {
+        "strategy": reason.strategy,
+        "score": _finite(reason.score),
+        "scores": {str(seed): _finite(score) for seed, score in reason.scores.items()},
+        "propensity": reason.propensity,
+        "reason": reason.reason,
+        "fallback": reason.fallback,
+        "alternatives": list(reason.alternatives_considered),
+    }
+
+
+def decision_data(decision: Decision) -> dict[str, Any]:
+    """A decision as JSON data, the ``data`` of an event of kind ``"decision"``."""
+    return {
+        "decision": decision.decision_id,
+        "layer": decision.layer_name,
+        "seed": decision.seed_idx,
+        "blueprint": decision.blueprint,
+        "epoch": decision.epoch,
+        "random_key": list(decision.random_key),
+        **reason_data(decision.reason),
+    }
+
+
+def decision_from(data: Mapping[str, Any]) -> Decision:
+    """The decision that `decision_data` wrote down.
+
+    Example:
+        >>> reason = SelectionReason("ucb", 1, inf, {1: inf}, 1.0, reason="untried")
+        >>> made = Decision(decision_id="a", layer_name="fc1", seed_idx=1, blueprint="glu",
+        ...                 epoch=3, reason=reason, random_key=(0, "fc1", 0))
+        >>> decision_from(decision_data(made)) == made
+        True
+    """
+    run_seed, layer_name, number = data["random_key"]
+    return Decision(
+        decision_id=data["decision"],
+        layer_name=data["layer"],
+        seed_idx=data["seed"],
+        blueprint=data["blueprint"],
+        epoch=data["epoch"],
+        random_key=(run_seed, layer_name, number),
+        reason=SelectionReason(
+            strategy=data["strategy"],
+            seed_idx=data["seed"],
+            score=_infinite(data["score"]),
+            scores={int(seed): _infinite(score) for seed, score in data["scores"].items()},
+            propensity=data["propensity"],
+            reason=data["reason"],
+            fallback=data["fallback"],
+            alternatives_considered=tuple(data["alternatives"]),
+        ),
+    )
+
+
+def _finite(score: float) -> float | None:
+    return None if isinf(score) else score
+
+
+def _infinite(score: float | None) -> float:
+    return inf if score is None else score
