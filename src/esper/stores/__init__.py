@@ -1,0 +1,58 @@
+"""Histories: append-only logs of events, in memory, in one SQLite file or on a Redis server."""
+
+import re
+from pathlib import PurePath
+
+from esper.contracts.errors import ConfigError, unknown_name
+from esper.registry import Registry
+from esper.stores._base import MetricsStore
+
+__all__ = ["STORES", "MetricsStore", "open_store"]
+
+STORES: Registry[MetricsStore] = Registry(
+    "store",
+    {
+        "memory": "esper.stores.memory:MemoryStore",
+        "sqlite": "esper.stores.sqlite:SqliteStore",
+        "redis": "esper.stores.redis:RedisStore",
+    },
+    group="esper.stores",
+)
+
+_ALIASES = {"rediss": "redis", "unix": "redis"}
+_FORMS = "memory:, sqlite:///file.db, sqlite:////absolute/file.db, redis://host:6379/0"
+
+
+def open_store(url: str) -> MetricsStore:
+    """Open the store that ``url`` names; the scheme says which kind.
+
+    Args:
+        url: ``memory:``; ``sqlite:///history.db`` (relative to the working directory) or
+            ``sqlite:////var/history.db`` (absolute), made if missing; ``redis://host:port/db``,
+            ``rediss://`` (TLS) or ``unix://path.sock?db=0``. A store added by another package
+            has its name as scheme.
+
+    Raises:
+        ConfigError: if the URL names no known store or is not complete; the message says how it
+            is written.
+        StoreError: if the place cannot be opened; the message says why and what to do.
+
+    Example:
+        >>> open_store("memory:").append([])
+    """
+    scheme, colon, _ = url.partition(":")
+    if not colon or len(scheme) == 1 or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
+        raise ConfigError(_not_a_url(url))
+    known = [*STORES.names(), *_ALIASES]
+    if scheme not in known:
+        raise ConfigError(f"{unknown_name('store', scheme, known)} Write one of: {_FORMS}")
+    return STORES.load(_ALIASES.get(scheme, scheme)).from_url(url)
+
+
+def _not_a_url(url: str) -> str:
+    if not url:
+        return f"the store URL is empty; write one of: {_FORMS}"
+    return (
+        f"{url!r} is not a store URL; did you mean 'sqlite:///{PurePath(url).as_posix()}'? "
+        f"Known: {_FORMS}"
+    )
