@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import final
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 _PATIENCE_S = 20.0
 
@@ -41,7 +43,8 @@ class RedisServer:
         """Start, or start again on the same files and port, and wait until it answers."""
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + _PATIENCE_S
-        with redis.Redis(port=self.port, socket_timeout=1.0) as client:
+        once = Retry(NoBackoff(), 0)
+        with redis.Redis(port=self.port, socket_timeout=1.0, retry=once) as client:
             while True:
                 try:
                     client.execute_command("PING")

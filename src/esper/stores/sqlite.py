@@ -202,12 +202,14 @@ class SqliteStore(MetricsStore):
 
     def _make_tables(self, connection: sqlite3.Connection) -> None:
         try:
-            # Taken also when the tables are there: a read-only or locked file shows at once.
             connection.execute("BEGIN IMMEDIATE")
             if self._check_owner(connection) == 0:
                 for statement in _TABLES:
                     connection.execute(statement)
-            connection.execute("COMMIT")
+                connection.execute("COMMIT")
+            else:
+                # A write that is rolled back: a read-only file shows now, not in mid-run.
+                connection.execute(_TABLES[-1])
         finally:
             _roll_back(connection)
 

@@ -1,0 +1,212 @@
+"""Redis as it fails in life: killed, stalled, restarted, locked, full, newer."""
+
+import re
+import threading
+from collections.abc import Callable
+
+import pytest
+import redis
+import redis.asyncio
+
+from esper.contracts.errors import StoreError
+from esper.contracts.events import Event
+from esper.stores import open_store
+from esper.stores.journal import Journal
+from esper.stores.redis import RedisStore
+from esper.testing.store_laws import event, numbers
+from tests.servers import RedisServer
+
+pytestmark = pytest.mark.redis
+
+Start = Callable[..., RedisServer]
+
+
+def test_a_killed_server_loses_nothing_acknowledged(own_redis_server: Start) -> None:
+    server = own_redis_server()
+    acknowledged: list[int] = []
+    enough = threading.Event()
+
+    def write(worker: int) -> None:
+        with open_store(server.url) as store:
+            for i in range(1_000_000):
+                number = worker * 1_000_000 + i
+                try:
+                    store.append([event(number)])
+                except StoreError:
+                    return
+                acknowledged.append(number)
+                if len(acknowledged) > 500:
+                    enough.set()
+
+    with open_store(server.url) as reader:
+        workers = [threading.Thread(target=write, args=(worker,)) for worker in range(2)]
+        for worker in workers:
+            worker.start()
+        assert enough.wait(30)
+        server.kill()
+        for worker in workers:
+            worker.join()
+        with pytest.raises(StoreError, match=re.escape(server.url)):
+            reader.read()
+        server.start()
+        stored = numbers(reader.read())  # the same object: it reconnects
+        assert set(acknowledged) <= set(stored)
+        assert len(stored) == len(set(stored)) <= len(acknowledged) + 2
+        reader.append([event(-1)])  # the script is loaded again too
+        assert numbers(reader.read()) == [*stored, -1]
+
+
+def test_a_write_repeated_at_a_stalled_server_counts_once(own_redis_server: Start) -> None:
+    server = own_redis_server()
+    with open_store(f"{server.url}?socket_timeout=0.1") as store:
+        store.append([event(0)])
+        server.stall()
+        with pytest.raises(StoreError):
+            store.append([event(1), event(2)])
+        server.resume()
+        store.append([event(1), event(2), event(3)])
+        assert numbers(store.read()) == [0, 1, 2, 3]
+    with redis.Redis(port=server.port) as client:
+        calls = client.info("commandstats")["cmdstat_evalsha"]["calls"]
+    assert calls > 3  # it was sent again, and the server did receive it again
+
+
+@pytest.mark.parametrize("how", ["killed", "stalled"])
+def test_a_journal_goes_on_without_its_server(own_redis_server: Start, how: str) -> None:
+    server = own_redis_server()
+    now = [0.0]
+    store = open_store(f"{server.url}?socket_timeout=0.05&socket_connect_timeout=0.05")
+    with Journal(store, clock=lambda: now[0]) as journal:
+        journal.append(event(0))
+        server.kill() if how == "killed" else server.stall()
+        for i in range(1, 1000):
+            journal.append(event(i))
+        assert journal.waiting == 999
+        assert journal.error is not None
+        assert server.url in str(journal.error)
+        server.start() if how == "killed" else server.resume()
+        now[0] += 1
+        journal.append(event(1000))
+        assert journal.waiting == 0
+        assert numbers(journal.read()) == list(range(1001))
+
+
+def test_passwords_open_and_are_never_shown(own_redis_server: Start) -> None:
+    server = own_redis_server("--requirepass", "s3cret")
+    good = server.url.replace("//", "//:s3cret@")
+    with open_store(good) as store:
+        store.append([event(0)])
+    for url in (server.url, good.replace("s3cret", "wr0ng")):
+        with pytest.raises(StoreError, match=f"{server.url} .*login") as caught:
+            open_store(url)
+        assert "wr0ng" not in str(caught.value)
+
+
+def test_a_unix_socket(own_redis_server: Start, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("s") / "s"
+    server = own_redis_server("--unixsocket", str(path))
+    with open_store(f"unix://{path}?db=0") as store:
+        store.append([event(0)])
+    twin = redis.asyncio.Redis(unix_socket_path=str(path))
+    with RedisStore(twin) as store, open_store(server.url) as other:
+        store.append([event(1)])
+        assert numbers(store.read()) == numbers(other.read()) == [0, 1]
+        assert store.address == f"unix://{path}?db=0"
+
+
+def test_an_async_client_lends_address_login_and_database(own_redis_server: Start) -> None:
+    server = own_redis_server("--requirepass", "s3cret")
+    client = redis.asyncio.Redis(port=server.port, db=5, password="s3cret", protocol=2)
+    with RedisStore(client) as store:
+        store.append([event(0)])
+        assert store.address == f"redis://localhost:{server.port}/5"
+    with redis.Redis(port=server.port, db=5, password="s3cret") as plain:
+        assert plain.xlen("{esper}:events") == 1
+
+
+def test_an_async_client_with_tls_keeps_it(redis_server: RedisServer) -> None:
+    # The server has no TLS: it takes the greeting for a command, and the handshake times out.
+    client = redis.asyncio.Redis(port=redis_server.port, ssl=True, socket_timeout=0.1)
+    with pytest.raises(StoreError, match=rf"rediss://localhost:{redis_server.port}/0 .*Timeout"):
+        RedisStore(client)
+
+
+def test_a_newer_schema_is_refused_also_in_mid_run(
+    redis_server: RedisServer, redis_key: str
+) -> None:
+    newer = "schema version 2, not the 1 that this Esper knows; upgrade"
+    with (
+        redis.Redis(port=redis_server.port) as client,
+        RedisStore(client, key=redis_key) as store,
+    ):
+        store.append([event(0)])
+        client.set(f"{{{redis_key}}}:schema", 2)
+        with pytest.raises(StoreError, match=newer):
+            store.append([event(1)])
+        with pytest.raises(StoreError, match=newer):
+            RedisStore(client, key=redis_key)
+        assert numbers(store.read()) == [0]
+
+
+@pytest.mark.parametrize("part", ["events", "op_ids"])
+def test_a_key_of_another_program_is_left_alone(
+    redis_server: RedisServer, redis_key: str, part: str
+) -> None:
+    with redis.Redis(port=redis_server.port, decode_responses=True) as client:
+        client.set(f"{{{redis_key}}}:{part}", "theirs")
+        with RedisStore(client, key=redis_key) as store:
+            with pytest.raises(StoreError, match=f"WRONGTYPE.*{part} is a string"):
+                store.append([event(0)])
+            assert client.keys(f"{{{redis_key}}}:*") == [f"{{{redis_key}}}:{part}"]
+            assert client.get(f"{{{redis_key}}}:{part}") == "theirs"
+
+
+def test_an_entry_of_another_program_is_named(redis_server: RedisServer, redis_key: str) -> None:
+    with (
+        redis.Redis(port=redis_server.port) as client,
+        RedisStore(client, key=redis_key) as store,
+    ):
+        client.xadd(f"{{{redis_key}}}:events", {"op_id": "x"})
+        with pytest.raises(StoreError, match="is no event: it has no field b'kind'"):
+            list(store.read())
+
+
+def test_a_full_server_takes_a_batch_whole_or_not_at_all(own_redis_server: Start) -> None:
+    server = own_redis_server("--maxmemory-policy", "noeviction")
+    with redis.Redis(port=server.port) as client, RedisStore(client) as store:
+        store.append([event(0)])
+        client.config_set("maxmemory", 1)
+        with pytest.raises(StoreError, match="maxmemory"):
+            store.append([event(1), event(2)])
+        client.config_set("maxmemory", 0)
+        assert numbers(store.read()) == [0]
+        store.append([event(1), event(2)])
+        assert numbers(store.read()) == [0, 1, 2]
+
+
+def test_nothing_expires_and_keys_share_a_slot(redis_server: RedisServer, redis_key: str) -> None:
+    with (
+        redis.Redis(port=redis_server.port, decode_responses=True) as client,
+        RedisStore(client, key=redis_key) as store,
+    ):
+        store.append([event(0)])
+        keys = client.keys(f"*{redis_key}*")
+        assert len(keys) == 3
+        assert all(client.ttl(key) == -1 for key in keys)
+        assert len({client.execute_command("CLUSTER KEYSLOT", key) for key in keys}) == 1
+
+
+def test_a_users_client_is_left_open(redis_server: RedisServer, redis_key: str) -> None:
+    with redis.Redis(port=redis_server.port, single_connection_client=True) as client:
+        RedisStore(client, key=redis_key).close()
+        assert client.connection is not None
+        assert client.ping()
+
+
+def test_a_batch_too_long_for_one_command(redis_server: RedisServer, redis_key: str) -> None:
+    with RedisStore.from_url(redis_server.url, key=redis_key) as store:
+        many = [Event(str(i), "k") for i in range(100_001)]
+        with pytest.raises(StoreError, match="at most 100000 at once"):
+            store.append(many)
+        store.append(many[1:])
+        assert sum(1 for _ in store.read()) == 100_000

@@ -1,0 +1,179 @@
+"""Files that cannot serve: each is named, told the way out, and left as it is."""
+
+import os
+import re
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from esper.contracts.errors import StoreError
+from esper.contracts.events import Event
+from esper.stores.sqlite import SqliteStore
+
+NOBODY = 65534
+
+
+@contextmanager
+def ordinary_user(folder: Path) -> Iterator[None]:
+    """Root may write anything: be somebody else, who owns ``folder``."""
+    if os.geteuid() != 0:
+        yield
+        return
+    for path in (folder, *folder.iterdir()):
+        os.chown(path, NOBODY, NOBODY)
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that an ordinary user can reach; pytest's own belong to root alone."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+        Path(name).chmod(0o700)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "history.db"
+
+
+def opened(path: Path) -> str:
+    with pytest.raises(StoreError) as caught:
+        SqliteStore(path, busy_timeout_s=0.1)
+    message = str(caught.value)
+    assert str(path) in message
+    return message
+
+
+@pytest.mark.parametrize("content", [b"hello", b"hello, world\n" * 500], ids=["short", "long"])
+def test_a_file_that_is_no_database(file: Path, content: bytes) -> None:
+    file.write_bytes(content)
+    assert "is not an SQLite file, and was left as it is; name another" in opened(file)
+    assert file.read_bytes() == content
+
+
+def test_an_empty_file_becomes_a_store(file: Path) -> None:
+    file.touch()
+    with SqliteStore(file) as store:
+        store.append([Event("1", "k")])
+
+
+def test_another_programs_database(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as other:
+        other.execute("CREATE TABLE events (x)")
+    before = file.read_bytes()
+    assert "database of another program, and was left as it is" in opened(file)
+    assert file.read_bytes() == before
+
+
+def test_a_newer_schema(file: Path) -> None:
+    SqliteStore(file).close()
+    with closing(sqlite3.connect(file)) as newer:
+        newer.execute("PRAGMA user_version = 7")
+    assert "schema version 7, newer than the 1 that this Esper knows; upgrade" in opened(file)
+
+
+def test_a_damaged_file(file: Path) -> None:
+    with SqliteStore(file) as store:
+        store.append([Event(str(i), "k", data={"text": "x" * 200}) for i in range(300)])
+    content = bytearray(file.read_bytes())
+    content[4096:-4096] = b"\xff" * (len(content) - 8192)
+    file.write_bytes(content)
+    with (
+        pytest.raises(StoreError, match=re.escape(str(file)) + " is damaged.*left as it is.*recov"),
+        SqliteStore(file) as store,
+    ):
+        list(store.read())
+    assert file.read_bytes()[4096:-4096] == content[4096:-4096]
+
+
+def test_locked_beyond_the_timeout(file: Path) -> None:
+    with SqliteStore(file, busy_timeout_s=0.1) as store:
+        with closing(sqlite3.connect(file, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            locked = "stayed locked by another process for 0.1 s; end that process, or wait"
+            with pytest.raises(StoreError, match=locked):
+                store.append([Event("1", "k")])
+            assert locked in opened(file)
+            assert list(store.read()) == []  # readers need no lock
+        store.append([Event("1", "k")])
+        assert len(list(store.read())) == 1
+
+
+def test_a_folder_in_the_files_place(tmp_path: Path) -> None:
+    assert "is a folder; name a file in it" in opened(tmp_path)
+
+
+def test_a_file_in_the_folders_place(file: Path) -> None:
+    file.write_text("a file")
+    assert "its folder cannot be made" in opened(file / "history.db")
+
+
+def test_a_read_only_file(open_folder: Path) -> None:
+    file = open_folder / "history.db"
+    with SqliteStore(file) as store:
+        store.append([Event("1", "k")])
+    file.chmod(0o444)
+    with ordinary_user(open_folder):
+        message = opened(file)
+    assert "cannot be written: make the file and its folder writable, or copy" in message
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_read_only_folder(open_folder: Path, exists: bool) -> None:
+    file = open_folder / "history.db"
+    if exists:
+        SqliteStore(file).close()
+    with ordinary_user(open_folder):
+        open_folder.chmod(0o555)
+        message = opened(file)
+        assert "its folder" in message
+        assert "writ" in message
+        deeper = opened(open_folder / "deeper" / "history.db")
+        assert "its folder cannot be made (Permission denied)" in deeper
+        open_folder.chmod(0o000)
+        assert "its folder cannot be made (Permission denied)" in opened(file)
+
+
+def test_use_after_a_fork_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = SqliteStore(file)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: 1)
+        with pytest.raises(StoreError, match="open it again in each process"):
+            store.append([Event("1", "k")])
+    store.append([Event("1", "k")])
+    store.close()
+
+
+def test_data_that_is_no_json_is_named(file: Path) -> None:
+    with SqliteStore(file) as store:
+        for number, text in enumerate(["{oops", "[1]"]):
+            with closing(sqlite3.connect(file)) as other, other:
+                other.execute(
+                    "INSERT INTO events (op_id, kind, scope, run, data) VALUES (?, '', '', '', ?)",
+                    (str(number), text),
+                )
+            with pytest.raises(StoreError, match=re.escape(repr(text))):
+                list(store.read(str(number)))
+
+
+def test_filtered_reads_use_an_index_and_do_not_sort(file: Path) -> None:
+    with SqliteStore(file):
+        pass
+    with closing(sqlite3.connect(file)) as other:
+        for column in ("scope", "run"):
+            plan = other.execute(
+                f"EXPLAIN QUERY PLAN SELECT * FROM events WHERE position > 1 AND position <= 9 "
+                f"AND {column} = 'x' ORDER BY position LIMIT 500"
+            ).fetchall()
+            text = " ".join(row[-1] for row in plan)
+            assert f"USING INDEX events_of_{column}" in text
+            assert "B-TREE" not in text
