@@ -6,7 +6,7 @@ first step on, everything else from the second.
 
 Source:
     Hu et al. (2021), LoRA, section 4.1 (one factor zero, the other random); Evci et al. (2022),
-    GradMax, section 3 (new neurons: one side zero keeps the function, the other side decides the
+    GradMax (new neurons: one side zero keeps the function, the other side decides the
     gradient); Chen, Goodfellow & Shlens (2016), Net2Net (growth must preserve the function).
 """
 

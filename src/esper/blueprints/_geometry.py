@@ -78,8 +78,10 @@ def misfit(spec: LayerSpec) -> str:
     return ""
 
 
-def spatial(spec: LayerSpec, in_size: int, out_size: int, *, groups: int = 1) -> nn.Module:
-    """Make the one convolution of a kernel that moves as the host does; it has a bias."""
+def spatial(
+    spec: LayerSpec, in_size: int, out_size: int, *, groups: int = 1, bias: bool = True
+) -> nn.Module:
+    """Make the one convolution of a kernel that moves as the host does."""
     moves = axes(spec)
     even = all(axis.before == axis.after for axis in moves)
     convolution = _CONVOLUTION[spec.kind](
@@ -90,6 +92,7 @@ def spatial(spec: LayerSpec, in_size: int, out_size: int, *, groups: int = 1) ->
         padding=tuple(axis.before if even else 0 for axis in moves),
         dilation=tuple(axis.dilation for axis in moves),
         groups=groups,
+        bias=bias,
     )
     if even:
         return convolution

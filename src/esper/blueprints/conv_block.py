@@ -28,8 +28,8 @@ class ConvBlock(Blueprint):
         ConfigError: if there is no such activation.
 
     Source:
-        New filters of a convolutional layer, as in Evci et al. (2022), GradMax, section 3, and
-        Chen et al. (2016), Net2WiderNet, section 2.2.
+        New filters of a convolutional layer, as in Evci et al. (2022), GradMax, and
+        Chen et al. (2016), Net2Net (Net2WiderNet).
     """
 
     activation: str = "gelu"

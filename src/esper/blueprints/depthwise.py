@@ -17,17 +17,18 @@ from esper.contracts.seeds import LayerSpec
 @final
 @dataclass(frozen=True)
 class Depthwise(Blueprint):
-    """``U(V gelu(S x + b))``: ``S`` one filter per channel, ``V_rC`` random, ``U_Dr`` zero.
+    """``U gelu(V S x + b)``: ``S`` one filter per channel, ``V_rC`` random, ``b_r, U_Dr`` zero.
 
-    ``S`` moves as the host does. Parameters: ``C (k + 1) + r (C + D)``; rank ``min(C, D)`` is
-    the end.
+    ``S`` moves as the host does. ``V S`` are ``r`` separable filters: those of ``conv_block`` at a
+    fraction of the parameters, ``C k + r (C + 1 + D)``.
 
     Source:
-        Howard et al. (2017), MobileNets, section 3.1; its pointwise convolution here has low rank.
+        Howard et al. (2017), MobileNets, section 3.1; without a nonlinearity between depthwise and
+        pointwise convolution, as in Chollet (2017), Xception, section 4.7.
     """
 
     name = "depthwise"
-    description = "one filter per channel, then a low-rank mix of channels"
+    description = "3x3 filters of one channel each, mixed by 1x1: separable"
     kinds = ANY_CONV
     born_zero = ("up",)
 
@@ -36,9 +37,9 @@ class Depthwise(Blueprint):
         channels = spec.in_size
         return nn.Sequential(
             OrderedDict(
-                spatial=_geometry.spatial(spec, channels, channels, groups=channels),
+                spatial=_geometry.spatial(spec, channels, channels, groups=channels, bias=False),
+                mix=_geometry.pointwise(spec, channels, width, bias=True),
                 act=nn.GELU(),
-                down=_geometry.pointwise(spec, channels, width),
                 up=_geometry.pointwise(spec, width, spec.out_size),
             )
         )
@@ -46,7 +47,3 @@ class Depthwise(Blueprint):
     @override
     def misfit(self, spec: LayerSpec) -> str:
         return _geometry.misfit(spec)
-
-    @override
-    def widest(self, spec: LayerSpec) -> int:
-        return min(spec.in_size, spec.out_size)

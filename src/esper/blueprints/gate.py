@@ -23,7 +23,7 @@ class Gate(Blueprint):
 
     Source:
         The conditional part of a mixture with one expert: Jacobs et al. (1991), Adaptive Mixtures
-        of Local Experts, section 1; the map is that of Hu et al. (2021), LoRA.
+        of Local Experts; the map is that of Hu et al. (2021), LoRA.
     """
 
     name = "gate"

@@ -30,7 +30,7 @@ SIGNAL = LayerSpec(kind="conv1d", in_size=7, out_size=7, in_extent=(6,), out_ext
         ("conv_bottleneck", IMAGE, 1, (7 + 1) + (9 + 1) + 5),
         ("conv_bottleneck", IMAGE, 4, 2 * (7 + 1) + 3 * (2 * 9 + 1) + 3 * 5),
         ("conv_block", IMAGE, 3, 3 * (7 * 9 + 1 + 5)),
-        ("depthwise", IMAGE, 3, 7 * (9 + 1) + 3 * (7 + 5)),
+        ("depthwise", IMAGE, 3, 7 * 9 + 3 * (7 + 1 + 5)),
         ("se", SIGNAL, 3, 3 * (2 * 7 + 1) + 7),
     ],
 )
@@ -136,8 +136,8 @@ def test_conv_block() -> None:
 def test_depthwise() -> None:
     kernel, p = made("depthwise", IMAGE)
     x = example(IMAGE)
-    hidden = F.conv2d(x, p["spatial.weight"], p["spatial.bias"], padding=1, groups=7)
-    hidden = F.conv2d(F.gelu(hidden), p["down.weight"])
+    filtered = F.conv2d(x, p["spatial.weight"], padding=1, groups=7)
+    hidden = F.gelu(F.conv2d(filtered, p["mix.weight"], p["mix.bias"]))
     assert torch.allclose(kernel(x), F.conv2d(hidden, p["up.weight"]), atol=1e-4)
 
 
