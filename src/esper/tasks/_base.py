@@ -1,0 +1,179 @@
+"""What every task is: data split once and for all, a host that is too small, and its training."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from math import ceil
+from typing import ClassVar, Literal, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import AdamW, Optimizer
+
+from esper.contracts.errors import ConfigError
+
+# B batch, N examples, ... shape of one example
+
+Batch = tuple[Tensor, Tensor]
+"""Inputs (B, ...) as float32 and targets (B,) as int64 class numbers, both on the CPU."""
+
+EVALUATION_BATCH = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """The three parts of a task's data, each (inputs, targets); not to be modified.
+
+    Attributes:
+        train: What the network is trained on.
+        validation: Held out; judges grafts and decides which are kept.
+        test: Held out from those decisions too; for the number in a report.
+    """
+
+    train: Batch
+    validation: Batch
+    test: Batch
+
+
+@final
+class Batches:
+    """Consecutive batches of a part, as often as they are asked for.
+
+    Args:
+        part: Inputs (N, ...) and targets (N,).
+        size: Examples of a batch, >= 1; the last batch may have fewer.
+        order: Indices into the part, the order in which examples come; by default as they stand.
+    """
+
+    def __init__(self, part: Batch, size: int, order: Tensor | None = None) -> None:
+        self.size = size
+        self._part = part
+        self._order = torch.arange(len(part[1])) if order is None else order
+
+    def __iter__(self) -> Iterator[Batch]:
+        inputs, targets = self._part
+        for start in range(0, len(self._order), self.size):
+            chosen_B = self._order[start : start + self.size]
+            yield inputs[chosen_B], targets[chosen_B]
+
+    def __len__(self) -> int:
+        return ceil(len(self._order) / self.size)
+
+
+class Task(ABC):
+    """A classification problem with everything that ``esper train`` needs to know about it.
+
+    A subclass is a ``@final`` class without settings that sets the class attributes and writes
+    ``read`` and ``build_host``; ``esper.testing.task_laws`` says what it must keep.
+
+    Attributes:
+        name: Its name in the table.
+        description: One line for a person.
+        layers: Dotted names of the host's layers that may grow.
+        seeds: Blueprint of each seed of every such layer; all fit all layers.
+        width: Hidden units or channels of the host, too few on purpose.
+        default_epochs: How long a run lasts.
+        batch_size: Training examples of a step.
+        default_budget: Parameters that growth may add in all.
+        learning_rate: Of AdamW, constant.
+        weight_decay: Of AdamW, decoupled.
+        metric: What ``accuracy_fn`` measures, for tables.
+    """
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+    layers: ClassVar[tuple[str, ...]]
+    seeds: ClassVar[tuple[str, ...]]
+    width: ClassVar[int]
+    default_epochs: ClassVar[int]
+    batch_size: ClassVar[int]
+    default_budget: ClassVar[int]
+    learning_rate: ClassVar[float]
+    weight_decay: ClassVar[float]
+    metric: ClassVar[str] = "accuracy"
+
+    @abstractmethod
+    def read(self) -> Splits:
+        """Read and normalise the data afresh; normalisation is fitted on the training part."""
+
+    @abstractmethod
+    def build_host(self, width: int) -> nn.Module:
+        """Make the host with ``width`` hidden units or channels, drawing from torch's CPU state."""
+
+    @final
+    def load(self) -> Splits:
+        """The data, read once per process."""
+        return _read_once(type(self))
+
+    @final
+    def host(self, seed: int, *, width: int | None = None) -> nn.Module:
+        """A new host with the initial weights of ``seed``; torch's own random state is untouched.
+
+        Args:
+            seed: Any integer.
+            width: Hidden units or channels; by default the task's. A wider host is the static
+                network that growth is compared with.
+
+        Raises:
+            ConfigError: if ``width`` is less than 1.
+        """
+        width = self.width if width is None else width
+        if width < 1:
+            raise ConfigError(f"width of a {self.name} host is {width}; it must be >= 1")
+        # Only the CPU's generator: torch.manual_seed would also reseed every accelerator.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return self.build_host(width)
+
+    def optimizer(self, model: nn.Module) -> Optimizer:
+        """The optimizer of a run, over all of the model's trainable parameters."""
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        return AdamW(trainable, lr=self.learning_rate, weight_decay=self.weight_decay)
+
+    def loss_fn(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Cross-entropy of each example in nats, shape (B,)."""
+        inputs, targets_B = batch
+        return F.cross_entropy(model(inputs), targets_B, reduction="none")
+
+    def accuracy_fn(self, model: nn.Module, batch: Batch) -> Tensor:
+        """1.0 for each example whose class is scored highest, else 0.0, shape (B,)."""
+        inputs, targets_B = batch
+        scores: Tensor = model(inputs)
+        return (scores.argmax(dim=1) == targets_B).float()
+
+    @final
+    def train_batches(self, epoch: int, seed: int) -> Batches:
+        """Every training example once, in an order that depends on ``seed`` and ``epoch`` alone.
+
+        A run that is resumed at some epoch therefore sees what it would have seen.
+
+        Raises:
+            ConfigError: if ``epoch`` or ``seed`` is negative.
+        """
+        for what, value in (("epoch", epoch), ("seed", seed)):
+            if value < 0:
+                raise ConfigError(f"{what} of the training batches is {value}; it must be >= 0")
+        part = self.load().train
+        order = np.random.default_rng([seed, epoch]).permutation(len(part[1]))
+        return Batches(part, self.batch_size, torch.from_numpy(order))
+
+    @final
+    def validation_batches(self) -> Batches:
+        """The validation part in large batches, always the same."""
+        return self._held_out("validation")
+
+    @final
+    def test_batches(self) -> Batches:
+        """The test part in large batches, always the same."""
+        return self._held_out("test")
+
+    def _held_out(self, part: Literal["validation", "test"]) -> Batches:
+        return Batches(getattr(self.load(), part), EVALUATION_BATCH)
+
+
+@cache
+def _read_once(task: type[Task]) -> Splits:
+    return task().read()

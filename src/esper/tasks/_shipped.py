@@ -1,0 +1,37 @@
+"""The arrays that come with the package; ``data/NOTICE.md`` says whose they are."""
+
+from importlib.resources import files
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from esper.tasks._base import Splits
+
+# N examples, ... shape of one example
+
+
+def shipped(name: str, *, each_feature: bool) -> Splits:
+    """Read ``data/<name>.npz``, standardised with the mean and deviation of the training part.
+
+    Args:
+        name: Of the file, without its ending.
+        each_feature: Standardise every feature by itself; otherwise all pixels or samples alike,
+            so that a constant border stays a constant border.
+    """
+    with (files("esper.tasks") / "data" / f"{name}.npz").open("rb") as file, np.load(file) as saved:
+        inputs = torch.from_numpy(saved["inputs"].astype(np.float32))
+        targets_N = torch.from_numpy(saved["targets"].astype(np.int64))
+        split_N = torch.from_numpy(saved["split"])
+    inputs = _standardised(inputs, inputs[split_N == 0], each_feature=each_feature)
+    train, validation, test = (
+        (inputs[split_N == part], targets_N[split_N == part]) for part in range(3)
+    )
+    return Splits(train, validation, test)
+
+
+def _standardised(inputs: Tensor, train: Tensor, *, each_feature: bool) -> Tensor:
+    # In float64: sums over a million pixels, and the same result on every machine after rounding.
+    dims = [0] if each_feature else list(range(train.ndim))
+    deviation, mean = torch.std_mean(train.double(), dim=dims, keepdim=True)
+    return ((inputs - mean) / deviation).float()
