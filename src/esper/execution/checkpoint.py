@@ -1,0 +1,77 @@
+"""Checkpoints: nested dictionaries of tensors and plain values, in one safetensors file, no pickle.
+
+The tensors are stored as such; everything else is JSON in the file's header, where each tensor is
+stood for by its number. A file is written beside the old one and then takes its place, so a process
+that dies while writing leaves the previous checkpoint whole.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from esper.contracts.errors import StoreError
+
+SCHEMA = 1
+
+
+def save(path: Path, tree: dict[str, Any]) -> None:
+    """Write a tree of dictionaries, lists, tensors, numbers, strings, booleans and ``None``.
+
+    Dictionary keys may be integers, as in an optimizer's state; they come back as integers.
+
+    Raises:
+        TypeError: if the tree holds anything else.
+    """
+    tensors: list[Tensor] = []
+    header = json.dumps(_pack(tree, tensors))
+    stored = {str(i): t.detach().cpu().contiguous().clone() for i, t in enumerate(tensors)}
+    beside = path.with_suffix(path.suffix + ".new")
+    save_file(stored, beside, metadata={"schema": str(SCHEMA), "tree": header})
+    beside.replace(path)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read what ``save`` wrote; tensors are on the CPU.
+
+    Raises:
+        StoreError: if the file is missing, damaged, or written by a newer version.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"checkpoint {path} cannot be read: {error}") from error
+    if int(metadata.get("schema", SCHEMA + 1)) > SCHEMA:
+        raise StoreError(
+            f"checkpoint {path} has schema {metadata.get('schema')}, this version reads up to "
+            f"{SCHEMA}; upgrade esper-morph"
+        )
+    return _unpack(json.loads(metadata["tree"]), tensors)  # type: ignore[no-any-return]
+
+
+def _pack(value: Any, tensors: list[Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return {"tensor": len(tensors) - 1}
+    if isinstance(value, dict):
+        return {"items": [[key, _pack(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_pack(item, tensors) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a checkpoint holds plain values and tensors, not {type(value).__name__}")
+
+
+def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unpack(item, tensors) for item in value]
+    if isinstance(value, dict):
+        if "tensor" in value:
+            return tensors[str(value["tensor"])]
+        return {key: _unpack(item, tensors) for key, item in value["items"]}
+    return value

@@ -1,0 +1,81 @@
+"""Isolation: a seed trains in the shadow of its host, and the host does not notice.
+
+A shadow pass is a second forward with one seed at full strength. What lies upstream of the layer is
+computed without gradients, batch-norm uses its running statistics, the random state is forked, and
+gradients are taken for the seed's parameters alone.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esper.contracts.errors import ConfigError, KernelError
+from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.quiet import freeze_statistics, quiet
+
+LossFn = Callable[[nn.Module, Any], Tensor]
+"""Takes the model and a batch; gives one loss per example, shape (B,)."""
+
+
+def example_losses(loss_fn: LossFn, model: nn.Module, batch: Any) -> Tensor:
+    """Call the user's loss function and insist on one loss per example.
+
+    Returns:
+        Losses, shape (B,).
+
+    Raises:
+        ConfigError: if the function returns anything else, as a mean.
+    """
+    losses = loss_fn(model, batch)
+    if not isinstance(losses, Tensor) or losses.ndim != 1:
+        shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise ConfigError(
+            f"loss_fn(model, batch) returned {shape}; it must return one loss per example, shape "
+            "(B,): use reduction='none' and take the mean in your own loop"
+        )
+    return losses
+
+
+def shadow_step(
+    model: nn.Module,
+    layer: KasminaLayer,
+    seed_idx: int,
+    *,
+    loss_fn: LossFn,
+    batch: Any,
+    optimizer: torch.optim.Optimizer,
+) -> Tensor:
+    """Train one isolated seed on one batch; host parameters, gradients and buffers are untouched.
+
+    Args:
+        model: The whole model, of which ``layer`` is a part.
+        layer: The layer whose seed trains.
+        seed_idx: The seed; it has a kernel.
+        loss_fn: Per-example losses.
+        batch: What ``loss_fn`` takes.
+        optimizer: Holds the seed's parameters and no others.
+
+    Returns:
+        Mean loss with the seed on, before the step; a scalar without gradient.
+
+    Raises:
+        KernelError: if the layer has no part in the loss.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    with quiet(model, training=True), torch.no_grad(), layer.isolating(seed_idx):
+        freeze_statistics(model)
+        loss = example_losses(loss_fn, model, batch).mean()
+        if not loss.requires_grad:
+            raise KernelError(
+                f"the loss does not depend on layer {layer.name!r}: its seed {seed_idx} cannot "
+                "learn. Is the layer used in forward, outside torch.no_grad and outside "
+                "reentrant checkpointing?"
+            )
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.detach()

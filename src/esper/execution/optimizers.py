@@ -1,0 +1,154 @@
+"""Parameters come and go while an optimizer and its learning-rate scheduler are running."""
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from esper.contracts.errors import ConfigError
+
+SeedOptimizer = Callable[[list[nn.Parameter]], Optimizer]
+
+# What schedulers keep for each parameter group, in the order of the groups.
+_PER_GROUP = (
+    "base_lrs",
+    "lr_lambdas",
+    "min_lrs",
+    "max_lrs",
+    "base_momentums",
+    "max_momentums",
+    "_last_lr",
+)
+
+
+def like(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """A fresh optimizer of the same class and present settings, for other parameters.
+
+    Raises:
+        ConfigError: if the class cannot be constructed from its parameter groups' settings.
+    """
+    accepted = set(inspect.signature(type(optimizer).__init__).parameters)
+    settings = {k: v for k, v in optimizer.param_groups[0].items() if k in accepted - {"params"}}
+    try:
+        return type(optimizer)(list(parameters), **settings)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"cannot make a {type(optimizer).__name__} for a seed from the settings "
+            f"{sorted(settings)}: {error}. Pass seed_optimizer=lambda params: ..."
+        ) from error
+
+
+def adopt(
+    optimizer: Optimizer,
+    named: Sequence[tuple[str, nn.Parameter]],
+    *,
+    source: Optimizer | None = None,
+    scheduler: Any = None,
+    beside: Iterable[nn.Parameter] = (),
+) -> None:
+    """Hand new parameters to a running optimizer, with their state, and tell its scheduler.
+
+    The new group takes its settings (present learning rate, what schedulers wrote into it) from the
+    group that holds a parameter of ``beside``, or from the first.
+
+    Args:
+        optimizer: The optimizer that trains the host.
+        named: Names and parameters, the new group.
+        source: The optimizer that trained them so far; its state (momenta, step counts) moves too.
+        scheduler: Learning-rate scheduler of ``optimizer``, or ``None``.
+        beside: Parameters of the host layer.
+    """
+    index = _group_of(optimizer, beside)
+    template = optimizer.param_groups[index]
+    group = {k: deepcopy(v) for k, v in template.items() if k not in ("params", "param_names")}
+    names_kept = "param_names" in template
+    optimizer.add_param_group(
+        {"params": list(named) if names_kept else [p for _, p in named], **group}
+    )
+    for part in _schedulers(scheduler):
+        for attribute in _PER_GROUP:
+            values = getattr(part, attribute, None)
+            if isinstance(values, list) and len(values) == len(optimizer.param_groups) - 1:
+                values.append(deepcopy(values[index]))
+    if source is not None:
+        for _, parameter in named:
+            if parameter in source.state:
+                optimizer.state[parameter] = source.state[parameter]
+
+
+def discard(
+    optimizer: Optimizer, parameters: Iterable[nn.Parameter], scheduler: Any = None
+) -> None:
+    """Take parameters out of a running optimizer, their state too; the scheduler is told.
+
+    Parameters that it does not hold are passed over.
+    """
+    gone = {id(parameter) for parameter in parameters}
+    for index in reversed(range(len(optimizer.param_groups))):
+        group = optimizer.param_groups[index]
+        kept = [i for i, p in enumerate(group["params"]) if id(p) not in gone]
+        if len(kept) == len(group["params"]):
+            continue
+        for parameter in group["params"]:
+            if id(parameter) in gone:
+                optimizer.state.pop(parameter, None)
+        if kept:
+            for key in ("params", "param_names"):
+                if key in group:
+                    group[key] = [group[key][i] for i in kept]
+        else:
+            _drop_group(optimizer, index, scheduler)
+
+
+def group_names(optimizer: Optimizer, model: nn.Module) -> list[list[str]]:
+    """Parameter names of every group, for a checkpoint that does not rely on positions."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return [[names.get(id(p), "") for p in g["params"]] for g in optimizer.param_groups]
+
+
+def replay_groups(
+    optimizer: Optimizer, model: nn.Module, names: Sequence[Sequence[str]], scheduler: Any = None
+) -> None:
+    """Give a fresh optimizer the groups that a grown model's optimizer had, by parameter name.
+
+    Raises:
+        ConfigError: if the groups that it has already hold other parameters than they did.
+    """
+    found = group_names(optimizer, model)
+    if found != [list(group) for group in names[: len(found)]]:
+        raise ConfigError(
+            "the optimizer's parameter groups are not those of the checkpoint; build it over the "
+            "same parameters, in the same order, before restoring"
+        )
+    parameters = dict(model.named_parameters())
+    for group in names[len(found) :]:
+        adopt(optimizer, [(name, parameters[name]) for name in group], scheduler=scheduler)
+
+
+def _drop_group(optimizer: Optimizer, index: int, scheduler: Any) -> None:
+    count = len(optimizer.param_groups)
+    del optimizer.param_groups[index]
+    for part in _schedulers(scheduler):
+        for attribute in _PER_GROUP:
+            values = getattr(part, attribute, None)
+            if isinstance(values, list) and len(values) == count:
+                del values[index]
+
+
+def _group_of(optimizer: Optimizer, beside: Iterable[nn.Parameter]) -> int:
+    wanted = {id(parameter) for parameter in beside}
+    for index, group in enumerate(optimizer.param_groups):
+        if any(id(parameter) in wanted for parameter in group["params"]):
+            return index
+    return 0
+
+
+def _schedulers(scheduler: Any) -> list[Any]:
+    """A scheduler and all those it is made of."""
+    if scheduler is None:
+        return []
+    parts = getattr(scheduler, "_schedulers", [])
+    return [scheduler, *(leaf for part in parts for leaf in _schedulers(part))]

@@ -1,0 +1,116 @@
+"""Probes: what a layer's health is, measured in a pass of their own, off the hot path.
+
+Every so many batches the model runs once more on a batch it has just trained on, without a trace,
+and the wrapped layers' inputs, outputs and output gradients are looked at. Between probes nothing
+is hooked, so a dormant layer costs what its host costs.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from esper.execution.isolation import LossFn, example_losses
+from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.quiet import freeze_statistics, quiet
+
+# B examples, N everything else of one example
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """One probe of one layer; the fields are those of ``HealthSignal``."""
+
+    gradient_rms: float
+    input_rms: float
+    activation_mean: float
+    activation_sd: float
+    dead_fraction: float
+
+
+def probe(
+    model: nn.Module, layers: Mapping[str, KasminaLayer], *, loss_fn: LossFn, batch: Any
+) -> dict[str, Reading]:
+    """Measure every wrapped layer on one batch; parameters, gradients and buffers are untouched.
+
+    Args:
+        model: The whole model.
+        layers: Its wrapped layers by name.
+        loss_fn: Per-example losses.
+        batch: What ``loss_fn`` takes.
+
+    Returns:
+        A reading for each layer that the loss depends on.
+    """
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    roots: dict[str, Tensor] = {}
+
+    def watch(_: nn.Module, inputs: tuple[Any, ...], output: Any, *, name: str) -> Tensor:
+        # A zero is added whose gradient is the output's: it works with frozen hosts too.
+        root = torch.zeros_like(output, requires_grad=True)
+        roots[name], seen[name] = root, (inputs[0].detach(), output.detach())
+        return output + root  # type: ignore[no-any-return]
+
+    handles = [
+        layer.register_forward_hook(partial(watch, name=name)) for name, layer in layers.items()
+    ]
+    try:
+        with quiet(model, training=True), torch.enable_grad():
+            freeze_statistics(model)
+            losses = example_losses(loss_fn, model, batch)
+            gradients = torch.autograd.grad(losses.sum(), list(roots.values()), allow_unused=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {
+        name: _read(*seen[name], gradient)
+        for name, gradient in zip(roots, gradients, strict=True)
+        if gradient is not None
+    }
+
+
+def _read(x: Tensor, y: Tensor, gradient: Tensor) -> Reading:
+    x_BN, y_BN, gradient_BN = (t.detach().double().flatten(1) for t in (x, y, gradient))
+    return Reading(
+        gradient_rms=_rms_norm(gradient_BN),
+        input_rms=_rms_norm(x_BN),
+        activation_mean=float(y_BN.mean()),
+        activation_sd=float(y_BN.std(unbiased=False)),
+        dead_fraction=float((y_BN.amax(dim=0) <= 0).double().mean()),
+    )
+
+
+def _rms_norm(t_BN: Tensor) -> float:
+    return float(t_BN.square().sum(dim=1).mean().sqrt())
+
+
+@final
+class Readings:
+    """Readings of one epoch, averaged when it ends."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, list[Reading]] = defaultdict(list)
+
+    def add(self, readings: Mapping[str, Reading]) -> None:
+        """Keep the readings of one probe."""
+        for name, reading in readings.items():
+            self._of[name].append(reading)
+
+    def take(self) -> dict[str, dict[str, float]]:
+        """Means by layer and field, in the order of the layers; afterwards there are none."""
+        means = {
+            name: {
+                field: sum(getattr(r, field) for r in readings) / len(readings)
+                for field in Reading.__slots__
+            }
+            for name, readings in self._of.items()
+        }
+        self._of.clear()
+        return means
+
+    def __bool__(self) -> bool:
+        return bool(self._of)

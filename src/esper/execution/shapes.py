@@ -1,0 +1,122 @@
+"""What the wrapped layers look like, seen in one forward pass on real data."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from esper.contracts.errors import KernelError
+from esper.contracts.seeds import LayerSpec
+from esper.execution.isolation import LossFn
+from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.quiet import quiet
+
+
+def observe_shapes(
+    model: nn.Module, layers: Mapping[str, KasminaLayer], *, loss_fn: LossFn, batch: Any
+) -> dict[str, LayerSpec]:
+    """Run the model once, in evaluation mode, without a trace, and describe each wrapped layer.
+
+    Args:
+        model: The whole model.
+        layers: Its wrapped layers by name; each one's ``spec`` is set.
+        loss_fn: How a batch is put through the model.
+        batch: What ``loss_fn`` takes.
+
+    Returns:
+        The specification of each layer.
+
+    Raises:
+        KernelError: if the model fails on the batch, a layer is not used, or a layer does not map a
+            tensor to a tensor.
+    """
+    seen: dict[str, tuple[Any, Any]] = {}
+    handles = [
+        layer.register_forward_hook(lambda _, x, y, name=name: seen.update({name: (x, y)}))
+        for name, layer in layers.items()
+    ]
+    try:
+        with quiet(model, training=False), torch.no_grad():
+            loss_fn(model, batch)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
+        raise KernelError(
+            f"the model fails on a batch of the holdout data: {error}. Nothing was changed; "
+            "loss_fn(model, batch) must run on every batch"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    specs = {name: _spec(layer, name, seen.get(name)) for name, layer in layers.items()}
+    for name, layer in layers.items():
+        layer.spec = specs[name]
+    return specs
+
+
+def _spec(layer: KasminaLayer, name: str, seen: tuple[Any, Any] | None) -> LayerSpec:
+    if seen is None:
+        raise KernelError(
+            f"layer {name!r} is never called in forward, so it cannot grow; wrap one that is"
+        )
+    x, y = seen[0][0] if seen[0] else None, seen[1]
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        raise KernelError(
+            f"layer {name!r} maps {type(x).__name__} to {type(y).__name__}; a layer that grows "
+            "maps a tensor to a tensor"
+        )
+    return describe(layer.host, tuple(x.shape), tuple(y.shape), name=name)
+
+
+def describe(
+    host: nn.Module, x_shape: tuple[int, ...], y_shape: tuple[int, ...], *, name: str
+) -> LayerSpec:
+    """Tell from the shapes that a host reads and writes what kind of layer it is.
+
+    Args:
+        host: The host layer; a convolution in it tells (B, C, L) from (B, T, F).
+        x_shape: Shape of its input, batch first.
+        y_shape: Shape of its output.
+        name: For the message.
+
+    Raises:
+        KernelError: if the shapes are none that a blueprint could fit.
+    """
+    ranks, layer_type = (len(x_shape), len(y_shape)), type(host).__name__
+    convolves = any(_reads_channels(part) for part in host.modules())
+    if ranks == (2, 2) or (ranks == (3, 3) and not convolves):
+        kind = "features" if ranks == (2, 2) else "sequence"
+        return LayerSpec(
+            kind=kind, in_size=x_shape[-1], out_size=y_shape[-1], layer_type=layer_type
+        )
+    if ranks in ((3, 3), (4, 4)):
+        return LayerSpec(
+            kind=f"conv{ranks[0] - 2}d",
+            in_size=x_shape[1],
+            out_size=y_shape[1],
+            in_extent=x_shape[2:],
+            out_extent=y_shape[2:],
+            layer_type=layer_type,
+            **_geometry(host),
+        )
+    raise KernelError(
+        f"layer {name!r} maps {x_shape} to {y_shape}; kernels exist for (B, F), (B, T, F), "
+        "(B, C, L) and (B, C, H, W)"
+    )
+
+
+def _reads_channels(part: nn.Module) -> bool:
+    return isinstance(part, _ConvNd | nn.BatchNorm1d | nn.GroupNorm | nn.InstanceNorm1d)
+
+
+def _geometry(host: nn.Module) -> dict[str, tuple[int, ...]]:
+    """How a host that is itself a convolution moves over its input."""
+    if not isinstance(host, nn.Conv1d | nn.Conv2d) or host.padding == "same":
+        return {}
+    padding = (0,) * len(host.stride) if isinstance(host.padding, str) else host.padding
+    return {
+        "kernel_size": host.kernel_size,
+        "stride": host.stride,
+        "padding": padding,
+        "dilation": host.dilation,
+    }

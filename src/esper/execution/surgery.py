@@ -1,0 +1,175 @@
+"""Surgery: put seeds around chosen layers of a model, and take them out again."""
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from torch import nn
+from torch.fx import GraphModule
+
+from esper.blueprints import BLUEPRINTS
+from esper.contracts.errors import ConfigError, LifecycleError, unknown_name
+from esper.execution.kasmina_layer import KasminaLayer
+
+M = TypeVar("M", bound=nn.Module)
+
+_FAMILIES = {
+    "conv": ("conv_bottleneck", "depthwise", "conv_block"),
+    "features": ("bottleneck", "gate", "glu", "lowrank"),
+}
+
+
+def wrap(
+    model: M,
+    layers: Sequence[str],
+    seeds: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+    *,
+    seeds_per_layer: int | None = None,
+) -> M:
+    """Put a ``KasminaLayer`` around each named layer, in place; outputs stay equal bit for bit.
+
+    Args:
+        model: Any module. Its layers keep their parameters, hooks, mode and ``requires_grad``.
+        layers: Dotted names, as in ``model.named_modules()``; each maps a tensor to a tensor.
+        seeds: Blueprint of each seed, the same for all layers, or by layer.
+        seeds_per_layer: Number of seeds instead: they take the default blueprints of the layer's
+            kind (convolution or features) in turn. 4 if neither is given.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ConfigError: if a name is unknown, wrapped already, shared, inside another named layer, or
+            a blueprint is unknown. The model is then untouched.
+
+    Example:
+        >>> model = wrap(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), ["0", "2"])
+        >>> model[0].seed_blueprints
+        ('bottleneck', 'gate', 'glu', 'lowrank')
+    """
+    if isinstance(layers, str):
+        layers = [layers]
+    if not layers:
+        raise ConfigError("layers is empty; name at least one layer, as in model.named_modules()")
+    if seeds is not None and seeds_per_layer is not None:
+        raise ConfigError("give seeds or seeds_per_layer, not both")
+    found = {name: _host(model, name) for name in layers}
+    _refuse_overlap(model, found)
+    plans = {name: _plan(name, host, seeds, seeds_per_layer) for name, host in found.items()}
+    for name, host in found.items():
+        parent, _, child = name.rpartition(".")
+        holder = model.get_submodule(parent)
+        _keep_python_path(holder)
+        setattr(holder, child, KasminaLayer(host, name=name, seeds=plans[name]))
+    return model
+
+
+def unwrap(model: M, *, discard_grown: bool = False) -> M:
+    """Put every host layer back in its place, in place.
+
+    Args:
+        model: A wrapped model.
+        discard_grown: Whether kernels that have a part in the output may be thrown away.
+
+    Raises:
+        LifecycleError: if a layer has grown and ``discard_grown`` is false; ``esper.harden`` keeps
+            what has grown.
+    """
+    layers = kasmina_layers(model)
+    grown = [name for name, layer in layers.items() if layer.is_grown]
+    if grown and not discard_grown:
+        raise LifecycleError(
+            f"layer {grown[0]!r} has grown, and unwrap would lose its kernels; use "
+            "esper.harden(model) to keep them, or unwrap(model, discard_grown=True)"
+        )
+    for name, layer in layers.items():
+        parent, _, child = name.rpartition(".")
+        holder = model.get_submodule(parent)
+        setattr(holder, child, layer.host)
+        restore_fast_path(holder)
+    return model
+
+
+def kasmina_layers(model: nn.Module) -> dict[str, KasminaLayer]:
+    """Every wrapped layer by its dotted name, in the order of the model."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, KasminaLayer)}
+
+
+def _host(model: nn.Module, name: str) -> nn.Module:
+    names = [known for known, _ in model.named_modules() if known]
+    if name not in names:
+        raise ConfigError(unknown_name("layer", name, names))
+    host = model.get_submodule(name)
+    if isinstance(host, KasminaLayer):
+        raise ConfigError(f"layer {name!r} is wrapped already; wrap each layer once")
+    parent = model.get_submodule(name.rpartition(".")[0])
+    if isinstance(parent, nn.MultiheadAttention):
+        raise ConfigError(
+            f"layer {name!r} is never called: nn.MultiheadAttention reads its weight directly. "
+            "Wrap a layer outside it, as the feed-forward, or use an attention module that calls it"
+        )
+    return host
+
+
+def _refuse_overlap(model: nn.Module, found: Mapping[str, nn.Module]) -> None:
+    for name, host in found.items():
+        places = [
+            path for path, module in model.named_modules(remove_duplicate=False) if module is host
+        ]
+        if len(places) > 1:
+            others = ", ".join(path for path in places if path != name)
+            raise ConfigError(
+                f"layer {name!r} is shared: it is also {others}. would act in both; give each "
+                "place its own module"
+            )
+        for other in found:
+            if name != other and name.startswith(f"{other}."):
+                raise ConfigError(f"layer {name!r} lies inside {other!r}; wrap one of them")
+        for path, module in model.named_modules():
+            inside = name.startswith(f"{path}.") or path.startswith(f"{name}.")
+            if isinstance(module, KasminaLayer) and inside:
+                raise ConfigError(f"layer {name!r} and the wrapped layer {path!r} overlap")
+
+
+def _plan(
+    name: str,
+    host: nn.Module,
+    seeds: Sequence[str] | Mapping[str, Sequence[str]] | None,
+    seeds_per_layer: int | None,
+) -> tuple[str, ...]:
+    if isinstance(seeds, Mapping):
+        if name not in seeds:
+            raise ConfigError(f"seeds names no blueprints for layer {name!r}")
+        seeds = seeds[name]
+    if isinstance(seeds, str):
+        raise ConfigError(f"seeds is the string {seeds!r}; give a list of blueprint names")
+    if seeds is None:
+        count = 4 if seeds_per_layer is None else seeds_per_layer
+        if count < 1:
+            raise ConfigError(f"seeds_per_layer is {count}; it must be at least 1")
+        convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in host.modules())
+        family = _FAMILIES["conv" if convolves else "features"]
+        return tuple(family[index % len(family)] for index in range(count))
+    for blueprint in seeds:
+        if blueprint not in BLUEPRINTS.names():
+            raise ConfigError(unknown_name("blueprint", blueprint, BLUEPRINTS.names()))
+    if not seeds:
+        raise ConfigError(f"layer {name!r} got no seeds; give at least one blueprint name")
+    return tuple(seeds)
+
+
+# nn.TransformerEncoderLayer has a fused evaluation path that reads the weights of its linear layers
+# and never calls them; it is taken only while this attribute is true.
+_FAST_PATH = "activation_relu_or_gelu"
+
+
+def _keep_python_path(holder: nn.Module) -> None:
+    if isinstance(holder, nn.TransformerEncoderLayer) and getattr(holder, _FAST_PATH, False):
+        holder.__dict__["_esper_fast_path"] = getattr(holder, _FAST_PATH)
+        setattr(holder, _FAST_PATH, 0)
+
+
+def restore_fast_path(holder: nn.Module) -> None:
+    """Allow the fused path again, once nothing in the holder must be called from Python."""
+    marked = "_esper_fast_path" in holder.__dict__
+    if marked and not any(isinstance(m, KasminaLayer | GraphModule) for m in holder.modules()):
+        setattr(holder, _FAST_PATH, holder.__dict__.pop("_esper_fast_path"))

@@ -1,0 +1,276 @@
+"""The grafts under way: moved on epoch by epoch, judged when they are due, kept or culled.
+
+Every change of state is noted in the run's log, every outcome goes to the tracker with the decision
+that it belongs to, and every slot that becomes free is handed back to the selector.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from typing import Any, final
+
+import torch
+
+from esper.contracts.config import Config
+from esper.contracts.performance import PerformanceDelta, reward
+from esper.contracts.seeds import SeedState
+from esper.contracts.selection import Decision, decision_data, decision_from
+from esper.execution import lifecycle
+from esper.execution.counterfactual import Effect
+from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.kernel import Kernel
+from esper.services.tamiyo.graft import Baseline, Graft, Training
+from esper.services.tamiyo.performance_tracker import PerformanceTracker
+from esper.services.tamiyo.report import Step, Verdict
+from esper.services.tamiyo.run_log import RunLog
+from esper.services.tamiyo.seed_selector import SeedSelector
+
+
+@final
+class ActiveGrafts:
+    """Sees each graft through, from its kernel to its verdict.
+
+    Args:
+        training: The user's objects.
+        layers: The wrapped layers by name.
+        config: How long each state lasts, what a kernel must earn.
+        tracker: Learns the outcomes.
+        selector: Gets the slots back.
+        log: Where every step is noted.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        layers: Mapping[str, KasminaLayer],
+        *,
+        config: Config,
+        tracker: PerformanceTracker,
+        selector: SeedSelector,
+        log: RunLog,
+    ) -> None:
+        self.training = training
+        self.layers = layers
+        self.config = config
+        self.tracker = tracker
+        self.selector = selector
+        self.log = log
+        self.grafts: list[Graft] = []
+        self._freed: dict[tuple[str, int], int] = {}
+        self._steps: list[Step] = []
+
+    def count(self, layer_name: str) -> int:
+        """Grafts under way in one layer."""
+        return sum(graft.layer.name == layer_name for graft in self.grafts)
+
+    def take_steps(self) -> tuple[Step, ...]:
+        """Changes of state since the last call, in order."""
+        steps, self._steps = tuple(self._steps), []
+        return steps
+
+    def on_batch(self, batch: Any) -> None:
+        """Train what is isolated, raise the alpha of what is blending."""
+        for graft in self.grafts:
+            graft.on_batch(batch)
+
+    def wake(self, epoch: int) -> None:
+        """End the cooldown of seeds that have rested long enough."""
+        cooldown = self.config.seed_selection.constraints.min_dormant_epochs
+        for (layer_name, seed_idx), freed in list(self._freed.items()):
+            state = self.layers[layer_name].seed_states[seed_idx]
+            if state in lifecycle.RESTING and epoch - freed >= cooldown:
+                self.layers[layer_name].advance(seed_idx, SeedState.DORMANT)
+                change = (state, SeedState.DORMANT)
+                self._note(layer_name, seed_idx, change, "its cooldown is over", epoch=epoch)
+            if state not in lifecycle.RESTING or epoch - freed >= cooldown:
+                del self._freed[layer_name, seed_idx]
+
+    def begin(self, decision: Decision, kernel: Kernel, baseline: Baseline) -> Graft:
+        """Take a loaded kernel on and start its training in isolation."""
+        self._freed.pop((decision.layer_name, decision.seed_idx), None)
+        graft = self._graft(decision, kernel, baseline)
+        why = f"{kernel.blueprint} of {graft.parameters} parameters: {decision.reason.reason}"
+        change = (SeedState.DORMANT, SeedState.GERMINATED)
+        self._note_graft(graft, change, why, epoch=decision.epoch)
+        self.grafts.append(graft)
+        self._step(graft, SeedState.TRAINING, "it trains in the shadow of the host", decision.epoch)
+        return graft
+
+    def move_on(
+        self, now: Baseline, *, epoch: int, batches_per_epoch: int, calibration: Sequence[Any]
+    ) -> list[Verdict]:
+        """Take every graft the step that is due at the end of this epoch.
+
+        Args:
+            now: Held-out values at this time.
+            epoch: The epoch that ended.
+            batches_per_epoch: Batches that it had; an alpha ramp is as long.
+            calibration: Recent training batches, for batch-norm statistics.
+
+        Returns:
+            Verdicts on those that ended.
+        """
+        verdicts = []
+        for graft in list(self.grafts):
+            due = graft.due(epoch, self.config.growth)
+            if due is not None and not _is_finite(graft.kernel):
+                verdicts.append(self._fail(graft, "its weights became NaN or infinite", epoch))
+            elif due is SeedState.BLENDING:
+                batches = self.config.growth.blend_epochs * max(1, batches_per_epoch)
+                self._step(graft, due, f"alpha goes from 0 to 1 in {batches} batches", epoch)
+                graft.blend(epoch, ramp_batches=batches)
+            elif due is SeedState.HOLDING:
+                self._step(graft, due, "fully blended; it is judged", epoch)
+                verdicts.append(self._judge(graft, now, calibration, epoch))
+        return verdicts
+
+    # --- the verdict ------------------------------------------------------------------------------
+
+    def _judge(
+        self, graft: Graft, now: Baseline, calibration: Sequence[Any], epoch: int
+    ) -> Verdict:
+        effect = graft.judge(calibration)
+        if not (isfinite(effect.gain) and isfinite(effect.stderr) and isfinite(now.loss)):
+            return self._fail(graft, "its counterfactual is not finite", epoch)
+        delta, worth = self._earned(graft, effect, now)
+        bar = self.config.growth.keep_stderrs
+        kept = worth > bar * effect.stderr
+        why = (
+            f"worth {worth:+.4f} ± {effect.stderr:.4f} of held-out loss: "
+            f"{'more' if kept else 'not more'} than {bar:g} standard errors"
+        )
+        decision = graft.decision
+        self.tracker.update_metrics_now(
+            decision.layer_name, decision.seed_idx, delta, decision=decision
+        )
+        return self._end(graft, kept=kept, why=why, epoch=epoch, delta=delta)
+
+    def _earned(
+        self, graft: Graft, effect: Effect, now: Baseline
+    ) -> tuple[PerformanceDelta, float]:
+        """What is recorded, and what the kernel is worth to whoever decides on keeping it."""
+        settings, cost = self.config.reward, graft.kernel.cost
+        latency_ms = cost.latency_ms if cost and settings.rent_per_ms else None
+        rent: dict[str, Any] = {
+            "parameters": graft.parameters,
+            "rent_per_kparam": settings.rent_per_kparam,
+            "rent_per_ms": settings.rent_per_ms,
+        }
+        worth = reward(PerformanceDelta(reward=effect.gain, latency_ms=latency_ms), **rent)
+        before = graft.baseline
+        naive = PerformanceDelta(
+            accuracy_delta=_difference(now.accuracy, before.accuracy),
+            loss_delta=before.loss - now.loss,
+            latency_ms=latency_ms,
+        )
+        earned = worth if settings.kind == "counterfactual" else reward(naive, **rent)
+        delta = PerformanceDelta(
+            accuracy_delta=naive.accuracy_delta,
+            loss_delta=naive.loss_delta,
+            memory_mb=graft.memory_mb,
+            reward=earned,
+            reward_stderr=effect.stderr,
+        )
+        return delta, worth
+
+    def _fail(self, graft: Graft, why: str, epoch: int) -> Verdict:
+        self.tracker.record_failure(graft.decision, why)
+        return self._end(graft, kept=False, why=why, epoch=epoch, delta=PerformanceDelta())
+
+    def _end(
+        self, graft: Graft, *, kept: bool, why: str, epoch: int, delta: PerformanceDelta
+    ) -> Verdict:
+        decision = graft.decision
+        verdict = Verdict(
+            layer_name=decision.layer_name,
+            seed_idx=decision.seed_idx,
+            blueprint=graft.kernel.blueprint,
+            kernel_id=graft.kernel.kernel_id,
+            parameters=graft.parameters,
+            reward=delta.reward,
+            stderr=delta.reward_stderr,
+            kept=kept,
+            why=why,
+            began=decision.epoch,
+            epoch=epoch,
+        )
+        self._step(graft, SeedState.FOSSILIZED if kept else SeedState.CULLED, why, epoch)
+        if not kept:
+            graft.forget()
+        self.grafts.remove(graft)
+        self.tracker.record_verdict(decision, kept=kept)
+        self.selector.free(decision.layer_name, decision.seed_idx, epoch)
+        self._freed[decision.layer_name, decision.seed_idx] = epoch
+        self.log.verdict(verdict)
+        return verdict
+
+    # --- what is written down ---------------------------------------------------------------------
+
+    def _step(self, graft: Graft, state: SeedState, why: str, epoch: int) -> None:
+        change = (graft.state, state)
+        graft.layer.advance(graft.decision.seed_idx, state)
+        self._note_graft(graft, change, why, epoch=epoch)
+
+    def _note_graft(
+        self, graft: Graft, change: tuple[SeedState, SeedState], why: str, *, epoch: int
+    ) -> None:
+        decision = graft.decision
+        self._note(decision.layer_name, decision.seed_idx, change, why, epoch=epoch, graft=graft)
+
+    def _note(
+        self,
+        layer_name: str,
+        seed_idx: int,
+        change: tuple[SeedState, SeedState],
+        why: str,
+        *,
+        epoch: int,
+        graft: Graft | None = None,
+    ) -> None:
+        step = Step(
+            layer_name=layer_name,
+            seed_idx=seed_idx,
+            blueprint=self.layers[layer_name].seed_blueprints[seed_idx],
+            old=str(change[0]),
+            new=str(change[1]),
+            why=why,
+        )
+        self._steps.append(step)
+        kernel_id = graft.kernel.kernel_id if graft else None
+        parameters = graft.parameters if graft else 0
+        self.log.step(step, epoch=epoch, kernel_id=kernel_id, parameters=parameters)
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything about the grafts that the model's own state dict does not hold."""
+        return {
+            "grafts": [
+                {"decision": decision_data(graft.decision), "graft": graft.state_dict()}
+                for graft in self.grafts
+            ],
+            "freed": [[name, seed_idx, at] for (name, seed_idx), at in self._freed.items()],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Undo ``state_dict``; the model has been restored before."""
+        self._freed = {(name, seed_idx): at for name, seed_idx, at in state["freed"]}
+        self.grafts = []
+        for saved in state["grafts"]:
+            decision = decision_from(saved["decision"])
+            seed = self.layers[decision.layer_name].seed(decision.seed_idx)
+            baseline = Baseline(**saved["graft"]["baseline"])
+            graft = self._graft(decision, seed.as_kernel(), baseline)
+            graft.load_state_dict(saved["graft"])
+            self.grafts.append(graft)
+
+    def _graft(self, decision: Decision, kernel: Kernel, baseline: Baseline) -> Graft:
+        layer = self.layers[decision.layer_name]
+        return Graft(self.training, layer, decision=decision, kernel=kernel, baseline=baseline)
+
+
+def _is_finite(kernel: Kernel) -> bool:
+    return all(bool(torch.isfinite(p).all()) for p in kernel.module.parameters())
+
+
+def _difference(after: float | None, before: float | None) -> float | None:
+    return None if after is None or before is None else after - before

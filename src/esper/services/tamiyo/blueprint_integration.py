@@ -1,0 +1,176 @@
+"""From a request to a loaded kernel: choose a seed, build its kernel, try it, load it.
+
+Whatever fails on the way, the seed is released, the failure is recorded, and the model is what it was.
+"""
+
+import asyncio
+from hashlib import blake2b
+from time import perf_counter
+from typing import Any, final
+
+import torch
+
+from esper import blueprints
+from esper.contracts.errors import KernelError, NoViableSeedError
+from esper.contracts.health import GraftRequest, HealthSignal
+from esper.contracts.seeds import KernelCost, LayerSpec, SeedState
+from esper.contracts.selection import Decision, SelectionContext
+from esper.execution import lifecycle
+from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.kernel import Kernel, Recipe, count_parameters
+from esper.services.tamiyo.seed_selector import SeedSelector
+
+_TIMED_PASSES = 5
+
+
+@final
+class BlueprintIntegration:
+    """Loads kernels into the seeds that the selector chooses.
+
+    Args:
+        selector: Chooses among the viable seeds of a layer, and reserves.
+        seed: Run seed; with layer, seed and number of the graft it settles a kernel's first weights.
+    """
+
+    def __init__(self, selector: SeedSelector, *, seed: int = 0) -> None:
+        self.selector = selector
+        self.seed = seed
+
+    async def graft(
+        self, layer: KasminaLayer, request: GraftRequest, *, health: HealthSignal | None = None
+    ) -> tuple[Decision, Kernel]:
+        """As ``graft_now``, without blocking the event loop while the kernel is built."""
+        return await asyncio.to_thread(self.graft_now, layer, request, health=health)
+
+    def graft_now(
+        self, layer: KasminaLayer, request: GraftRequest, *, health: HealthSignal | None = None
+    ) -> tuple[Decision, Kernel]:
+        """Choose a seed of the layer and load a fresh kernel into it.
+
+        Args:
+            layer: The layer to grow; its ``spec`` is known.
+            request: When, and how many parameters the kernel may cost.
+            health: The layer's latest signal, for strategies that look at it.
+
+        Returns:
+            The decision, which travels on with the graft, and the loaded kernel. The seed is
+            GERMINATED and the layer's output is what it was.
+
+        Raises:
+            NoViableSeedError: if no seed is free and fits the budget; nothing was touched.
+            KernelError: if the chosen kernel cannot be built, run or loaded; the seed is released
+                and the failure recorded.
+        """
+        candidates = self.candidates(layer, request.kernel_budget)
+        context = SelectionContext(
+            current_epoch=request.epoch,
+            layer_type=type(layer.host).__name__,
+            health=health,
+            blueprints=dict(enumerate(layer.seed_blueprints)),
+            urgency=request.urgency,
+        )
+        decision = self.selector.decide(layer.name, candidates, context)
+        try:
+            kernel = self._build(layer, decision, request.kernel_budget)
+            self._load(layer, decision.seed_idx, kernel)
+        except KernelError as error:
+            self.selector.release(layer.name, decision.seed_idx)
+            self.selector.tracker.record_failure(decision, str(error))
+            raise
+        self.selector.commit(layer.name, decision.seed_idx)
+        return decision, kernel
+
+    def candidates(self, layer: KasminaLayer, kernel_budget: int) -> list[int]:
+        """Seeds that hold no kernel and whose blueprint fits the layer and the budget.
+
+        A seed that rests after a graft is among them; the selector knows its cooldown.
+
+        Raises:
+            NoViableSeedError: if there is none; the message says what stands in the way of each.
+        """
+        spec = known_spec(layer)
+        found, objections = [], []
+        for seed_idx, state in enumerate(layer.seed_states):
+            objection = _objection(layer.seed_blueprints[seed_idx], spec, kernel_budget)
+            if state is not SeedState.DORMANT and state not in lifecycle.RESTING:
+                objection = str(state)
+            if objection:
+                objections.append(f"seed {seed_idx}: {objection}")
+            else:
+                found.append(seed_idx)
+        if not found:
+            raise NoViableSeedError(
+                f"layer {layer.name!r} has no viable seed at a kernel budget of {kernel_budget} "
+                f"parameters ({'; '.join(objections)}); wait for a graft to end or raise the budget"
+            )
+        return found
+
+    def _build(self, layer: KasminaLayer, decision: Decision, budget: int) -> Kernel:
+        run_seed, name, number = decision.random_key
+        recipe = Recipe(
+            blueprint=layer.seed_blueprints[decision.seed_idx],
+            spec=known_spec(layer),
+            budget=budget,
+            seed=_kernel_seed(self.seed, run_seed, name, number),
+        )
+        alpha = layer.seed(decision.seed_idx).alpha
+        module = recipe.build().to(alpha.device, alpha.dtype)
+        kernel_id = f"{layer.name}:{decision.seed_idx}:{recipe.blueprint}:{number}"
+        cost = KernelCost(
+            parameters=count_parameters(module), latency_ms=_latency_ms(module, recipe.spec, alpha)
+        )
+        return Kernel(module=module, kernel_id=kernel_id, recipe=recipe, cost=cost)
+
+    def _load(self, layer: KasminaLayer, seed_idx: int, kernel: Kernel) -> None:
+        if layer.seed_states[seed_idx] in lifecycle.RESTING:
+            layer.advance(seed_idx, SeedState.DORMANT)
+        layer.load_kernel(seed_idx, kernel)
+
+
+def known_spec(layer: KasminaLayer) -> LayerSpec:
+    """The layer's specification.
+
+    Raises:
+        KernelError: if no forward pass was observed yet.
+    """
+    if layer.spec is None:
+        raise KernelError(
+            f"the shapes of layer {layer.name!r} are not known; run observe_shapes on a batch first"
+        )
+    return layer.spec
+
+
+def smallest_kernel(layer: KasminaLayer) -> int | None:
+    """Parameters of the smallest kernel that a seed of the layer can grow; ``None`` if none fits."""
+    spec = known_spec(layer)
+    names = set(layer.seed_blueprints) & set(blueprints.fitting(spec))
+    return min((blueprints.smallest(name, spec) for name in names), default=None)
+
+
+def _objection(blueprint: str, spec: LayerSpec, budget: int) -> str:
+    if not blueprint:
+        return "no blueprint is bound to it"
+    if blueprint not in blueprints.fitting(spec):
+        return f"{blueprint} does not fit the layer"
+    needed = blueprints.smallest(blueprint, spec)
+    return f"{blueprint} needs {needed} parameters" if needed > budget else ""
+
+
+def _kernel_seed(*key: Any) -> int:
+    return int.from_bytes(blake2b(repr(key).encode(), digest_size=6).digest(), "big")
+
+
+def _latency_ms(module: torch.nn.Module, spec: LayerSpec, like: torch.Tensor) -> float:
+    """Median time of a few forward passes on a batch of 32."""
+    if spec.kind in ("features", "sequence"):
+        shape = (32, spec.in_size) if spec.kind == "features" else (32, 16, spec.in_size)
+    else:
+        shape = (32, spec.in_size, *spec.in_extent)
+    x = torch.zeros(shape, device=like.device, dtype=like.dtype)
+    times = []
+    with torch.no_grad():
+        for _ in range(_TIMED_PASSES):
+            started = perf_counter()
+            module(x)
+            times.append(perf_counter() - started)
+    return sorted(times)[_TIMED_PASSES // 2] * 1000

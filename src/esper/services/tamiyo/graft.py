@@ -1,0 +1,173 @@
+"""One graft: a kernel on its trip from germination to verdict.
+
+It knows how to take the next step and what that step needs; *when* is said by the settings and the
+epochs that have passed, *whether it stays* by its counterfactual.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from torch import nn
+from torch.optim import Optimizer
+
+from esper.contracts.config import Growth
+from esper.contracts.seeds import SeedState
+from esper.contracts.selection import Decision
+from esper.execution import optimizers
+from esper.execution.counterfactual import Effect, counterfactual
+from esper.execution.isolation import LossFn, shadow_step
+from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.kernel import Kernel, count_parameters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """The run that a graft takes part in: the user's own objects.
+
+    Attributes:
+        model: The wrapped model.
+        optimizer: Trains the host, and kernels from blending on.
+        loss_fn: Per-example losses.
+        holdout: Batches that are never trained on.
+        scheduler: Learning-rate scheduler of ``optimizer``, if any.
+        seed_optimizer: Makes the optimizer of an isolated seed; by default one like ``optimizer``.
+        accuracy_fn: Per-example correctness, if it is to be recorded.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    loss_fn: LossFn
+    holdout: Iterable[Any]
+    scheduler: Any = None
+    seed_optimizer: optimizers.SeedOptimizer | None = None
+    accuracy_fn: LossFn | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """Held-out values when the graft began, for the naive deltas."""
+
+    loss: float
+    accuracy: float | None = None
+
+
+@final
+class Graft:
+    """One trip of one kernel.
+
+    Args:
+        training: The user's objects.
+        layer: The layer that grows.
+        decision: Why this seed; it comes back with the outcome.
+        kernel: What was loaded.
+        baseline: Held-out values when it began.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        layer: KasminaLayer,
+        *,
+        decision: Decision,
+        kernel: Kernel,
+        baseline: Baseline,
+    ) -> None:
+        self.training = training
+        self.layer = layer
+        self.decision = decision
+        self.kernel = kernel
+        self.baseline = baseline
+        self._since = decision.epoch
+        self._blended = 0
+        self._ramp = 0
+        make = training.seed_optimizer or (lambda p: optimizers.like(training.optimizer, p))
+        self._optimizer = make(list(kernel.module.parameters()))
+
+    @property
+    def state(self) -> SeedState:
+        """Where the seed stands."""
+        return self.layer.seed_states[self.decision.seed_idx]
+
+    @property
+    def parameters(self) -> int:
+        """Trainable parameters of the kernel."""
+        return count_parameters(self.kernel.module)
+
+    @property
+    def memory_mb(self) -> float:
+        """Memory of the kernel's parameters, in megabytes."""
+        return sum(p.numel() * p.element_size() for p in self.kernel.module.parameters()) / 1e6
+
+    def on_batch(self, batch: Any) -> None:
+        """Train in the shadow, or raise alpha a little."""
+        if self.state is SeedState.TRAINING:
+            shadow_step(
+                self.training.model,
+                self.layer,
+                self.decision.seed_idx,
+                loss_fn=self.training.loss_fn,
+                batch=batch,
+                optimizer=self._optimizer,
+            )
+        elif self.state is SeedState.BLENDING:
+            self._blended += 1
+            alpha = min(1.0, self._blended / self._ramp)
+            self.layer.set_alpha(self.decision.seed_idx, alpha)
+
+    def due(self, epoch: int, growth: Growth) -> SeedState | None:
+        """The state that is due at the end of this epoch, if any."""
+        age = epoch - self._since
+        if self.state is SeedState.TRAINING and age >= growth.train_epochs:
+            return SeedState.BLENDING
+        if self.state is SeedState.BLENDING and age >= growth.blend_epochs:
+            return SeedState.HOLDING
+        return None
+
+    def blend(self, epoch: int, *, ramp_batches: int) -> None:
+        """From now on the user's optimizer trains the kernel, with the state it has gathered.
+
+        Args:
+            epoch: At whose end this happens.
+            ramp_batches: Batches in which alpha goes from 0 to 1, >= 1.
+        """
+        self._since, self._blended, self._ramp = epoch, 0, ramp_batches
+        prefix = f"{self.layer.name}.seeds.{self.decision.seed_idx}.kernel"
+        optimizers.adopt(
+            self.training.optimizer,
+            [(f"{prefix}.{name}", p) for name, p in self.kernel.module.named_parameters()],
+            source=self._optimizer,
+            scheduler=self.training.scheduler,
+            beside=self.layer.host.parameters(),
+        )
+
+    def judge(self, calibration: Sequence[Any]) -> Effect:
+        """The counterfactual on held-out data, as things stand."""
+        return counterfactual(
+            self.training.model,
+            self.layer,
+            self.decision.seed_idx,
+            loss_fn=self.training.loss_fn,
+            holdout=self.training.holdout,
+            calibration=calibration,
+        )
+
+    def forget(self) -> None:
+        """Have the user's optimizer and scheduler drop the kernel's parameters."""
+        parameters = self.kernel.module.parameters()
+        optimizers.discard(self.training.optimizer, parameters, self.training.scheduler)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs beside the model and the decision."""
+        return {
+            "since": self._since,
+            "blended": self._blended,
+            "ramp": self._ramp,
+            "baseline": {"loss": self.baseline.loss, "accuracy": self.baseline.accuracy},
+            "optimizer": self._optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Undo ``state_dict``, on a graft over the restored model."""
+        self._since, self._blended, self._ramp = state["since"], state["blended"], state["ramp"]
+        self._optimizer.load_state_dict(state["optimizer"])

@@ -1,0 +1,165 @@
+"""Where and when to grow: a heuristic that reads health and says why.
+
+*When*: after a warm-up, between cooldowns, while the budget lasts, and once the held-out loss falls by
+less than a given share an epoch: what the host can learn by itself, it should learn first.
+*Where*: the layer that promises most. A kernel is zero at birth, so the first thing that it can do for
+the loss is the product of what it reads and of the gradient at what it writes; the promise of a layer
+is therefore ``gradient_rms * input_rms`` (the bound on the gradient of a new linear kernel, in the
+spirit of GradMax, Evci et al. 2022, section 3), times the share of its grafts that were kept so far.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+from esper.contracts.config import Growth
+from esper.contracts.health import GraftRequest, HealthSignal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRecord:
+    """What the policy knows of a layer beside its health.
+
+    Attributes:
+        kept: Grafts of this layer that were kept, ever.
+        judged: Grafts of this layer that came to a verdict, kept or culled or failed.
+        active: Grafts under way.
+        smallest_kernel: Parameters of the smallest kernel that fits it; ``None`` if none does.
+    """
+
+    kept: int = 0
+    judged: int = 0
+    active: int = 0
+    smallest_kernel: int | None = None
+
+    @property
+    def keep_rate(self) -> float:
+        """Share of kept grafts, with one kept and one culled imagined (Laplace's rule)."""
+        return (self.kept + 1) / (self.judged + 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Situation:
+    """All that the policy looks at, at the end of one epoch.
+
+    Attributes:
+        epoch: From 0.
+        losses: Held-out loss at the end of every epoch so far, this one last.
+        signals: Health of every layer.
+        records: What came of every layer so far.
+        used: Parameters of all kernels, absorbed or under way.
+        last_graft_epoch: Epoch of the latest graft of the run; ``None`` before the first.
+    """
+
+    epoch: int
+    losses: Sequence[float]
+    signals: Sequence[HealthSignal]
+    records: Mapping[str, LayerRecord] = field(default_factory=dict)
+    used: int = 0
+    last_graft_epoch: int | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class HeuristicPolicy:
+    """Decides from one situation alone; keeps nothing between two calls.
+
+    Attributes:
+        growth: The settings.
+    """
+
+    growth: Growth
+
+    @property
+    def kernel_budget(self) -> int:
+        """Parameters that one kernel may cost."""
+        return self.growth.kernel_budget or max(1, self.growth.budget // 8)
+
+    def decide(self, now: Situation) -> tuple[GraftRequest | None, str]:
+        """A wish to grow one layer, or none; and one sentence that says why."""
+        waiting = self._reason_to_wait(now)
+        if waiting:
+            return None, waiting
+        limit = min(self.kernel_budget, self.growth.budget - now.used)
+        promises = self._promises(now, limit)
+        if not promises:
+            return None, self._nothing_fits(now, limit)
+        layer_name = max(promises, key=lambda name: promises[name])
+        total = sum(promises.values())
+        urgency = promises[layer_name] / total if total > 0 else 1 / len(promises)
+        record = now.records.get(layer_name, LayerRecord())
+        reason = (
+            f"{layer_name} promises most: {urgency:.0%} of gradient x input over "
+            f"{len(promises)} layer(s), {record.kept} of {record.judged} grafts kept there; "
+            f"{_trend_in_words(loss_trend(now.losses, self.growth.plateau_window))}"
+        )
+        request = GraftRequest(
+            layer_name=layer_name,
+            epoch=now.epoch,
+            urgency=urgency,
+            kernel_budget=limit,
+            reason=reason,
+        )
+        return request, reason
+
+    def _reason_to_wait(self, now: Situation) -> str:
+        growth = self.growth
+        if now.epoch + 1 < growth.warmup_epochs:
+            return f"warming up until epoch {growth.warmup_epochs - 1}"
+        active = sum(record.active for record in now.records.values())
+        if active >= growth.max_active:
+            return f"{active} graft(s) under way, which is the limit"
+        if now.last_graft_epoch is not None:
+            rested = now.epoch - now.last_graft_epoch
+            if rested < growth.cooldown_epochs:
+                return f"cooling down for {growth.cooldown_epochs - rested} more epoch(s)"
+        trend = loss_trend(now.losses, growth.plateau_window)
+        if trend is None:
+            return "the loss trend is not known yet"
+        if trend < -growth.plateau_threshold:
+            return f"the host still learns by itself: {_trend_in_words(trend)}"
+        return ""
+
+    def _promises(self, now: Situation, limit: int) -> dict[str, float]:
+        promises = {}
+        for signal in now.signals:
+            record = now.records.get(signal.layer_name, LayerRecord())
+            fits = record.smallest_kernel is not None and record.smallest_kernel <= limit
+            if not fits or record.active or signal.gradient_rms is None or signal.input_rms is None:
+                continue
+            promise = signal.gradient_rms * signal.input_rms
+            promises[signal.layer_name] = promise * record.keep_rate
+        return promises
+
+    def _nothing_fits(self, now: Situation, limit: int) -> str:
+        sizes = [r.smallest_kernel for r in now.records.values() if r.smallest_kernel is not None]
+        if sizes and limit < min(sizes):
+            left = self.growth.budget - now.used
+            return (
+                f"the budget has {left} of {self.growth.budget} parameters left and a kernel may cost "
+                f"{limit}; the smallest kernel needs {min(sizes)}"
+            )
+        return "every layer that could grow is growing"
+
+
+def loss_trend(losses: Sequence[float], window: int) -> float | None:
+    """Relative change of the loss per epoch, over the last ``window`` epochs; < 0 improves.
+
+    Returns:
+        ``(last / first) ** (1 / epochs) - 1``, or ``None`` if there are fewer than two losses, or
+        a loss is not positive.
+
+    Example:
+        >>> loss_trend([1.0, 0.9, 0.81], window=2)
+        -0.1
+    """
+    recent = losses[-(window + 1) :]
+    if len(recent) < 2 or min(recent) <= 0:
+        return None
+    return round(float((recent[-1] / recent[0]) ** (1 / (len(recent) - 1)) - 1), 12)
+
+
+def _trend_in_words(trend: float | None) -> str:
+    if trend is None:
+        return "the loss trend is not known"
+    return f"the held-out loss {'falls' if trend < 0 else 'rises'} {abs(trend):.1%} an epoch"

@@ -1,0 +1,287 @@
+"""Tamiyo: grows a model while the user trains it. Two calls in the user's own loop do everything.
+
+``on_batch_end`` probes, trains isolated seeds in the shadow and raises alphas; ``on_epoch_end`` measures,
+moves grafts on, judges those that are due, and lets the policy ask for the next one.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Mapping
+from math import isfinite
+from pathlib import Path
+from typing import Any, final
+from uuid import uuid4
+
+from torch import nn
+from torch.optim import Optimizer
+
+from esper.contracts.config import Config
+from esper.contracts.errors import ConfigError, KernelError, NoViableSeedError
+from esper.contracts.events import Event
+from esper.contracts.health import GraftRequest, HealthSignal
+from esper.contracts.performance import PerformanceDelta, reward
+from esper.contracts.seeds import SeedState
+from esper.contracts.selection import Decision, decision_data, decision_from
+from esper.execution import lifecycle, optimizers
+from esper.execution.counterfactual import Effect, evaluate
+from esper.execution.isolation import LossFn
+from esper.execution.probes import Readings, probe
+from esper.execution.quiet import keeps_statistics
+from esper.execution.shapes import observe_shapes
+from esper.execution.surgery import kasmina_layers
+from esper.services.tamiyo.blueprint_integration import BlueprintIntegration, smallest_kernel
+from esper.services.tamiyo.graft import Baseline, Graft, Training
+from esper.services.tamiyo.performance_tracker import PerformanceTracker
+from esper.services.tamiyo.policy import HeuristicPolicy, LayerRecord, Situation, loss_trend
+from esper.services.tamiyo.report import EpochReport, Step, Verdict
+from esper.services.tamiyo.run_log import RunLog
+from esper.services.tamiyo.seed_selector import SeedSelector
+from esper.services.tamiyo.settings import load_config
+from esper.services.tamiyo.strategies import STRATEGIES
+from esper.stores import open_store
+from esper.stores._base import MetricsStore
+from esper.stores.journal import Journal
+from esper.stores.memory import MemoryStore
+
+logger = logging.getLogger(__name__)
+
+_CALIBRATION_BATCHES = 8
+
+
+@final
+class Tamiyo:
+    """Decides where, when and which seed to grow, and sees each graft through.
+
+    Args:
+        model: A model wrapped by ``esper.wrap``.
+        optimizer: Trains it; kernels join it when they are blended in.
+        loss_fn: Takes the model and a batch; gives per-example losses, shape (B,). If the training
+            runs under autocast, put the autocast into this function.
+        holdout: Any re-iterable of batches that are never trained on.
+        config: Settings, or the path of a YAML file; defaults if not given.
+        store: Where the history is kept: a URL as ``"sqlite:///history.db"``, or a store. What
+            earlier runs of the same ``scope`` left there is learnt from. In memory if not given.
+        scheduler: Learning-rate scheduler of ``optimizer``; it is told of new parameters.
+        seed: Run seed: the same seed and data give the same event log.
+        accuracy_fn: Per-example correctness, shape (B,); recorded if given.
+        seed_optimizer: Makes the optimizer of an isolated seed; by default one like ``optimizer``.
+        scope: Whose history this is; by default the model's class name.
+        run: Name of the run in the store; by default a fresh one.
+
+    Raises:
+        ConfigError: if the model is not wrapped, the holdout can be iterated only once, or a setting
+            is wrong.
+        KernelError: if the model fails on a batch of the holdout; it is left as it was.
+        StoreError: if the store cannot be opened.
+    """
+
+    def __init__(  # noqa: PLR0913 (the public contract; everything else is keyword-only)
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        loss_fn: LossFn,
+        holdout: Iterable[Any],
+        config: Config | str | Path | None = None,
+        store: str | MetricsStore | Journal | None = None,
+        scheduler: Any = None,
+        seed: int = 0,
+        accuracy_fn: LossFn | None = None,
+        seed_optimizer: optimizers.SeedOptimizer | None = None,
+        scope: str | None = None,
+        run: str | None = None,
+    ) -> None:
+        model = getattr(model, "_orig_mod", model)
+        self.config = config if isinstance(config, Config) else _read(config)
+        self.layers = kasmina_layers(model)
+        self.training = Training(
+            model=model,
+            optimizer=optimizer,
+            loss_fn=loss_fn,
+            holdout=holdout,
+            scheduler=scheduler,
+            seed_optimizer=seed_optimizer,
+            accuracy_fn=accuracy_fn,
+        )
+        _check_model(self.layers, holdout)
+        observe_shapes(model, self.layers, loss_fn=loss_fn, batch=next(iter(holdout)))
+        self.log = RunLog(
+            _journal(store),
+            scope=type(model).__name__ if scope is None else scope,
+            run=run if run is not None else ("" if store is None else uuid4().hex[:12]),
+        )
+        self.tracker = self._make_tracker()
+        self.selector = self._make_selector(seed)
+        self.policy = HeuristicPolicy(self.config.growth)
+        self.integration = BlueprintIntegration(self.selector, seed=seed)
+        self.grafts = ActiveGrafts(
+            self.training,
+            self.layers,
+            config=self.config,
+            tracker=self.tracker,
+            selector=self.selector,
+            log=self.log,
+        )
+        self._smallest = {name: smallest_kernel(layer) for name, layer in self.layers.items()}
+        self._losses: list[float] = []
+        self._last_graft_epoch: int | None = None
+        self._epoch = -1
+        self._batches = 0
+        self._batches_of_epoch = 0
+        self._readings = Readings()
+        self._recent: deque[Any] = deque(maxlen=_CALIBRATION_BATCHES)
+        self._keeps_statistics = keeps_statistics(model)
+
+    # --- what the user calls ----------------------------------------------------------------------
+
+    def on_batch_end(self, batch: Any) -> None:
+        """After ``optimizer.step()``: probe now and then, train isolated seeds, raise alphas.
+
+        Args:
+            batch: The batch that was just trained on, as ``loss_fn`` takes it.
+        """
+        self._batches += 1
+        self._batches_of_epoch += 1
+        if not self._keeps_statistics:
+            self._recent.clear()
+        self._recent.append(batch)
+        if self._batches % self.config.growth.probe_every == 0:
+            self._probe(batch)
+        self.grafts.on_batch(batch)
+
+    def on_epoch_end(self, epoch: int) -> EpochReport:
+        """Measure, move grafts on, judge what is due, and perhaps begin the next graft.
+
+        Args:
+            epoch: Number of the epoch that ended; larger than at the last call.
+
+        Returns:
+            What was done and why; ``print`` it.
+
+        Raises:
+            ConfigError: if the epoch is not larger than the last one.
+        """
+        if epoch <= self._epoch:
+            raise ConfigError(f"epoch {epoch} ended before: the last one was {self._epoch}")
+        self._epoch = epoch
+        self.grafts.wake(epoch)
+        now = self._measure()
+        self._losses.append(now.loss)
+        verdicts = self.grafts.move_on(
+            now,
+            epoch=epoch,
+            batches_per_epoch=self._batches_of_epoch,
+            calibration=list(self._recent) if self._keeps_statistics else (),
+        )
+        decision, reason = self._grow(now, epoch)
+        self._batches_of_epoch = 0
+        report = EpochReport(
+            epoch=epoch,
+            holdout_loss=now.loss,
+            holdout_accuracy=now.accuracy,
+            used=self.used,
+            budget=self.config.growth.budget,
+            steps=self.grafts.take_steps(),
+            verdicts=tuple(verdicts),
+            decision=decision,
+            reason=reason,
+        )
+        self.log.epoch(report)
+        return report
+
+    @property
+    def used(self) -> int:
+        """Parameters of all kernels, absorbed or under way."""
+        return sum(layer.grown_parameters for layer in self.layers.values())
+
+    def events(self) -> list[Event]:
+        """The event log of this run so far, in order."""
+        return self.log.events()
+
+    def close(self) -> None:
+        """Deliver what waits for the store and close it.
+
+        Raises:
+            StoreError: if events could not be stored.
+        """
+        self.log.journal.close()
+
+    # --- one epoch, in order ----------------------------------------------------------------------
+
+    def _measure(self) -> Baseline:
+        training = self.training
+        loss = evaluate(training.model, training.loss_fn, training.holdout)
+        if training.accuracy_fn is None:
+            return Baseline(loss=loss)
+        return Baseline(
+            loss=loss, accuracy=evaluate(training.model, training.accuracy_fn, training.holdout)
+        )
+
+    def _grow(self, now: Baseline, epoch: int) -> tuple[Decision | None, str]:
+        signals = self._signals(now, epoch)
+        self.log.health(signals)
+        self.tracker.refresh()
+        request, reason = self.policy.decide(self._situation(signals, epoch))
+        if request is None:
+            return None, reason
+        self.log.request(request)
+        return self._begin(request, {s.layer_name: s for s in signals}, now)
+
+    def _begin(
+        self, request: GraftRequest, signals: Mapping[str, HealthSignal], now: Baseline
+    ) -> tuple[Decision | None, str]:
+        layer = self.layers[request.layer_name]
+        try:
+            decision, kernel = self.integration.graft_now(
+                layer, request, health=signals[request.layer_name]
+            )
+        except (NoViableSeedError, KernelError) as error:
+            logger.warning("no graft at epoch %d: %s", request.epoch, error)
+            self.log.refusal(request, error)
+            return None, str(error)
+        self.grafts.begin(decision, kernel, now)
+        if kernel.cost is not None and kernel.cost.latency_ms is not None:
+            self.tracker.record_timing(decision, latency_ms=kernel.cost.latency_ms)
+        self._last_graft_epoch = request.epoch
+        return decision, request.reason
+
+    def _signals(self, now: Baseline, epoch: int) -> list[HealthSignal]:
+        if not self._readings and self._recent:
+            self._probe(self._recent[-1])
+        trend = loss_trend(self._losses, self.config.growth.plateau_window)
+        means = self._readings.take()
+        return [
+            HealthSignal(
+                layer_name=name,
+                epoch=epoch,
+                holdout_loss=now.loss,
+                loss_trend=trend,
+                **means.get(name, {}),
+            )
+            for name in self.layers
+        ]
+
+    def _situation(self, signals: list[HealthSignal], epoch: int) -> Situation:
+        return Situation(
+            epoch=epoch,
+            losses=self._losses,
+            signals=signals,
+            records={name: self._record_of(name) for name in self.layers},
+            used=self.used,
+            last_graft_epoch=self._last_graft_epoch,
+        )
+
+    def _record_of(self, layer_name: str) -> LayerRecord:
+        metrics = self.tracker.get_layer_metrics(layer_name).values()
+        return LayerRecord(
+            kept=sum(m.successful_grafts for m in metrics),
+            judged=sum(m.total_outcomes for m in metrics),
+            active=self.grafts.count(layer_name),
+            smallest_kernel=self._smallest[layer_name],
+        )
+
+    def _probe(self, batch: Any) -> None:
+        training = self.training
+        self._readings.add(
+            probe(training.model, self.layers, loss_fn=training.loss_fn, batch=batch)
+        )
