@@ -1,0 +1,365 @@
+"""What events amount to: one compact record per seed, kept up to date by each event.
+
+`fold` is the only way from an event to the records; reading a whole log through it gives the same
+records as having been there. Records keep sums, so that choosing never walks over a window; the
+windows themselves are rings of doubles, about one kilobyte per seed when full.
+"""
+
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from math import fsum, isnan, nan
+from typing import Any, final
+
+from esper.contracts.errors import StoreError
+from esper.contracts.events import Event
+
+_OPEN = 32
+"""Decisions without an outcome that are remembered per seed; older ones count as expired."""
+
+_CANCELLED = 1e-8
+"""When a sum of squares falls to this share of what it was, rounding rules; it is taken anew."""
+
+
+@final
+class Ring:
+    """The last ``size`` rows of ``width`` doubles each; NaN is unmeasured."""
+
+    __slots__ = ("_cells", "_oldest", "size", "width")
+
+    def __init__(self, size: int, width: int) -> None:
+        self.size = size
+        self.width = width
+        self._cells = array("d")
+        self._oldest = 0
+
+    def push(self, *row: float | None) -> float | None:
+        """Add a row; returns the first value of the row that fell out, if one did."""
+        cells = self._cells
+        values = [nan if value is None else value for value in row]
+        if len(cells) < self.size * self.width:
+            cells.extend(values)
+            return None
+        start = self._oldest
+        fallen = cells[start]
+        cells[start : start + self.width] = array("d", values)
+        self._oldest = (start + self.width) % len(cells)
+        return fallen
+
+    def column(self, index: int) -> list[float]:
+        """The measured values of one column, oldest first."""
+        cells, start = self._cells, self._oldest
+        values = cells[start + index :: self.width] + cells[index : start : self.width]
+        return [value for value in values if not isnan(value)]
+
+
+@final
+class SeedRecord:
+    """One seed of one layer under one blueprint: what `SeedPerformanceMetrics` is made from.
+
+    Attributes:
+        seed_idx: Slot of the layer.
+        layer_name: Dotted name of the layer.
+        blueprint: What was bound to the seed; empty if nothing was.
+        kernel_id: The kernel that was measured last.
+        count: Outcomes inside the window.
+        mean: Mean reward of the window.
+        m2: Sum of squared deviations from the mean over the window.
+        recent: Exponentially weighted mean of all rewards.
+        outcomes: Outcomes ever, failures included.
+        total_activations: Choices ever.
+        successful_grafts: Kernels that were kept.
+        failed_attempts: Grafts that failed with an error.
+        last_activation_epoch: Epoch of the latest choice; -1 before the first.
+        open: Ids of decisions whose outcome has not come, oldest first.
+    """
+
+    __slots__ = (
+        "_measured",
+        "_timed",
+        "_weight",
+        "blueprint",
+        "count",
+        "failed_attempts",
+        "kernel_id",
+        "last_activation_epoch",
+        "layer_name",
+        "m2",
+        "mean",
+        "open",
+        "outcomes",
+        "recent",
+        "seed_idx",
+        "successful_grafts",
+        "total_activations",
+    )
+
+    def __init__(self, layer_name: str, seed_idx: int, blueprint: str) -> None:
+        self.seed_idx = seed_idx
+        self.layer_name = layer_name
+        self.blueprint = blueprint
+        self.kernel_id: str | None = None
+        self.count = 0
+        self.mean = 0.0
+        self.m2 = 0.0
+        self.recent = 0.0
+        self.outcomes = 0
+        self.total_activations = 0
+        self.successful_grafts = 0
+        self.failed_attempts = 0
+        self.last_activation_epoch = -1
+        self.open: tuple[str, ...] = ()
+        self._weight = 0.0
+        self._measured: Ring | None = None
+        self._timed: Ring | None = None
+
+    def choose(self, decision_id: str, epoch: int) -> None:
+        """Note a choice; an id that is not empty waits for its outcome."""
+        self.total_activations += 1
+        self.last_activation_epoch = max(self.last_activation_epoch, epoch)
+        if decision_id:
+            self.open = (*self.open[-_OPEN + 1 :], decision_id)
+
+    def close(self, decision_id: str) -> bool:
+        """No longer wait for this decision; whether it was waited for."""
+        if decision_id not in self.open:
+            return False
+        self.open = tuple([waiting for waiting in self.open if waiting != decision_id])
+        return True
+
+    def add(
+        self,
+        reward: float,
+        accuracy: float | None,
+        loss: float | None,
+        *,
+        window_size: int,
+        decay_factor: float,
+    ) -> None:
+        """Take in one outcome, in constant time."""
+        if self._measured is None:
+            self._measured = Ring(window_size, 3)
+        self.outcomes += 1
+        self._weight = self._weight * decay_factor + 1.0
+        self.recent += (reward - self.recent) / self._weight
+        fallen = self._measured.push(reward, accuracy, loss)
+        before = reward - self.mean
+        if fallen is None:
+            self.count += 1
+            self.mean += before / self.count
+            self.m2 += before * (reward - self.mean)
+            return
+        change = reward - fallen
+        if not change:
+            return
+        behind = fallen - self.mean
+        self.mean += change / self.count
+        m2 = self.m2 + change * (reward - self.mean + behind)
+        if m2 > _CANCELLED * (self.m2 + change * change) and self.outcomes % window_size:
+            self.m2 = m2
+        else:
+            self._take_anew()
+
+    def time(self, latency_ms: float | None, memory_mb: float | None, window_size: int) -> None:
+        """Take in what a clock and an allocator said."""
+        if latency_ms is None and memory_mb is None:
+            return
+        if self._timed is None:
+            self._timed = Ring(window_size, 2)
+        self._timed.push(latency_ms, memory_mb)
+
+    def measured(self) -> tuple[list[float], list[float], list[float]]:
+        """Windows of rewards, accuracy gains and loss reductions, oldest first."""
+        ring = self._measured
+        return (ring.column(0), ring.column(1), ring.column(2)) if ring else ([], [], [])
+
+    def timed(self) -> tuple[list[float], list[float]]:
+        """Windows of latencies in milliseconds and memory in megabytes, oldest first."""
+        ring = self._timed
+        return (ring.column(0), ring.column(1)) if ring else ([], [])
+
+    def _take_anew(self) -> None:
+        rewards, _, _ = self.measured()
+        self.mean = fsum(rewards) / len(rewards)
+        self.m2 = fsum([(value - self.mean) ** 2 for value in rewards])
+
+
+@final
+class LayerRecord:
+    """The seeds of one layer, each under the blueprint that is bound to it now.
+
+    Attributes:
+        name: Dotted name of the layer.
+        seeds: Seed to its record; strategies read this very dictionary.
+        choices: Choices ever made in the layer.
+    """
+
+    __slots__ = ("_aside", "_bound", "choices", "name", "seeds")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.seeds: dict[int, SeedRecord] = {}
+        self.choices = 0
+        self._aside: dict[tuple[int, str], SeedRecord] | None = None
+        self._bound: set[int] | None = None
+
+    def current(self, seed_idx: int) -> SeedRecord:
+        """The record of the seed under its blueprint of now."""
+        record = self.seeds.get(seed_idx)
+        if record is None:
+            record = self.seeds[seed_idx] = SeedRecord(self.name, seed_idx, "")
+        return record
+
+    def under(self, seed_idx: int, blueprint: str) -> SeedRecord:
+        """The record of the seed under ``blueprint``, whatever is bound to it now."""
+        record = self.seeds.get(seed_idx)
+        if record is not None and record.blueprint == blueprint:
+            return record
+        if record is None and not (self._bound and seed_idx in self._bound):
+            record = self.seeds[seed_idx] = SeedRecord(self.name, seed_idx, blueprint)
+            return record
+        aside = self._aside = {} if self._aside is None else self._aside
+        record = aside.get((seed_idx, blueprint))
+        if record is None:
+            record = aside[seed_idx, blueprint] = SeedRecord(self.name, seed_idx, blueprint)
+        return record
+
+    def bind(self, seed_idx: int, blueprint: str) -> None:
+        """From now on the seed stands for ``blueprint``, whatever others do in their runs."""
+        bound = self._bound = set() if self._bound is None else self._bound
+        bound.add(seed_idx)
+        self._turn_to(seed_idx, blueprint)
+
+    def follow(self, seed_idx: int, blueprint: str) -> None:
+        """Let the seed stand for ``blueprint`` unless `bind` said what it stands for."""
+        if not (self._bound and seed_idx in self._bound):
+            self._turn_to(seed_idx, blueprint)
+
+    def _turn_to(self, seed_idx: int, blueprint: str) -> None:
+        current = self.seeds.get(seed_idx)
+        if current is not None and current.blueprint == blueprint:
+            return
+        aside = self._aside = {} if self._aside is None else self._aside
+        if current is not None:
+            aside[seed_idx, current.blueprint] = current
+        record = aside.pop((seed_idx, blueprint), None)
+        self.seeds[seed_idx] = record or SeedRecord(self.name, seed_idx, blueprint)
+
+
+@final
+class History:
+    """All layers of one scope.
+
+    Args:
+        window_size: Outcomes of a seed that are remembered, >= 1.
+        decay_factor: Weight of an outcome relative to the one after it, in (0, 1].
+
+    Attributes:
+        layers: Name to record.
+        writers: Who made the decisions in it.
+    """
+
+    def __init__(self, window_size: int, decay_factor: float) -> None:
+        self.window_size = window_size
+        self.decay_factor = decay_factor
+        self.layers: dict[str, LayerRecord] = {}
+        self.writers: set[str] = set()
+
+    def layer(self, name: str) -> LayerRecord:
+        """The record of a layer, begun if there is none."""
+        record = self.layers.get(name)
+        if record is None:
+            record = self.layers[name] = LayerRecord(name)
+        return record
+
+    def records(self) -> Iterator[SeedRecord]:
+        """Every seed under its blueprint of now."""
+        for layer in self.layers.values():
+            yield from layer.seeds.values()
+
+
+def fold(history: History, event: Event) -> None:
+    """Bring ``history`` up to date with one event; kinds that do not concern it change nothing.
+
+    Touches nothing but ``history`` and depends on nothing but its arguments.
+
+    Raises:
+        StoreError: if the event lacks what its kind must have.
+    """
+    take_in = _FOLDS.get(event.kind)
+    if take_in is None:
+        return
+    try:
+        take_in(history, event.data)
+    except (KeyError, TypeError) as error:
+        raise StoreError(
+            f"event {event.op_id!r} of kind {event.kind!r} cannot be read ({error!r}); it was "
+            "written by another version of Esper or damaged"
+        ) from error
+
+
+def _decision(history: History, data: Mapping[str, Any]) -> None:
+    decision_id, layer_name = data["decision"], data["layer"]
+    layer = history.layer(layer_name)
+    layer.choices += 1
+    layer.follow(data["seed"], data["blueprint"])
+    layer.under(data["seed"], data["blueprint"]).choose(decision_id, data["epoch"])
+    if decision_id:
+        history.writers.add(writer_of(decision_id, layer_name))
+
+
+def _outcome(history: History, data: Mapping[str, Any]) -> None:
+    record = _record(history, data)
+    record.close(data["decision"])
+    if data.get("kernel") is not None:
+        record.kernel_id = data["kernel"]
+    record.add(
+        data["reward"],
+        data.get("accuracy_delta"),
+        data.get("loss_delta"),
+        window_size=history.window_size,
+        decay_factor=history.decay_factor,
+    )
+    record.time(data.get("latency_ms"), data.get("memory_mb"), history.window_size)
+
+
+def _failure(history: History, data: Mapping[str, Any]) -> None:
+    record = _record(history, data)
+    record.close(data["decision"])
+    record.failed_attempts += 1
+    record.add(0.0, None, None, window_size=history.window_size, decay_factor=history.decay_factor)
+
+
+def _verdict(history: History, data: Mapping[str, Any]) -> None:
+    _record(history, data).successful_grafts += bool(data["kept"])
+
+
+def _timing(history: History, data: Mapping[str, Any]) -> None:
+    _record(history, data).time(data.get("latency_ms"), data.get("memory_mb"), history.window_size)
+
+
+def _record(history: History, data: Mapping[str, Any]) -> SeedRecord:
+    return history.layer(data["layer"]).under(data["seed"], data["blueprint"])
+
+
+def writer_of(decision_id: str, layer_name: str) -> str:
+    """Who made a decision, as its id says: ``writer/layer/number``; empty if it is no such id.
+
+    Example:
+        >>> writer_of("run-7/fc1/3", "fc1")
+        'run-7'
+    """
+    before, _, number = decision_id.rpartition("/")
+    end = f"/{layer_name}"
+    return before.removesuffix(end) if number.isdecimal() and before.endswith(end) else ""
+
+
+_FOLDS: dict[str, Callable[[History, Mapping[str, Any]], None]] = {
+    "decision": _decision,
+    "outcome": _outcome,
+    "failure": _failure,
+    "verdict": _verdict,
+    "timing": _timing,
+}
+
+KINDS = tuple(_FOLDS)
+"""The kinds of event that make up a history."""

@@ -1,0 +1,505 @@
+"""PerformanceTracker: what came of every seed, in memory first, then in the store."""
+
+import asyncio
+import logging
+from collections import deque
+from secrets import token_hex
+from threading import Lock, RLock
+from typing import TYPE_CHECKING, Any, final
+
+from esper.contracts.errors import ConfigError, SelectionError, StoreError
+from esper.contracts.events import Event
+from esper.contracts.performance import (
+    PerformanceDelta,
+    SeedPerformanceMetrics,
+    require_finite,
+    reward,
+)
+from esper.contracts.selection import Decision, decision_data
+from esper.services.tamiyo.history import KINDS, History, LayerRecord, SeedRecord, fold, writer_of
+from esper.services.tamiyo.strategies._base import standardise
+from esper.services.tamiyo.strategies.thompson import Thompson
+from esper.services.tamiyo.strategies.ucb import UCB
+from esper.stores._base import MetricsStore
+from esper.stores.journal import Journal
+
+if TYPE_CHECKING:
+    from redis import Redis
+    from redis.asyncio import Redis as AsyncRedis
+
+__all__ = ["PerformanceDelta", "PerformanceTracker", "SeedPerformanceMetrics"]
+
+logger = logging.getLogger(__name__)
+
+
+@final
+class PerformanceTracker:
+    """Keeps the record of every seed, and shares it through a store if there is one.
+
+    Every change is an event that is folded into memory at once and appended to the store after; a
+    tracker opened on that store later starts from the same records. Without a store no event is
+    made or kept, so memory does not grow with the number of updates. Safe to use from several
+    threads and asyncio tasks.
+
+    Args:
+        redis_client: A redis-py client, sync or asyncio; short for ``store=RedisStore(client)``.
+        window_size: Outcomes of a seed that are remembered, >= 1.
+        decay_factor: Weight of an outcome relative to the one after it, in (0, 1].
+        store: Where events go and what is known already comes from.
+        scope: Whose history this is; only events of the same scope are read.
+        run: Name of this run, unique in the store unless the run is resumed; ids of events and
+            decisions are made from it, so a run repeated under one name writes the same ids. If
+            empty, a random one is drawn where there is a store.
+
+    Raises:
+        ConfigError: if a setting is out of range, or both a client and a store are given.
+        StoreError: if the store cannot be read.
+
+    Attributes:
+        lock: Held while records change; hold it to read several of them as of one moment.
+    """
+
+    def __init__(
+        self,
+        redis_client: "Redis | AsyncRedis | None" = None,
+        *,
+        window_size: int = 20,
+        decay_factor: float = 0.9,
+        store: MetricsStore | Journal | None = None,
+        scope: str = "",
+        run: str = "",
+    ) -> None:
+        _check_settings(window_size, decay_factor)
+        self.scope = scope
+        self.run = run
+        self.lock = RLock()
+        self._journal = _journal(redis_client, store)
+        if not run and self._journal is not None:
+            run = token_hex(8)
+        self._writer = "/".join(filter(None, (scope, run))) or "local"
+        self._history = History(window_size, decay_factor)
+        self._queue: deque[Event] = deque()
+        self._writing = Lock()
+        self._written = 0
+        self._cursor = ""
+        self._load(None)
+
+    # Reading
+
+    def get_layer_metrics(self, layer_name: str) -> dict[int, SeedPerformanceMetrics]:
+        """A snapshot of the layer's seeds, free to keep and change; empty for an unknown layer."""
+        with self.lock:
+            layer = self._history.layers.get(layer_name)
+            if layer is None:
+                return {}
+            seeds = sorted(layer.seeds)
+            bounds = UCB().scores(seeds, layer.seeds)
+            posteriors = Thompson().posteriors(seeds, layer.seeds)
+            centre, scale, _ = standardise(layer.seeds)
+            found = {}
+            for seed in seeds:
+                alpha, beta = posteriors[seed]
+                record = layer.seeds[seed]
+                metrics = _snapshot(record, self._history.decay_factor)
+                metrics.ucb_score = bounds[seed]
+                metrics.thompson_score = alpha / (alpha + beta)
+                metrics.performance_score = (
+                    (record.recent - centre) / scale if record.count else 0.0
+                )
+                found[seed] = metrics
+            return found
+
+    @property
+    def layer_names(self) -> list[str]:
+        """The layers that anything is known of, in the order in which it became known."""
+        return list(self._history.layers)
+
+    def layer(self, layer_name: str) -> LayerRecord | None:
+        """The live record of a layer, to be read under ``lock`` and not changed."""
+        return self._history.layers.get(layer_name)
+
+    @property
+    def journal(self) -> Journal | None:
+        """What events are written through; ``None`` without a store."""
+        return self._journal
+
+    # Recording
+
+    def bind(self, layer_name: str, seed_idx: int, blueprint: str) -> None:
+        """Say what a seed stands for; what is known of it under another blueprint is kept aside."""
+        _check_seed(layer_name, seed_idx)
+        with self.lock:
+            self._history.layer(layer_name).bind(seed_idx, blueprint)
+
+    def record_selection(
+        self, layer_name: str, seed_idx: int, *, decision: Decision | None = None
+    ) -> SeedRecord:
+        """Count a choice; with its decision, also wait for the outcome.
+
+        Returns:
+            The live record of the seed.
+        """
+        _check_seed(layer_name, seed_idx)
+        with self.lock:
+            layer = self._history.layer(layer_name)
+            record = layer.current(seed_idx)
+            layer.choices += 1
+            if decision is None:
+                record.choose("", -1)
+            else:
+                record.choose(decision.decision_id, decision.epoch)
+                self._history.writers.add(self._writer)
+            if self._journal is not None:
+                data = self._where(record, "") | {"epoch": -1}
+                self._note("decision", data if decision is None else decision_data(decision))
+        return record
+
+    def update_metrics_now(
+        self,
+        layer_name: str,
+        seed_idx: int,
+        performance_delta: PerformanceDelta,
+        *,
+        decision: Decision | None = None,
+        kernel_id: str | None = None,
+    ) -> None:
+        """Record what came of a choice.
+
+        Args:
+            layer_name: The layer.
+            seed_idx: The seed.
+            performance_delta: What was measured; its reward is `contracts.performance.reward`.
+            decision: The decision that this is the outcome of, however late and in any order; a
+                second outcome of one decision is not counted. Without it, the outcome answers the
+                seed's latest open decision, if there is one.
+            kernel_id: The kernel that was measured.
+
+        Raises:
+            MeasurementError: if a measurement is NaN or infinite, or nothing was measured.
+            SelectionError: if the decision was never made here, or concerns another seed.
+        """
+        self._take_outcome(layer_name, seed_idx, performance_delta, decision, kernel_id)
+        self.flush()
+
+    async def update_metrics(
+        self,
+        layer_name: str,
+        seed_idx: int,
+        performance_delta: PerformanceDelta,
+        *,
+        decision: Decision | None = None,
+        kernel_id: str | None = None,
+    ) -> None:
+        """`update_metrics_now`, the store being written by another thread meanwhile."""
+        self._take_outcome(layer_name, seed_idx, performance_delta, decision, kernel_id)
+        await self.flush_async()
+
+    def record_failure(
+        self, layer_name: str, seed_idx: int, error: str, *, decision: Decision | None = None
+    ) -> None:
+        """Record that a graft failed: nothing changed, nothing gained, an outcome of reward 0.
+
+        Args:
+            layer_name: The layer.
+            seed_idx: The seed.
+            error: What went wrong, in words.
+            decision: As for `update_metrics_now`; a decision that has an outcome is not counted
+                again.
+
+        Raises:
+            SelectionError: as `update_metrics_now`.
+        """
+        _check_seed(layer_name, seed_idx)
+        with self.lock:
+            record, decision_id = self._answered(layer_name, seed_idx, decision)
+            if record is None:
+                return
+            self._apply("failure", self._where(record, decision_id) | {"error": error})
+        self.flush()
+
+    def record_verdict(
+        self, layer_name: str, seed_idx: int, kept: bool, *, decision: Decision | None = None
+    ) -> None:
+        """Record that a kernel was kept or culled."""
+        self._record("verdict", layer_name, seed_idx, decision, {"kept": kept})
+
+    def record_timing(
+        self,
+        layer_name: str,
+        seed_idx: int,
+        *,
+        latency_ms: float | None = None,
+        memory_mb: float | None = None,
+        decision: Decision | None = None,
+    ) -> None:
+        """Record what depends on the machine of the day, apart from the outcome, which does not.
+
+        Raises:
+            MeasurementError: if a measurement is NaN or infinite.
+        """
+        delta = PerformanceDelta(latency_ms=latency_ms, memory_mb=memory_mb)
+        require_finite(delta)
+        data = {
+            name: float(value)
+            for name, value in (("latency_ms", latency_ms), ("memory_mb", memory_mb))
+            if value is not None
+        }
+        self._record("timing", layer_name, seed_idx, decision, data)
+
+    def record_of(self, decision: Decision) -> SeedRecord:
+        """The live record that the outcome of ``decision`` will go to."""
+        with self.lock:
+            layer = self._history.layer(decision.layer_name)
+            return layer.under(decision.seed_idx, decision.blueprint)
+
+    def withdraw(self, decision: Decision) -> None:
+        """No longer wait for the outcome of a decision that came to nothing."""
+        with self.lock:
+            self.record_of(decision).close(decision.decision_id)
+
+    def decision_id(self, layer_name: str, number: int) -> str:
+        """Id of the ``number``-th choice in a layer, unique in the store."""
+        return f"{self._writer}/{layer_name}/{number}"
+
+    # The store
+
+    def flush(self) -> None:
+        """Hand all events so far to the store; in the order in which they happened."""
+        journal = self._journal
+        if journal is None or not self._queue:
+            return
+        with self._writing:
+            waiting = []
+            while self._queue:
+                waiting.append(self._queue.popleft())
+            journal.append_all(waiting)
+
+    async def flush_async(self) -> None:
+        """`flush` in another thread, so that the event loop goes on."""
+        if self._queue:
+            await asyncio.to_thread(self.flush)
+
+    def refresh(self) -> int:
+        """Take in what others have appended to the store since; returns how many events.
+
+        A store that cannot be read is logged as a warning and tried again at the next call.
+        """
+        if self._journal is None:
+            return 0
+        own, count = self._op_id(""), 0
+        try:
+            with self.lock:
+                for position, event in self._journal.read(
+                    self._cursor, scope=self.scope, kinds=KINDS
+                ):
+                    self._cursor = position
+                    if not event.op_id.startswith(own):
+                        fold(self._history, event)
+                        count += 1
+        except StoreError as error:
+            logger.warning("what others learnt cannot be read now: %s", error)
+        return count
+
+    @property
+    def position(self) -> int:
+        """How many events this run has written; goes into a checkpoint, for `rewind`."""
+        return self._written
+
+    def rewind(self, position: int) -> None:
+        """Forget what this run did after ``position``: a run is resumed from an older checkpoint.
+
+        What is done anew gets the same ids, so the store keeps one copy. Seeds must be bound again.
+
+        Raises:
+            StoreError: if the store cannot be read.
+        """
+        self.flush()
+        with self.lock:
+            self._load(position)
+
+    def _load(self, position: int | None) -> None:
+        if self._journal is None:
+            return
+        history = History(self._history.window_size, self._history.decay_factor)
+        own, written, cursor = self._op_id(""), 0, ""
+        for place, event in self._journal.read(scope=self.scope, kinds=KINDS):
+            cursor = place
+            if event.op_id.startswith(own):
+                number = int(event.op_id.removeprefix(own))
+                if position is not None and number >= position:
+                    continue
+                written = max(written, number + 1)
+            fold(history, event)
+        self._history, self._written, self._cursor = history, written, cursor
+
+    def _take_outcome(
+        self,
+        layer_name: str,
+        seed_idx: int,
+        delta: PerformanceDelta,
+        decision: Decision | None,
+        kernel_id: str | None,
+    ) -> None:
+        value = float(reward(delta))
+        _check_seed(layer_name, seed_idx)
+        with self.lock:
+            record, decision_id = self._answered(layer_name, seed_idx, decision)
+            if record is None:
+                return
+            if self._journal is None:
+                self._take_in(record, value, delta, kernel_id)
+                return
+            data = self._where(record, decision_id)
+            data["reward"] = value
+            for name in _MEASURED:
+                measured = getattr(delta, name)
+                if measured is not None:
+                    data[name] = float(measured)
+            if kernel_id is not None:
+                data["kernel"] = kernel_id
+            self._apply("outcome", data)
+
+    def _take_in(
+        self, record: SeedRecord, value: float, delta: PerformanceDelta, kernel_id: str | None
+    ) -> None:
+        history = self._history
+        if kernel_id is not None:
+            record.kernel_id = kernel_id
+        record.add(
+            value,
+            delta.accuracy_delta,
+            delta.loss_delta,
+            window_size=history.window_size,
+            decay_factor=history.decay_factor,
+        )
+        record.time(delta.latency_ms, delta.memory_mb, history.window_size)
+
+    def _answered(
+        self, layer_name: str, seed_idx: int, decision: Decision | None
+    ) -> tuple[SeedRecord | None, str]:
+        """The record that an outcome goes to and the decision that it answers; or no record."""
+        if decision is None:
+            record = self._history.layer(layer_name).current(seed_idx)
+            decision_id = record.open[-1] if record.open else ""
+            record.open = record.open[:-1]
+            return record, decision_id
+        self._check_decision(layer_name, seed_idx, decision)
+        record = self._history.layer(layer_name).under(seed_idx, decision.blueprint)
+        if record.close(decision.decision_id):
+            return record, decision.decision_id
+        logger.info(
+            "decision %s has its outcome already, or expired; not counted again",
+            decision.decision_id,
+        )
+        return None, decision.decision_id
+
+    def _check_decision(self, layer_name: str, seed_idx: int, decision: Decision) -> None:
+        if (decision.layer_name, decision.seed_idx) != (layer_name, seed_idx):
+            raise SelectionError(
+                f"decision {decision.decision_id!r} chose seed {decision.seed_idx} of layer "
+                f"{decision.layer_name!r}, but the outcome is for seed {seed_idx} of layer "
+                f"{layer_name!r}; hand each outcome back with its own decision"
+            )
+        layer = self._history.layers.get(layer_name)
+        number = decision.decision_id.rpartition("/")[2]
+        writer = writer_of(decision.decision_id, layer_name)
+        known = layer is not None and writer in self._history.writers
+        if not known or layer is None or int(number) >= layer.choices:
+            raise SelectionError(
+                f"decision {decision.decision_id!r} was never made as far as this tracker knows; "
+                "use the tracker (or a tracker on the store) that it was made with, after refresh()"
+            )
+
+    def _record(
+        self,
+        kind: str,
+        layer_name: str,
+        seed_idx: int,
+        decision: Decision | None,
+        facts: dict[str, Any],
+    ) -> None:
+        _check_seed(layer_name, seed_idx)
+        with self.lock:
+            if decision is None:
+                record, decision_id = self._history.layer(layer_name).current(seed_idx), ""
+            else:
+                self._check_decision(layer_name, seed_idx, decision)
+                layer = self._history.layer(layer_name)
+                record = layer.under(seed_idx, decision.blueprint)
+                decision_id = decision.decision_id
+            self._apply(kind, self._where(record, decision_id) | facts)
+        self.flush()
+
+    def _where(self, record: SeedRecord, decision_id: str) -> dict[str, Any]:
+        return {
+            "decision": decision_id,
+            "layer": record.layer_name,
+            "seed": record.seed_idx,
+            "blueprint": record.blueprint,
+        }
+
+    def _apply(self, kind: str, data: dict[str, Any]) -> None:
+        fold(self._history, self._note(kind, data))
+
+    def _note(self, kind: str, data: dict[str, Any]) -> Event:
+        event = Event(self._op_id(self._written), kind, self.scope, self.run, data)
+        if self._journal is not None:
+            self._written += 1
+            self._queue.append(event)
+        return event
+
+    def _op_id(self, number: int | str) -> str:
+        return f"{self._writer}/tracker/{number}"
+
+
+_MEASURED = ("accuracy_delta", "loss_delta", "latency_ms", "memory_mb", "reward_stderr")
+
+
+def _snapshot(record: SeedRecord, decay_factor: float) -> SeedPerformanceMetrics:
+    rewards, accuracies, losses = record.measured()
+    latencies, memory = record.timed()
+    return SeedPerformanceMetrics(
+        seed_idx=record.seed_idx,
+        layer_name=record.layer_name,
+        kernel_id=record.kernel_id,
+        accuracy_improvements=accuracies,
+        loss_reductions=losses,
+        execution_latencies=latencies,
+        memory_usage=memory,
+        total_activations=record.total_activations,
+        successful_grafts=record.successful_grafts,
+        failed_attempts=record.failed_attempts,
+        last_activation_epoch=record.last_activation_epoch,
+        blueprint=record.blueprint,
+        rewards=rewards,
+        total_outcomes=record.outcomes,
+        recent_reward=record.recent,
+        decay_factor=decay_factor,
+    )
+
+
+def _journal(
+    redis_client: "Redis | AsyncRedis | None", store: MetricsStore | Journal | None
+) -> Journal | None:
+    if redis_client is not None:
+        if store is not None:
+            raise ConfigError("give redis_client or store, not both; a history has one place")
+        from esper.stores.redis import RedisStore  # noqa: PLC0415 (redis is an extra)
+
+        store = RedisStore(redis_client)
+    return store if store is None or isinstance(store, Journal) else Journal(store)
+
+
+def _check_settings(window_size: int, decay_factor: float) -> None:
+    if not isinstance(window_size, int) or window_size < 1:
+        raise ConfigError(f"window_size is {window_size!r}; it must be a whole number >= 1")
+    if not isinstance(decay_factor, int | float) or not 0 < decay_factor <= 1:
+        raise ConfigError(f"decay_factor is {decay_factor!r}; it must be a number > 0 and <= 1")
+
+
+def _check_seed(layer_name: str, seed_idx: int) -> None:
+    if not isinstance(layer_name, str) or not isinstance(seed_idx, int) or seed_idx < 0:
+        raise SelectionError(
+            f"seed {seed_idx!r} of layer {layer_name!r}: a layer is named by a string, and its "
+            "seeds are numbered from 0"
+        )

@@ -1,0 +1,327 @@
+"""SeedSelector: which seed of a layer to activate; reserves it, and says why."""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from math import inf
+from operator import index
+from typing import Any, final
+
+from esper.contracts.errors import ConfigError, NoViableSeedError, SelectionError
+from esper.contracts.selection import (
+    Decision,
+    SelectionConstraints,
+    SelectionContext,
+    SelectionReason,
+    decision_data,
+    decision_from,
+)
+from esper.services.tamiyo.constraints import Occupancy, refusal, sift
+from esper.services.tamiyo.history import SeedRecord
+from esper.services.tamiyo.performance_tracker import PerformanceTracker
+from esper.services.tamiyo.randomness import Draws
+from esper.services.tamiyo.strategies._base import SelectionStrategy, others
+
+__all__ = [
+    "SeedSelector",
+    "SelectionConstraints",
+    "SelectionContext",
+    "SelectionReason",
+    "SelectionStrategy",
+]
+
+logger = logging.getLogger(__name__)
+
+
+@final
+class SeedSelector:
+    """Chooses seeds by a strategy, within constraints.
+
+    What all strategies share lives here: every viable seed is tried once before the strategy is
+    asked; a seed that was chosen is reserved until `release`, or until its first outcome; once
+    committed it is busy until `free`. Safe to use from several threads and asyncio tasks.
+
+    Args:
+        strategy: Who decides among seeds that have been tried.
+        tracker: What is known of the seeds; by default a new one without a store.
+        seed: Seed of all randomness; a choice draws from it, the layer's name and the number of
+            the choice in that layer.
+        constraints: Cooldown and concurrency; ``None`` for neither.
+
+    Example:
+        >>> from esper.services.tamiyo.strategies import STRATEGIES
+        >>> selector = SeedSelector(STRATEGIES.create("round_robin"))
+        >>> seed_idx, reason = selector.select_seed_now("fc1", [0, 1], SelectionContext())
+        >>> reason.score, reason.propensity, reason.reason
+        (inf, 0.5, 'untried, like 2 of 2 viable seeds; drawn')
+    """
+
+    def __init__(
+        self,
+        strategy: SelectionStrategy,
+        *,
+        tracker: PerformanceTracker | None = None,
+        seed: int = 0,
+        constraints: SelectionConstraints | None = None,
+    ) -> None:
+        if not isinstance(strategy, SelectionStrategy):
+            raise ConfigError(
+                f"strategy is {strategy!r}; give an object, as STRATEGIES.create('ucb') makes it"
+            )
+        self.strategy = strategy
+        self.performance_tracker = PerformanceTracker() if tracker is None else tracker
+        self.seed = seed
+        self.constraints = constraints
+        self._layers: dict[str, _Slots] = {}
+
+    async def select_seed(
+        self, layer_name: str, available_seeds: Sequence[int], context: SelectionContext
+    ) -> tuple[int, SelectionReason]:
+        """`select_seed_now`, the store being written by another thread meanwhile."""
+        decision = self._choose(layer_name, available_seeds, context)
+        try:
+            await self.performance_tracker.flush_async()
+        except asyncio.CancelledError:
+            self.release(layer_name, decision.seed_idx)
+            raise
+        return decision.seed_idx, decision.reason
+
+    def select_seed_now(
+        self, layer_name: str, available_seeds: Sequence[int], context: SelectionContext
+    ) -> tuple[int, SelectionReason]:
+        """Choose and reserve a seed.
+
+        Args:
+            layer_name: Dotted name of the layer.
+            available_seeds: Seeds that are dormant and fit; each once, in any order.
+            context: Epoch, and what else is known.
+
+        Returns:
+            The seed, and why.
+
+        Raises:
+            NoViableSeedError: if none may be chosen now; nothing was touched.
+            SelectionError: if ``available_seeds`` is empty, repeats a seed or holds a negative one.
+        """
+        decision = self.decide(layer_name, available_seeds, context)
+        return decision.seed_idx, decision.reason
+
+    def decide(
+        self, layer_name: str, available_seeds: Sequence[int], context: SelectionContext
+    ) -> Decision:
+        """Choose and reserve a seed, as `select_seed_now` does; returns the record that travels."""
+        decision = self._choose(layer_name, available_seeds, context)
+        self.performance_tracker.flush()
+        return decision
+
+    def commit(self, layer_name: str, seed_idx: int) -> None:
+        """The kernel is loaded: the seed is busy until `free`.
+
+        Raises:
+            SelectionError: if the seed is not reserved.
+        """
+        with self.performance_tracker.lock:
+            slots = self._reserved(layer_name, seed_idx, "commit")
+            slots.busy.add(seed_idx)
+            del slots.reserved[seed_idx]
+
+    def release(self, layer_name: str, seed_idx: int) -> None:
+        """The choice came to nothing: the seed may be chosen again at once.
+
+        Raises:
+            SelectionError: if the seed is not reserved.
+        """
+        with self.performance_tracker.lock:
+            slots = self._reserved(layer_name, seed_idx, "release")
+            decision, _ = slots.reserved.pop(seed_idx)
+            slots.active.discard(seed_idx)
+            self.performance_tracker.withdraw(decision)
+
+    def free(self, layer_name: str, seed_idx: int, epoch: int) -> None:
+        """The life cycle of a committed seed ended at ``epoch``; its cooldown begins.
+
+        Raises:
+            SelectionError: if the seed is not busy.
+        """
+        with self.performance_tracker.lock:
+            slots = self._layers.get(layer_name)
+            if slots is None or seed_idx not in slots.busy:
+                raise SelectionError(
+                    f"seed {seed_idx} of layer {layer_name!r} is not busy and cannot be freed; "
+                    "commit() it first, or release() a seed that is only reserved"
+                )
+            slots.busy.discard(seed_idx)
+            slots.active.discard(seed_idx)
+            slots.freed[seed_idx] = epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Reservations, busy seeds and cooldowns as JSON data; what was learnt is the tracker's."""
+        with self.performance_tracker.lock:
+            return {
+                "strategy": self.strategy.state_dict(),
+                "layers": {
+                    name: {
+                        "reserved": [decision_data(held[0]) for held in slots.reserved.values()],
+                        "busy": sorted(slots.busy),
+                        "freed": {str(seed): epoch for seed, epoch in slots.freed.items()},
+                    }
+                    for name, slots in self._layers.items()
+                },
+            }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up where `state_dict` was asked, over a tracker that knows as much."""
+        with self.performance_tracker.lock:
+            self.strategy.load_state_dict(state["strategy"])
+            self._layers = {}
+            for name, layer in state["layers"].items():
+                slots = self._layers[name] = _Slots()
+                slots.busy.update(layer["busy"])
+                slots.freed.update({int(seed): epoch for seed, epoch in layer["freed"].items()})
+                for data in layer["reserved"]:
+                    decision = decision_from(data)
+                    record = self.performance_tracker.record_of(decision)
+                    slots.reserved[decision.seed_idx] = (decision, record)
+                slots.active.update(slots.busy, slots.reserved)
+
+    def _choose(
+        self, layer_name: str, available_seeds: Sequence[int], context: SelectionContext
+    ) -> Decision:
+        seeds = _checked(layer_name, available_seeds)
+        tracker, epoch = self.performance_tracker, context.current_epoch
+        with tracker.lock:
+            slots = self._layers.get(layer_name) or _Slots()
+            slots.settle()
+            viable, cooling = sift(seeds, slots.active, slots.freed, epoch, self.constraints)
+            fallback = not viable
+            if fallback and not (
+                cooling and self.constraints and self.constraints.fallback_to_zero
+            ):
+                occupancy = Occupancy(slots.reserved.keys(), slots.busy, slots.freed)
+                raise NoViableSeedError(
+                    refusal(layer_name, seeds, occupancy, epoch, self.constraints)
+                )
+            for seed, blueprint in context.blueprints.items():
+                tracker.bind(layer_name, seed, blueprint)
+            layer = tracker.layer(layer_name)
+            metrics = layer.seeds if layer else {}
+            number = layer.choices if layer else 0
+            if fallback:
+                seed_idx, reason = self._fall_back(layer_name, cooling, slots.freed, epoch)
+            else:
+                rng = Draws(self.seed, layer_name, number)
+                seed_idx, reason = self._first_try(viable, metrics, rng) or self.strategy.decide(
+                    viable, metrics, context, rng
+                )
+                if seed_idx not in viable:
+                    raise SelectionError(
+                        f"strategy {self.strategy.name!r} chose seed {seed_idx!r}, which is not "
+                        f"among the viable ones, {viable}; that is a mistake in the strategy"
+                    )
+            known = metrics.get(seed_idx)
+            decision = Decision(
+                decision_id=tracker.decision_id(layer_name, number),
+                layer_name=layer_name,
+                seed_idx=seed_idx,
+                blueprint=known.blueprint if known else "",
+                epoch=epoch,
+                reason=reason,
+                random_key=(self.seed, layer_name, number),
+            )
+            record = tracker.record_selection(layer_name, seed_idx, decision=decision)
+            self._layers[layer_name] = slots
+            slots.reserved[seed_idx] = (decision, record)
+            slots.active.add(seed_idx)
+        return decision
+
+    def _first_try(
+        self, viable: list[int], metrics: Mapping[int, SeedRecord], rng: Draws
+    ) -> tuple[int, SelectionReason] | None:
+        untried = [
+            seed
+            for seed in viable
+            if (known := metrics.get(seed)) is None
+            or not (known.outcomes or known.total_activations)
+        ]
+        if not untried:
+            return None
+        chosen = untried[rng.index(len(untried))]
+        return chosen, SelectionReason(
+            self.strategy.name,
+            chosen,
+            inf,
+            dict.fromkeys(untried, inf),
+            1 / len(untried),
+            f"untried, like {len(untried)} of {len(viable)} viable seeds; drawn",
+            False,
+            others(viable, chosen),
+        )
+
+    def _fall_back(
+        self, layer_name: str, cooling: list[int], freed: Mapping[int, int], epoch: int
+    ) -> tuple[int, SelectionReason]:
+        chosen = cooling[0]
+        rested = epoch - freed[chosen]
+        why = f"every seed that is free cools down; the lowest, after {rested} epochs of rest"
+        logger.warning(
+            "layer %s, epoch %d: fallback to seed %d: %s", layer_name, epoch, chosen, why
+        )
+        return chosen, SelectionReason(
+            self.strategy.name, chosen, 0.0, {}, 1.0, why, True, others(cooling, chosen)
+        )
+
+    def _reserved(self, layer_name: str, seed_idx: int, what: str) -> "_Slots":
+        slots = self._layers.get(layer_name)
+        if slots is not None:
+            slots.settle()
+            if seed_idx in slots.reserved:
+                return slots
+        busy = slots is not None and seed_idx in slots.busy
+        raise SelectionError(
+            f"seed {seed_idx} of layer {layer_name!r} is {'busy' if busy else 'not reserved'}, so "
+            f"{what}() has nothing to do; a reservation is made by choosing the seed and ends "
+            "with commit(), release() or the seed's first outcome"
+        )
+
+
+@final
+class _Slots:
+    """The seeds of one layer that are not simply dormant."""
+
+    __slots__ = ("active", "busy", "freed", "reserved")
+
+    def __init__(self) -> None:
+        self.reserved: dict[int, tuple[Decision, SeedRecord]] = {}
+        self.busy: set[int] = set()
+        self.freed: dict[int, int] = {}
+        self.active: set[int] = set()
+
+    def settle(self) -> None:
+        """End the reservations whose outcome has come; the cooldown runs from the choice."""
+        if not self.reserved:
+            return
+        for seed, (decision, record) in list(self.reserved.items()):
+            if decision.decision_id not in record.open:
+                del self.reserved[seed]
+                self.active.discard(seed)
+                self.freed[seed] = decision.epoch
+
+
+def _checked(layer_name: str, available: Sequence[int]) -> list[int]:
+    try:
+        seeds = sorted([index(seed) for seed in available])
+    except TypeError as error:
+        raise SelectionError(
+            f"layer {layer_name!r}: available seeds are {available!r}; give a list of seed indices"
+        ) from error
+    if not seeds:
+        raise SelectionError(
+            f"layer {layer_name!r}: no seed is available to choose from; ask again when one is "
+            "dormant"
+        )
+    if seeds[0] < 0 or len(set(seeds)) < len(seeds):
+        raise SelectionError(
+            f"layer {layer_name!r}: available seeds are {seeds}; each must be >= 0 and stand there "
+            "once"
+        )
+    return seeds

@@ -1,0 +1,22 @@
+"""Strategies: who decides which seed. One file each, and one line here."""
+
+from esper.registry import Registry
+from esper.services.tamiyo.strategies._base import SelectionStrategy
+
+__all__ = ["STRATEGIES", "SelectionStrategy"]
+
+_HERE = "esper.services.tamiyo.strategies"
+
+STRATEGIES: Registry[SelectionStrategy] = Registry(
+    "strategy",
+    {
+        "ucb": f"{_HERE}.ucb:UCB",
+        "thompson": f"{_HERE}.thompson:Thompson",
+        "epsilon_greedy": f"{_HERE}.epsilon_greedy:EpsilonGreedy",
+        "performance_weighted": f"{_HERE}.performance_weighted:PerformanceWeighted",
+        "random": f"{_HERE}.uniform:Uniform",
+        "round_robin": f"{_HERE}.round_robin:RoundRobin",
+        "fixed": f"{_HERE}.fixed:Fixed",
+    },
+    group="esper.strategies",
+)

@@ -1,0 +1,233 @@
+"""What a strategy is, and what strategies share: standardised rewards, ties, checked settings.
+
+A strategy is a frozen dataclass whose fields are its settings, all with defaults. It is told
+everything it may use, decides, and remembers nothing: what it knows is in the metrics.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from math import isfinite, sqrt
+from typing import Any, ClassVar, NamedTuple, final
+
+from esper.contracts.errors import ConfigError, SelectionError
+from esper.contracts.performance import SeedStatistics
+from esper.contracts.selection import Decision, SelectionContext, SelectionReason
+from esper.services.tamiyo.randomness import Draws
+
+Metrics = Mapping[int, SeedStatistics]
+
+TIE = 1e-9
+"""Scores that differ by less, in standardised units, are the same score."""
+
+_SHRINKAGE = 1.0
+"""Degrees of freedom that the total variance counts for in the pooled one."""
+
+_ROUNDING = 1e-12
+"""A spread below this share of the rewards' size is rounding, not information."""
+
+_last_reason: ContextVar["tuple[SelectionStrategy, SelectionReason] | None"] = ContextVar(
+    "_last_reason", default=None
+)
+
+
+class SelectionStrategy(ABC):
+    """Chooses among viable seeds.
+
+    A new strategy is one file with one such class, one line in ``STRATEGIES``, and passes
+    ``esper.testing.strategy_laws``. The first try of every seed, cooldowns, refusals and
+    reservations are the selector's business, not a strategy's.
+    """
+
+    name: ClassVar[str]
+    """Its name in ``STRATEGIES``."""
+
+    learns: ClassVar[bool] = True
+    """Whether it claims to do better than chance; false for a baseline."""
+
+    @abstractmethod
+    def decide(
+        self, viable: Sequence[int], metrics: Metrics, context: SelectionContext, rng: Draws
+    ) -> tuple[int, SelectionReason]:
+        """Choose one of ``viable``; changes nothing.
+
+        Args:
+            viable: Seeds to choose from; at least one, each once, in any order.
+            metrics: What is known of the layer's seeds; a seed without an entry was never tried.
+            context: Epoch, layer type, health.
+            rng: The only randomness.
+
+        Returns:
+            The seed, and why, with the probability of this choice.
+        """
+
+    def learn(self, decision: Decision, reward: float) -> None:  # noqa: B027 (most keep nothing)
+        """Take in what came of ``decision``; called once for each, in any order, however late."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was learnt and is not in the metrics, as JSON data; empty for most."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up where ``state_dict`` was asked.
+
+        Raises:
+            ConfigError: if ``state`` is not this strategy's.
+        """
+        if state:
+            raise ConfigError(
+                f"strategy {self.name!r} keeps no state, but was given {', '.join(state)}; the "
+                "state belongs to another strategy"
+            )
+
+    @final
+    def select(self, viable: Sequence[int], metrics: Metrics, context: SelectionContext) -> int:
+        """Choose as `decide` does, with randomness from the layer's name and number of choices.
+
+        The reason is kept for `get_reason`, apart for every thread and asyncio task. Inside Esper
+        use `decide`, which hands it over.
+        """
+        layer_names = {getattr(seed, "layer_name", "") for seed in metrics.values()}
+        number = sum(seed.total_activations for seed in metrics.values())
+        rng = Draws(0, min(layer_names, default=""), number)
+        seed_idx, reason = self.decide(viable, metrics, context, rng)
+        _last_reason.set((self, reason))
+        return seed_idx
+
+    @final
+    def get_reason(self) -> SelectionReason:
+        """Why the last `select` of this strategy, in this thread or task, chose as it did.
+
+        Raises:
+            SelectionError: if this strategy was not the last to be asked here.
+        """
+        last = _last_reason.get()
+        if last is None or last[0] is not self:
+            raise SelectionError(
+                f"strategy {self.name!r} has no reason to give here: call select() first, in the "
+                "same thread or task and with no other strategy in between, or use decide()"
+            )
+        return last[1]
+
+
+class Units(NamedTuple):
+    """The layer's own yardstick: a reward is ``(reward - centre) / scale`` standard deviations.
+
+    Attributes:
+        centre: Unweighted mean of the seeds' mean rewards.
+        scale: Pooled standard deviation of the rewards, > 0; inf if there is no spread at all.
+        outcomes: Outcomes ever in the layer.
+    """
+
+    centre: float
+    scale: float
+    outcomes: int
+
+
+def standardise(metrics: Metrics) -> Units:
+    """The units in which every strategy reads rewards; a shift or a factor on all changes nothing.
+
+    The scale is the standard deviation *within* seeds, pooled, so that what separates good seeds
+    from bad does not count as noise. While few seeds were tried twice it leans on the standard
+    deviation of all rewards: ``sqrt((sum m2 + total variance) / (sum (n - 1) + 1))``.
+
+    Example:
+        Two seeds, rewards (1, 3) and (5, 7): within 2 and 2 with 2 degrees of freedom, total
+        variance 20/3, so the scale is ``sqrt((4 + 20/3) / 3)``.
+
+        >>> from esper.contracts.performance import SeedPerformanceMetrics as Seed
+        >>> units = standardise({0: Seed(0, "fc1", rewards=[1, 3]),
+        ...                      1: Seed(1, "fc1", rewards=[5, 7])})
+        >>> units.centre, round(units.scale, 4), round((32 / 3 / 3) ** 0.5, 4)
+        (4.0, 1.8856, 1.8856)
+    """
+    seeds = counts = outcomes = 0
+    origin = within = shifts = weighted = squares = 0.0
+    for seed in metrics.values():
+        outcomes += seed.outcomes
+        count = seed.count
+        if not count:
+            continue
+        if not seeds:
+            origin = seed.mean
+        # Deviations from one of the means: equal rewards then differ by exactly nothing.
+        shift = seed.mean - origin
+        within += seed.m2
+        seeds += 1
+        counts += count
+        shifts += shift
+        weighted += count * shift
+        squares += count * shift * shift
+    if counts < 2:
+        return Units(origin, float("inf"), outcomes)
+    total = (within + squares - weighted * weighted / counts) / (counts - 1)
+    freedom = counts - seeds + _SHRINKAGE
+    scale = sqrt(max(within + _SHRINKAGE * total, 0.0) / freedom)
+    if scale <= _ROUNDING * abs(origin):
+        scale = float("inf")
+    return Units(origin + shifts / seeds, scale, outcomes)
+
+
+def pick_best(scores: Mapping[int, float], rng: Draws) -> tuple[int, float]:
+    """The seed of the highest score, and the probability of picking it; ties are drawn.
+
+    Example:
+        >>> pick_best({0: 0.5, 1: 0.7}, Draws(0, "fc1", 0))
+        (1, 1.0)
+        >>> pick_best({0: 0.7, 1: 0.7}, Draws(0, "fc1", 0))[1]
+        0.5
+    """
+    least = max(scores.values()) - TIE
+    tied = [seed for seed, score in scores.items() if score >= least]
+    if len(tied) == 1:
+        return tied[0], 1.0
+    tied.sort()
+    return tied[rng.index(len(tied))], 1 / len(tied)
+
+
+def others(viable: Sequence[int], seed_idx: int) -> tuple[int, ...]:
+    """The seeds of ``viable`` that were not chosen."""
+    return tuple([seed for seed in viable if seed != seed_idx])
+
+
+def tried(outcomes: int) -> str:
+    """How often a seed was tried, in words.
+
+    Example:
+        >>> tried(0), tried(1), tried(12)
+        ('no outcome yet', '1 outcome', '12 outcomes')
+    """
+    if not outcomes:
+        return "no outcome yet"
+    return "1 outcome" if outcomes == 1 else f"{outcomes} outcomes"
+
+
+def require_number(
+    setting: str,
+    value: object,
+    *,
+    above: float = -float("inf"),
+    at_least: float = -float("inf"),
+    at_most: float = float("inf"),
+) -> None:
+    """Refuse a setting that is no finite number or is out of range.
+
+    Raises:
+        ConfigError: naming the setting, its value and what it may be.
+
+    Example:
+        >>> require_number("ucb.exploration_constant", -1, above=0)
+        Traceback (most recent call last):
+        ...
+        esper.contracts.errors.ConfigError: ucb.exploration_constant is -1; it must be a number > 0
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and isfinite(value) and above < value and at_least <= value <= at_most:  # type: ignore[operator, arg-type]  # a number by now
+        return
+    limits = [
+        f"{sign} {limit:g}"
+        for sign, limit in ((">", above), (">=", at_least), ("<=", at_most))
+        if isfinite(limit)
+    ]
+    wanted = " ".join(["a number", " and ".join(limits)]).strip()
+    raise ConfigError(f"{setting} is {value!r}; it must be {wanted}")
