@@ -2,13 +2,14 @@
 
 import re
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
 import redis
 import redis.asyncio
 
-from esper.contracts.errors import StoreError
+from esper.contracts.errors import ConfigError, StoreError
 from esper.contracts.events import Event
 from esper.stores import open_store
 from esper.stores.journal import Journal
@@ -194,6 +195,24 @@ def test_nothing_expires_and_keys_share_a_slot(redis_server: RedisServer, redis_
         assert len(keys) == 3
         assert all(client.ttl(key) == -1 for key in keys)
         assert len({client.execute_command("CLUSTER KEYSLOT", key) for key in keys}) == 1
+
+
+def test_a_cluster_of_one(own_redis_server: Start) -> None:
+    server = own_redis_server("--cluster-enabled", "yes")
+    with redis.Redis(port=server.port, decode_responses=True) as node:
+        node.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+        for _ in range(200):
+            if node.cluster("info")["cluster_state"] == "ok":
+                break
+            time.sleep(0.05)
+    with redis.RedisCluster("127.0.0.1", server.port) as cluster, RedisStore(cluster) as store:
+        store.append([event(0), event(1)])
+        store.append([event(1), event(2)])
+        (first, _), *_ = store.read()
+        assert numbers(store.read(first)) == [1, 2]
+    asynchronous = redis.asyncio.RedisCluster("127.0.0.1", server.port)
+    with pytest.raises(ConfigError, match=r"pass a synchronous redis\.RedisCluster"):
+        RedisStore(asynchronous)  # type: ignore[arg-type]
 
 
 def test_a_users_client_is_left_open(redis_server: RedisServer, redis_key: str) -> None:

@@ -10,6 +10,7 @@ from esper.contracts.errors import ConfigError, StoreError
 from esper.contracts.events import Event
 
 _PLAIN = frozenset({str, int, bool, NoneType})
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 
 def checked(events: Iterable[Event]) -> list[Event]:
@@ -24,12 +25,12 @@ def checked(events: Iterable[Event]) -> list[Event]:
 
 def copied(data: Mapping[str, Any]) -> dict[str, Any]:
     """A deep copy of an event's data, so that the reader may change what it got."""
-    return {key: _copy(value, key) for key, value in data.items()}
+    return _copied_mapping(data, "data")
 
 
 def encode(data: Mapping[str, Any]) -> str:
     """The data of a checked event as JSON, ASCII only, so that every string survives."""
-    return json.dumps(data, allow_nan=False, separators=(",", ":"))
+    return _ENCODER.encode(data)
 
 
 def decode(text: str | bytes) -> dict[str, Any]:
@@ -59,44 +60,47 @@ def chosen(kinds: Collection[str] | None) -> frozenset[str] | None:
 
 
 def _checked(event: Event) -> Event:
-    for field in ("op_id", "kind", "scope", "run"):
-        name = getattr(event, field)
-        if not isinstance(name, str):
-            raise ConfigError(
-                f"event {event.op_id!r}: {field} is {name!r}, a {type(name).__name__}; "
-                "it must be a string"
-            )
-        if not name.isascii():
-            _refuse_surrogates(name, f"event {event.op_id!r}: {field}")
-    if not event.op_id:
+    op_id, kind, scope, run = event.op_id, event.kind, event.scope, event.run
+    for name in (op_id, kind, scope, run):
+        if not (isinstance(name, str) and name.isascii()):
+            _check_names(event)
+    if not op_id:
         raise ConfigError(
-            f"an event of kind {event.kind!r} has an empty op_id; give each event its own, "
+            f"an event of kind {kind!r} has an empty op_id; give each event its own, "
             "so that a repeated write counts once"
         )
-    if not isinstance(event.data, Mapping):
-        raise ConfigError(f"event {event.op_id!r}: data is {event.data!r}; it must be a mapping")
+    if type(event.data) is not dict and not isinstance(event.data, Mapping):
+        raise ConfigError(f"event {op_id!r}: data is {event.data!r}; it must be a mapping")
     try:
-        data = _copy(event.data, "data")
+        data = _copied_mapping(event.data, "data")
     except ConfigError as error:
-        raise ConfigError(f"event {event.op_id!r} of kind {event.kind!r}: {error}") from None
+        raise ConfigError(f"event {op_id!r} of kind {kind!r}: {error}") from None
     except RecursionError:
         raise ConfigError(
-            f"event {event.op_id!r} of kind {event.kind!r}: data is nested too deeply, or in itself"
+            f"event {op_id!r} of kind {kind!r}: data is nested too deeply, or in itself"
         ) from None
-    return Event(event.op_id, event.kind, event.scope, event.run, data)
+    return Event(op_id, kind, scope, run, data)
+
+
+def _copied_mapping(value: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    # Every event of a run comes through here: plain values are told apart without a call.
+    copy = {}
+    for key, item in value.items():
+        if type(key) is not str:
+            raise ConfigError(
+                f"{where} has the key {key!r}, a {type(key).__name__}; JSON keys are strings"
+            )
+        kind = type(item)
+        if kind in _PLAIN or (kind is float and isfinite(item)):
+            copy[key] = item
+        else:
+            copy[key] = _copy(item, f"{where}.{key}")
+    return copy
 
 
 def _copy(value: Any, where: str) -> Any:
     if isinstance(value, Mapping):
-        copy = {}
-        for key, item in value.items():
-            if type(key) is not str:
-                raise ConfigError(
-                    f"{where} has the key {key!r}, a {type(key).__name__}; JSON keys are strings"
-                )
-            kind = type(item)
-            copy[key] = item if kind in _PLAIN else _copy(item, f"{where}.{key}")
-        return copy
+        return _copied_mapping(value, where)
     if isinstance(value, list):
         return [_copy(item, f"{where}[{index}]") for index, item in enumerate(value)]
     return _scalar(value, where)
@@ -120,8 +124,13 @@ def _scalar(value: Any, where: str) -> str | int | float | None:
     )
 
 
-def _refuse_surrogates(name: str, what: str) -> None:
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"{what} is {name!r}, which is not valid Unicode: {error}") from error
+def _check_names(event: Event) -> None:
+    for field in ("op_id", "kind", "scope", "run"):
+        name = getattr(event, field)
+        what = f"event {event.op_id!r}: {field} is {name!r}"
+        if not isinstance(name, str):
+            raise ConfigError(f"{what}, a {type(name).__name__}; it must be a string")
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"{what}, which is not valid Unicode: {error}") from error

@@ -61,19 +61,24 @@ class RedisStore(MetricsStore):
     side: a read costs what the whole log weighs, so give unlike projects keys of their own.
 
     Args:
-        client: A ``redis.Redis``, used as it is (its timeouts and retries, ``decode_responses`` on
-            or off) and left open by ``close``; or a ``redis.asyncio.Redis``, **of which only the
-            address, login and timeouts are used**, to make a synchronous client of our own: a
-            write then belongs to no event loop.
+        client: A ``redis.Redis`` or ``redis.RedisCluster``, used as it is (its timeouts and
+            retries, ``decode_responses`` on or off) and left open by ``close``; or a
+            ``redis.asyncio.Redis``, **of which only the address, login and timeouts are used**, to
+            make a synchronous client of our own: a write then belongs to no event loop.
         key: First part of the three keys, ``{key}:events``, ``{key}:op_ids``, ``{key}:schema``;
             the braces keep them on one node of a cluster.
 
     Raises:
-        ConfigError: if ``key`` is empty, or redis-py is missing.
+        ConfigError: if ``key`` is empty, or the client is an asynchronous one of a cluster.
         StoreError: if the server cannot be reached or the key is of a newer schema.
     """
 
-    def __init__(self, client: "redis.Redis | redis.asyncio.Redis", *, key: str = "esper") -> None:
+    def __init__(
+        self,
+        client: "redis.Redis | redis.RedisCluster | redis.asyncio.Redis",
+        *,
+        key: str = "esper",
+    ) -> None:
         if not key:
             raise ConfigError("a Redis store's key is empty; name one, as key='esper'")
         self._mine = inspect.iscoroutinefunction(client.execute_command)
@@ -257,7 +262,12 @@ def _is_tls(pool: Any) -> bool:
 def _sync_twin(client: Any) -> "redis.Redis":
     import redis  # noqa: PLC0415
 
-    pool = client.connection_pool
+    pool = getattr(client, "connection_pool", None)
+    if pool is None:
+        raise ConfigError(
+            f"a {type(client).__module__}.{type(client).__name__} has no one address to use; pass "
+            "a synchronous redis.RedisCluster"
+        )
     given = pool.connection_kwargs
     settings = {key: given[key] for key in _SHARED_SETTINGS if given.get(key) is not None}
     made: Any = redis.Connection
