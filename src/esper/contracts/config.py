@@ -5,10 +5,12 @@ Names that stand in a table (strategies, blueprints, stores) are checked where t
 ``services.tamiyo.settings.load_config``.
 """
 
+from dataclasses import fields
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from esper.contracts.errors import ConfigError, unknown_name
 from esper.contracts.selection import SelectionConstraints
 
 
@@ -36,6 +38,18 @@ class SeedSelection(BaseModel):
     strategy: str = Field("ucb", description="which strategy chooses the seed")
     performance: Performance = Performance()
     constraints: SelectionConstraints = SelectionConstraints()
+
+    @field_validator("constraints", mode="before")
+    @classmethod
+    def _constraints(cls, value: object) -> object:
+        # SelectionConstraints checks its own values; pydantic would take a mapping for a mistake.
+        if not isinstance(value, dict):
+            return value
+        known = [item.name for item in fields(SelectionConstraints)]
+        for key in value:
+            if key not in known:
+                raise ConfigError(unknown_name("key in constraints:", key, known))
+        return SelectionConstraints(**value)
 
     def settings_of(self, strategy: str) -> dict[str, Any]:
         """The section of one strategy, empty if the file has none."""

@@ -31,10 +31,7 @@ class SelectionContext:
     urgency: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.current_epoch, int) or self.current_epoch < 0:
-            raise ConfigError(
-                f"current_epoch is {self.current_epoch!r}; it must be a whole number >= 0"
-            )
+        _require_whole("current_epoch", self.current_epoch, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +53,13 @@ class SelectionConstraints:
     max_concurrent_seeds: int = 2
     fallback_to_zero: bool = True
 
-    __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012 (read by pydantic)
-
     def __post_init__(self) -> None:
-        if self.min_dormant_epochs < 0:
+        _require_whole("constraints.min_dormant_epochs", self.min_dormant_epochs, 0)
+        _require_whole("constraints.max_concurrent_seeds", self.max_concurrent_seeds, 1)
+        if not isinstance(self.fallback_to_zero, bool):
             raise ConfigError(
-                f"constraints.min_dormant_epochs is {self.min_dormant_epochs}; it must be >= 0"
-            )
-        if self.max_concurrent_seeds < 1:
-            raise ConfigError(
-                f"constraints.max_concurrent_seeds is {self.max_concurrent_seeds}; it must be >= 1"
+                f"constraints.fallback_to_zero is {self.fallback_to_zero!r}; it must be true or "
+                "false"
             )
 
 
@@ -201,6 +195,11 @@ def decision_from(data: Mapping[str, Any]) -> Decision:
             alternatives_considered=tuple(data["alternatives"]),
         ),
     )
+
+
+def _require_whole(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name} is {value!r}; it must be a whole number >= {least}")
 
 
 def _finite(score: float) -> float | None:

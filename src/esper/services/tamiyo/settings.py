@@ -1,0 +1,140 @@
+"""Settings from a YAML file: every key and value checked, every mistake named with its place."""
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from esper.contracts.config import Config, SeedSelection
+from esper.contracts.errors import ConfigError, unknown_name
+from esper.services.tamiyo.strategies import STRATEGIES
+
+__all__ = ["config_from", "load_config"]
+
+_NO_MAPPING = ("model_type", "dataclass_type", "dataclass_exact_type")
+
+
+def load_config(path: str | PathLike[str]) -> Config:
+    """Read settings from a YAML file; what it leaves out has its default.
+
+    Raises:
+        ConfigError: if the file cannot be read, is not YAML, or a key or value is wrong; the
+            message gives the file, the path of the key and what would be right.
+    """
+    place = fspath(path)
+    try:
+        data = yaml.safe_load(Path(place).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{place}: there is no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{place} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{place} is not YAML: {error}") from error
+    return config_from(data, source=place)
+
+
+def config_from(data: object, *, source: str = "settings") -> Config:
+    """Check settings that were read already.
+
+    Args:
+        data: A mapping of sections, as ``yaml.safe_load`` gives it; ``None`` is an empty one.
+        source: Where it came from, for messages.
+
+    Raises:
+        ConfigError: as `load_config`.
+
+    Example:
+        >>> config_from({"seed_selection": {"strategy": "ucb"}}).growth.budget
+        2000
+        >>> config_from({"growth": {"bugdet": 5}})
+        Traceback (most recent call last):
+        ...
+        esper.contracts.errors.ConfigError: settings: unknown key in growth: 'bugdet'; known: \
+budget, kernel_budget, warmup_epochs, cooldown_epochs, plateau_window, plateau_threshold, \
+max_active, train_epochs, blend_epochs, keep_stderrs, probe_every. Did you mean 'budget'?
+    """
+    sections = _mapping(data, source, "the file")
+    try:
+        config = Config.model_validate(_without_empty(sections, Config))
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_in_words(error)}") from error
+    _check_strategies(config.seed_selection, source)
+    return config
+
+
+def _mapping(data: object, source: str, what: str) -> dict[str, Any]:
+    if data is None:
+        return {}
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{source}: {what} is {data!r}; it must be a mapping of keys to values")
+    for key in data:
+        if not isinstance(key, str):
+            raise ConfigError(f"{source}: key {key!r} in {what} is not a word; keys are names")
+    return dict(data)
+
+
+def _without_empty(sections: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """A section with nothing in it (``constraints:``) is a section of defaults."""
+    kept = {}
+    for key, value in sections.items():
+        section: Any = model.model_fields[key].annotation if key in model.model_fields else None
+        nested = isinstance(section, type) and issubclass(section, BaseModel)
+        if value is None and (nested or is_dataclass(section)):
+            continue
+        kept[key] = _without_empty(value, section) if nested and isinstance(value, dict) else value
+    return kept
+
+
+def _in_words(error: ValidationError) -> str:
+    return "; ".join([_mistake(dict(detail)) for detail in error.errors(include_url=False)])
+
+
+def _mistake(detail: dict[str, Any]) -> str:
+    *parents, last = detail["loc"] or ("the file",)
+    place = ".".join([str(part) for part in parents])
+    if detail["type"] == "extra_forbidden":
+        kind = f"key in {place}:" if place else "key"
+        return unknown_name(kind, last, _known_keys(parents))
+    path = ".".join([str(part) for part in detail["loc"]])
+    if detail["type"] == "invalid_key":
+        return f"key {last!r} in {place} is not a word; keys are names"
+    if detail["type"] == "value_error":  # an error of ours, which names the setting
+        return f"{place}: {detail['ctx']['error']}" if place else str(detail["ctx"]["error"])
+    if detail["type"] in _NO_MAPPING:
+        return f"{path} is {detail['input']!r}; it must be a mapping of keys to values"
+    wanted = detail["msg"].removeprefix("Input should be ")
+    return f"{path} is {detail['input']!r}; it must be {wanted}"
+
+
+def _known_keys(parents: list[Any]) -> list[str]:
+    section: Any = Config
+    for name in parents:
+        section = section.model_fields[name].annotation
+    return list(section.model_fields)
+
+
+def _check_strategies(selection: SeedSelection, source: str) -> None:
+    names = STRATEGIES.names()
+    for key in selection.model_extra or {}:
+        if key not in names:
+            known = [*SeedSelection.model_fields, *names]
+            raise ConfigError(f"{source}: {unknown_name('key in seed_selection:', key, known)}")
+    if selection.strategy not in names:
+        problem = unknown_name("strategy", selection.strategy, names)
+        raise ConfigError(f"{source}: seed_selection.strategy: {problem}")
+    for name, section in (selection.model_extra or {}).items():
+        place = f"seed_selection.{name}"
+        values = _mapping(section, source, place)
+        strategy = STRATEGIES.load(name)
+        known = [item.name for item in fields(strategy)] if is_dataclass(strategy) else []
+        for key in values:
+            if key not in known:
+                raise ConfigError(f"{source}: {unknown_name(f'key in {place}:', key, known)}")
+        try:
+            STRATEGIES.create(name, **values)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: seed_selection: {error}") from error
