@@ -25,11 +25,11 @@ class Digits(Task):
     layers = ("fc1", "block", "head")
     seeds = ("lowrank", "bottleneck", "gate", "glu")
     width = 4
-    default_epochs = 80
+    default_epochs = 60
     batch_size = 32
     default_budget = 2000
     learning_rate = 3e-3
-    weight_decay = 3e-2
+    weight_decay = 3e-1
 
     @override
     def read(self) -> Splits:
