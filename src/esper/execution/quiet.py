@@ -24,30 +24,32 @@ def quiet(model: nn.Module, *, training: bool | None = None) -> Iterator[None]:
         model: Whose modes and buffers are put back.
         training: Mode in which to run; ``None`` leaves each module's own.
     """
-    modes = [(module, module.training) for module in model.modules()]
+    modules = list(model.modules())
+    modes = [module.training for module in modules]
     buffers = [
         (module, name, buffer, buffer.clone())
-        for module in model.modules()
+        for module in modules
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
-        with torch.random.fork_rng(devices=devices), _eager():
-            if training is not None:
+        with torch.random.fork_rng(devices=_cuda_devices(model)), _eager():
+            if training is not None and not all(mode is training for mode in modes):
                 model.train(training)
             yield
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
-        for module, mode in modes:
-            module.training = mode
+        for module, mode in zip(modules, modes, strict=True):
+            if module.training is not mode:
+                module.training = mode
         for module, name, buffer, value in buffers:
-            if not torch.equal(buffer, value) or module._buffers.get(name) is not buffer:
+            if module._buffers.get(name) is not buffer:
+                module._buffers[name] = buffer
+            if not torch.equal(buffer, value):
                 with torch.no_grad():
                     buffer.copy_(value)
-                module._buffers[name] = buffer
 
 
 def freeze_statistics(model: nn.Module) -> None:
@@ -62,6 +64,12 @@ def keeps_statistics(model: nn.Module) -> bool:
     return any(
         isinstance(module, _STATISTICS) and module.track_running_stats for module in model.modules()
     )
+
+
+def _cuda_devices(model: nn.Module) -> list[int]:
+    if not torch.cuda.is_initialized():
+        return []
+    return sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
 
 
 def _eager() -> AbstractContextManager[object]:
