@@ -189,7 +189,7 @@ class SqliteStore(MetricsStore):
         deadline = time.monotonic() + self._timeout_s
         while True:
             try:
-                self._check_owner(connection)
+                self._check_before_touching(connection)
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA synchronous = NORMAL")
                 self._make_tables(connection)
@@ -210,6 +210,14 @@ class SqliteStore(MetricsStore):
             else:
                 # A write that is rolled back: a read-only file shows now, not in mid-run.
                 connection.execute(_TABLES[-1])
+        finally:
+            _roll_back(connection)
+
+    def _check_before_touching(self, connection: sqlite3.Connection) -> None:
+        try:
+            # One snapshot: another process may be making the tables between two statements.
+            connection.execute("BEGIN")
+            self._check_owner(connection)
         finally:
             _roll_back(connection)
 

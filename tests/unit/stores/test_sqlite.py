@@ -5,8 +5,11 @@ import re
 import sqlite3
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
+from threading import Barrier, Timer
 
 import pytest
 
@@ -141,6 +144,36 @@ def test_a_read_only_folder(open_folder: Path, exists: bool) -> None:
         assert "its folder cannot be made (Permission denied)" in deeper
         open_folder.chmod(0o000)
         assert "its folder cannot be made (Permission denied)" in opened(file)
+
+
+def test_many_may_make_the_file_at_once(tmp_path: Path) -> None:
+    together = Barrier(6)
+
+    def open_and_append(path: Path, number: int) -> None:
+        together.wait()
+        with SqliteStore(path) as store:
+            store.append([Event(str(number), "k")])
+
+    with ThreadPoolExecutor(6) as pool:
+        for attempt in range(15):
+            path = tmp_path / f"{attempt}.db"
+            for _ in pool.map(partial(open_and_append, path), range(6)):
+                pass
+            with SqliteStore(path) as store:
+                assert len(list(store.read())) == 6
+
+
+def test_a_new_file_that_another_process_holds_is_tried_again(file: Path) -> None:
+    # SQLite's own timeout does not cover the switch to write-ahead mode beside a reader.
+    with closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM sqlite_master").fetchall()
+        assert "stayed locked by another process for 0.1 s" in opened(file)
+        release = Timer(0.2, other.execute, ["COMMIT"])
+        release.start()
+        with SqliteStore(file) as store:
+            store.append([Event("1", "k")])
+        release.join()
 
 
 def test_use_after_a_fork_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
