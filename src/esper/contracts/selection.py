@@ -87,11 +87,11 @@ class _Propensity:
         reason.__dict__["propensity"] = chance
         return chance
 
-    def __set__(self, reason: "SelectionReason", value: float | Chance) -> None:
-        reason.__dict__["propensity"] = value
+    def __set__(self, reason: "SelectionReason", value: object) -> None:
+        raise AttributeError("a reason cannot be changed")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class SelectionReason:
     """Why a seed was chosen.
 
@@ -115,6 +115,28 @@ class SelectionReason:
     reason: str  # type: ignore[misc]  # the descriptor above gives no default
     fallback: bool = False
     alternatives_considered: tuple[int, ...] = ()
+
+    def __init__(  # noqa: PLR0913, PLR0917 (its fields)
+        self,
+        strategy: str,
+        seed_idx: int,
+        score: float,
+        scores: Mapping[int, float],
+        propensity: float | Chance,
+        reason: str,
+        fallback: bool = False,
+        alternatives_considered: tuple[int, ...] = (),
+    ) -> None:
+        # One is made at every choice; what dataclass writes for a frozen class is slower.
+        values = self.__dict__
+        values["strategy"] = strategy
+        values["seed_idx"] = seed_idx
+        values["score"] = score
+        values["scores"] = scores
+        values["propensity"] = propensity
+        values["reason"] = reason
+        values["fallback"] = fallback
+        values["alternatives_considered"] = alternatives_considered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,6 +44,8 @@ def sift(
         return Sifted([seed for seed in seeds if seed not in active], [])
     if len(active) >= constraints.max_concurrent_seeds:
         return Sifted([], [])
+    if not active and not freed:
+        return Sifted(list(seeds), [])
     latest = epoch - constraints.min_dormant_epochs
     viable: list[int] = []
     cooling: list[int] = []

@@ -239,12 +239,7 @@ class PerformanceTracker:
         """
         delta = PerformanceDelta(latency_ms=latency_ms, memory_mb=memory_mb)
         require_finite(delta)
-        data = {
-            name: float(value)
-            for name, value in (("latency_ms", latency_ms), ("memory_mb", memory_mb))
-            if value is not None
-        }
-        self._record("timing", layer_name, seed_idx, decision, data)
+        self._record("timing", layer_name, seed_idx, decision, _measured(delta))
 
     def record_of(self, decision: Decision) -> SeedRecord:
         """The live record that the outcome of ``decision`` will go to."""
@@ -268,11 +263,10 @@ class PerformanceTracker:
         journal = self._journal
         if journal is None or not self._queue:
             return
+        queue = self._queue
         with self._writing:
-            waiting = []
-            while self._queue:
-                waiting.append(self._queue.popleft())
-            journal.append_all(waiting)
+            # Others may add meanwhile; what they add they flush themselves.
+            journal.append_all([queue.popleft() for _ in range(len(queue))])
 
     async def flush_async(self) -> None:
         """`flush` in another thread, so that the event loop goes on."""
@@ -346,33 +340,24 @@ class PerformanceTracker:
             record, decision_id = self._answered(layer_name, seed_idx, decision)
             if record is None:
                 return
-            if self._journal is None:
-                self._take_in(record, value, delta, kernel_id)
-                return
-            data = self._where(record, decision_id)
-            data["reward"] = value
-            for name in _MEASURED:
-                measured = getattr(delta, name)
-                if measured is not None:
-                    data[name] = float(measured)
             if kernel_id is not None:
-                data["kernel"] = kernel_id
-            self._apply("outcome", data)
-
-    def _take_in(
-        self, record: SeedRecord, value: float, delta: PerformanceDelta, kernel_id: str | None
-    ) -> None:
-        history = self._history
-        if kernel_id is not None:
-            record.kernel_id = kernel_id
-        record.add(
-            value,
-            delta.accuracy_delta,
-            delta.loss_delta,
-            window_size=history.window_size,
-            decay_factor=history.decay_factor,
-        )
-        record.time(delta.latency_ms, delta.memory_mb, history.window_size)
+                record.kernel_id = kernel_id
+            history = self._history
+            record.add(
+                value,
+                delta.accuracy_delta,
+                delta.loss_delta,
+                window_size=history.window_size,
+                decay_factor=history.decay_factor,
+            )
+            record.time(delta.latency_ms, delta.memory_mb, history.window_size)
+            if self._journal is not None:
+                data = self._where(record, decision_id)
+                data["reward"] = value
+                data.update(_measured(delta))
+                if kernel_id is not None:
+                    data["kernel"] = kernel_id
+                self._note("outcome", data)
 
     def _answered(
         self, layer_name: str, seed_idx: int, decision: Decision | None
@@ -452,7 +437,15 @@ class PerformanceTracker:
         return f"{self._writer}/tracker/{number}"
 
 
-_MEASURED = ("accuracy_delta", "loss_delta", "latency_ms", "memory_mb", "reward_stderr")
+def _measured(delta: PerformanceDelta) -> dict[str, float]:
+    measured = {
+        "accuracy_delta": delta.accuracy_delta,
+        "loss_delta": delta.loss_delta,
+        "latency_ms": delta.latency_ms,
+        "memory_mb": delta.memory_mb,
+        "reward_stderr": delta.reward_stderr,
+    }
+    return {name: float(value) for name, value in measured.items() if value is not None}
 
 
 def _snapshot(record: SeedRecord, decay_factor: float) -> SeedPerformanceMetrics:

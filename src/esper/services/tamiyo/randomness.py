@@ -4,9 +4,14 @@ No generator is carried from one choice to the next, so a run that is resumed, r
 over processes draws the same numbers, and a choice that draws nothing pays nothing.
 """
 
+from collections.abc import Iterator
 from hashlib import blake2b
+from itertools import count
 from random import Random  # noqa: TID251 (seeded by us with an integer; never the global one)
+from struct import unpack
 from typing import final
+
+_WORD = 2**53
 
 
 @final
@@ -25,21 +30,22 @@ class Draws:
         False
     """
 
-    __slots__ = ("_generator", "layer_name", "number", "run_seed")
+    __slots__ = ("_generator", "_words", "layer_name", "number", "run_seed")
 
     def __init__(self, run_seed: int, layer_name: str, number: int) -> None:
         self.run_seed = run_seed
         self.layer_name = layer_name
         self.number = number
+        self._words: Iterator[int] | None = None
         self._generator: Random | None = None
 
     def uniform(self) -> float:
         """A number in [0, 1)."""
-        return (self._generator or self._start()).random()
+        return next(self._words or self._begin()) / _WORD
 
     def index(self, size: int) -> int:
-        """A whole number in [0, ``size``)."""
-        return (self._generator or self._start()).randrange(size)
+        """A whole number in [0, ``size``), ``size`` < 2**20."""
+        return next(self._words or self._begin()) * size // _WORD
 
     def beta(self, alpha: float, beta: float) -> float:
         """A number in [0, 1] from Beta(``alpha``, ``beta``), both > 0."""
@@ -49,8 +55,19 @@ class Draws:
         """A number from the normal distribution."""
         return (self._generator or self._start()).normalvariate(mean, sd)
 
+    def _digest(self, block: int) -> bytes:
+        text = f"{self.run_seed}/{self.number}/{block}/{self.layer_name}"
+        return blake2b(text.encode()).digest()
+
+    def _begin(self) -> Iterator[int]:
+        self._words = self._stream()
+        return self._words
+
+    def _stream(self) -> Iterator[int]:
+        # Seeding a Random takes longer than the whole choice; most choices draw one number or two.
+        for block in count():
+            yield from [word >> 11 for word in unpack("<8Q", self._digest(block))]
+
     def _start(self) -> Random:
-        text = f"{self.run_seed}/{self.number}/{self.layer_name}"
-        key = blake2b(text.encode(), digest_size=16).digest()
-        self._generator = Random(int.from_bytes(key, "big"))
+        self._generator = Random(int.from_bytes(self._digest(-1)[:16], "big"))
         return self._generator

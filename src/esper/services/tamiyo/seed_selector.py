@@ -309,7 +309,7 @@ class _Slots:
 
 def _checked(layer_name: str, available: Sequence[int]) -> list[int]:
     try:
-        seeds = sorted([index(seed) for seed in available])
+        seeds = sorted(map(index, available))
     except TypeError as error:
         raise SelectionError(
             f"layer {layer_name!r}: available seeds are {available!r}; give a list of seed indices"
