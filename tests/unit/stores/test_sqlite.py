@@ -164,10 +164,9 @@ def test_many_may_make_the_file_at_once(tmp_path: Path) -> None:
 
 
 def test_a_new_file_that_another_process_holds_is_tried_again(file: Path) -> None:
-    # SQLite's own timeout does not cover the switch to write-ahead mode beside a reader.
+    # SQLite's own timeout does not cover the switch to write-ahead mode beside a writer.
     with closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as other:
-        other.execute("BEGIN")
-        other.execute("SELECT * FROM sqlite_master").fetchall()
+        other.execute("BEGIN IMMEDIATE")
         assert "stayed locked by another process for 0.1 s" in opened(file)
         release = Timer(0.2, other.execute, ["COMMIT"])
         release.start()
