@@ -140,7 +140,11 @@ class ActiveGrafts:
         )
         decision = graft.decision
         self.tracker.update_metrics_now(
-            decision.layer_name, decision.seed_idx, delta, decision=decision
+            decision.layer_name,
+            decision.seed_idx,
+            delta,
+            decision=decision,
+            kernel_id=graft.kernel.kernel_id,
         )
         return self._end(graft, kept=kept, why=why, epoch=epoch, delta=delta)
 
@@ -173,7 +177,8 @@ class ActiveGrafts:
         return delta, worth
 
     def _fail(self, graft: Graft, why: str, epoch: int) -> Verdict:
-        self.tracker.record_failure(graft.decision, why)
+        decision = graft.decision
+        self.tracker.record_failure(decision.layer_name, decision.seed_idx, why, decision=decision)
         return self._end(graft, kept=False, why=why, epoch=epoch, delta=PerformanceDelta())
 
     def _end(
@@ -197,7 +202,7 @@ class ActiveGrafts:
         if not kept:
             graft.forget()
         self.grafts.remove(graft)
-        self.tracker.record_verdict(decision, kept=kept)
+        self.tracker.record_verdict(decision.layer_name, decision.seed_idx, kept, decision=decision)
         self.selector.free(decision.layer_name, decision.seed_idx, epoch)
         self._freed[decision.layer_name, decision.seed_idx] = epoch
         self.log.verdict(verdict)

@@ -1,6 +1,7 @@
 """From a request to a loaded kernel: choose a seed, build its kernel, try it, load it.
 
-Whatever fails on the way, the seed is released, the failure is recorded, and the model is what it was.
+Whatever fails on the way, the seed is released, the failure is recorded, and the model is what it
+was.
 """
 
 import asyncio
@@ -29,7 +30,8 @@ class BlueprintIntegration:
 
     Args:
         selector: Chooses among the viable seeds of a layer, and reserves.
-        seed: Run seed; with layer, seed and number of the graft it settles a kernel's first weights.
+        seed: Run seed; with layer, seed and number of the graft it settles a kernel's first
+            weights.
     """
 
     def __init__(self, selector: SeedSelector, *, seed: int = 0) -> None:
@@ -74,8 +76,10 @@ class BlueprintIntegration:
             kernel = self._build(layer, decision, request.kernel_budget)
             self._load(layer, decision.seed_idx, kernel)
         except KernelError as error:
-            self.selector.release(layer.name, decision.seed_idx)
-            self.selector.tracker.record_failure(decision, str(error))
+            # An outcome, so the reservation ends with it; the seed cools down before it is retried.
+            self.selector.performance_tracker.record_failure(
+                layer.name, decision.seed_idx, str(error), decision=decision
+            )
             raise
         self.selector.commit(layer.name, decision.seed_idx)
         return decision, kernel
@@ -141,7 +145,7 @@ def known_spec(layer: KasminaLayer) -> LayerSpec:
 
 
 def smallest_kernel(layer: KasminaLayer) -> int | None:
-    """Parameters of the smallest kernel that a seed of the layer can grow; ``None`` if none fits."""
+    """Parameters of the smallest kernel that a seed can grow; ``None`` if no blueprint fits."""
     spec = known_spec(layer)
     names = set(layer.seed_blueprints) & set(blueprints.fitting(spec))
     return min((blueprints.smallest(name, spec) for name in names), default=None)
@@ -162,10 +166,11 @@ def _kernel_seed(*key: Any) -> int:
 
 def _latency_ms(module: torch.nn.Module, spec: LayerSpec, like: torch.Tensor) -> float:
     """Median time of a few forward passes on a batch of 32."""
-    if spec.kind in ("features", "sequence"):
-        shape = (32, spec.in_size) if spec.kind == "features" else (32, 16, spec.in_size)
-    else:
-        shape = (32, spec.in_size, *spec.in_extent)
+    shapes: dict[str, tuple[int, ...]] = {
+        "features": (32, spec.in_size),
+        "sequence": (32, 16, spec.in_size),
+    }
+    shape = shapes.get(spec.kind, (32, spec.in_size, *spec.in_extent))
     x = torch.zeros(shape, device=like.device, dtype=like.dtype)
     times = []
     with torch.no_grad():

@@ -1,11 +1,12 @@
 """Where and when to grow: a heuristic that reads health and says why.
 
-*When*: after a warm-up, between cooldowns, while the budget lasts, and once the held-out loss falls by
-less than a given share an epoch: what the host can learn by itself, it should learn first.
-*Where*: the layer that promises most. A kernel is zero at birth, so the first thing that it can do for
-the loss is the product of what it reads and of the gradient at what it writes; the promise of a layer
-is therefore ``gradient_rms * input_rms`` (the bound on the gradient of a new linear kernel, in the
-spirit of GradMax, Evci et al. 2022, section 3), times the share of its grafts that were kept so far.
+*When*: after a warm-up, between cooldowns, while the budget lasts, and once the held-out loss falls
+by less than a given share an epoch: what the host can learn by itself, it should learn first.
+*Where*: the layer that promises most. A kernel is zero at birth, so the first thing that it can do
+for the loss is the product of what it reads and of the gradient at what it writes; the promise of a
+layer is therefore ``gradient_rms * input_rms`` (the bound on the gradient of a new linear kernel,
+in the spirit of GradMax, Evci et al. 2022, section 3), times the share of its grafts that were kept
+so far.
 """
 
 from collections.abc import Mapping, Sequence
@@ -136,8 +137,8 @@ class HeuristicPolicy:
         if sizes and limit < min(sizes):
             left = self.growth.budget - now.used
             return (
-                f"the budget has {left} of {self.growth.budget} parameters left and a kernel may cost "
-                f"{limit}; the smallest kernel needs {min(sizes)}"
+                f"the budget has {left} of {self.growth.budget} parameters left and a kernel may "
+                f"cost {limit}; the smallest kernel needs {min(sizes)}"
             )
         return "every layer that could grow is growing"
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 from esper.contracts.selection import Decision
 
 
@@ -25,6 +27,7 @@ class Step:
     new: str
     why: str
 
+    @override
     def __str__(self) -> str:
         return f"{self.layer_name}:{self.seed_idx} ({self.blueprint}) {self.new}: {self.why}"
 
@@ -39,7 +42,8 @@ class Verdict:
         blueprint: What grew.
         kernel_id: The kernel.
         parameters: Trainable parameters of the kernel.
-        reward: Held-out loss that it removes, less rent; ``None`` if it failed before it was judged.
+        reward: Held-out loss that it removes, less rent; ``None`` if it failed before it was
+            judged.
         stderr: Paired standard error of the counterfactual.
         kept: Whether it stays.
         why: One sentence.
@@ -86,6 +90,7 @@ class EpochReport:
     decision: Decision | None
     reason: str
 
+    @override
     def __str__(self) -> str:
         accuracy = (
             "" if self.holdout_accuracy is None else f", accuracy {self.holdout_accuracy:.1%}"

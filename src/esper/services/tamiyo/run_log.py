@@ -1,18 +1,16 @@
 """The event log of one run: what Tamiyo did, in order, as plain facts without a clock.
 
 Operation ids are made of what the event is about, so a run that is resumed and does the same again
-writes the same ids, and each counts once. Decisions, outcomes and verdicts are written by the tracker.
+writes the same ids, and each counts once. Decisions, outcomes and verdicts are written by the
+tracker.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, final
-
-from typing_extensions import override
 
 from esper.contracts.events import Event
 from esper.contracts.health import GraftRequest, HealthSignal
 from esper.services.tamiyo.report import EpochReport, Step, Verdict
-from esper.stores._base import MetricsStore
 from esper.stores.journal import Journal
 
 
@@ -109,46 +107,6 @@ class RunLog:
         self.journal.append(
             Event(op_id=op_id, kind=kind, scope=self.scope, run=self.run, data=data)
         )
-
-
-@final
-class Rewound(MetricsStore):
-    """A store in which one run's history seems to end early, for a run that is resumed.
-
-    A run that died may have written more than its last checkpoint knows of. Resumed, it does the same
-    again and must not have learnt from its own future: reading skips the events beyond the checkpoint.
-
-    Args:
-        store: The whole history.
-        run: The run that is resumed.
-        events: How many of the run's events the checkpoint knows of.
-    """
-
-    def __init__(self, store: MetricsStore, *, run: str, events: int) -> None:
-        self.store = store
-        everything = [event.op_id for _, event in store.read(run=run)]
-        self._future = frozenset(everything[events:])
-
-    @override
-    def append(self, events: Sequence[Event]) -> None:
-        self.store.append(events)
-
-    @override
-    def read(
-        self,
-        after: str = "",
-        *,
-        scope: str | None = None,
-        run: str | None = None,
-        kinds: Collection[str] | None = None,
-    ) -> Iterator[tuple[str, Event]]:
-        for position, event in self.store.read(after, scope=scope, run=run, kinds=kinds):
-            if event.op_id not in self._future:
-                yield position, event
-
-    @override
-    def close(self) -> None:
-        self.store.close()
 
 
 def _finite(value: Any) -> Any:

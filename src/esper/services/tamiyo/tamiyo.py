@@ -1,13 +1,12 @@
 """Tamiyo: grows a model while the user trains it. Two calls in the user's own loop do everything.
 
-``on_batch_end`` probes, trains isolated seeds in the shadow and raises alphas; ``on_epoch_end`` measures,
-moves grafts on, judges those that are due, and lets the policy ask for the next one.
+``on_batch_end`` probes, trains isolated seeds in the shadow and raises alphas; ``on_epoch_end``
+measures, moves grafts on, judges those that are due, and lets the policy ask for the next one.
 """
 
 import logging
 from collections import deque
 from collections.abc import Iterable, Mapping
-from math import isfinite
 from pathlib import Path
 from typing import Any, final
 from uuid import uuid4
@@ -19,21 +18,21 @@ from esper.contracts.config import Config
 from esper.contracts.errors import ConfigError, KernelError, NoViableSeedError
 from esper.contracts.events import Event
 from esper.contracts.health import GraftRequest, HealthSignal
-from esper.contracts.performance import PerformanceDelta, reward
-from esper.contracts.seeds import SeedState
-from esper.contracts.selection import Decision, decision_data, decision_from
-from esper.execution import lifecycle, optimizers
-from esper.execution.counterfactual import Effect, evaluate
+from esper.contracts.selection import Decision
+from esper.execution import optimizers
+from esper.execution.counterfactual import evaluate
 from esper.execution.isolation import LossFn
+from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.probes import Readings, probe
 from esper.execution.quiet import keeps_statistics
 from esper.execution.shapes import observe_shapes
 from esper.execution.surgery import kasmina_layers
+from esper.services.tamiyo.active_grafts import ActiveGrafts
 from esper.services.tamiyo.blueprint_integration import BlueprintIntegration, smallest_kernel
-from esper.services.tamiyo.graft import Baseline, Graft, Training
+from esper.services.tamiyo.graft import Baseline, Training
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.policy import HeuristicPolicy, LayerRecord, Situation, loss_trend
-from esper.services.tamiyo.report import EpochReport, Step, Verdict
+from esper.services.tamiyo.report import EpochReport
 from esper.services.tamiyo.run_log import RunLog
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.services.tamiyo.settings import load_config
@@ -69,8 +68,8 @@ class Tamiyo:
         run: Name of the run in the store; by default a fresh one.
 
     Raises:
-        ConfigError: if the model is not wrapped, the holdout can be iterated only once, or a setting
-            is wrong.
+        ConfigError: if the model is not wrapped, the holdout can be iterated only once, or a
+            setting is wrong.
         KernelError: if the model fails on a batch of the holdout; it is left as it was.
         StoreError: if the store cannot be opened.
     """
@@ -108,9 +107,10 @@ class Tamiyo:
         self.log = RunLog(
             _journal(store),
             scope=type(model).__name__ if scope is None else scope,
-            run=run if run is not None else ("" if store is None else uuid4().hex[:12]),
+            run=run or ("run" if store is None else uuid4().hex[:12]),
         )
         self.tracker = self._make_tracker()
+        self._bind_blueprints()
         self.selector = self._make_selector(seed)
         self.policy = HeuristicPolicy(self.config.growth)
         self.integration = BlueprintIntegration(self.selector, seed=seed)
@@ -241,7 +241,12 @@ class Tamiyo:
             return None, str(error)
         self.grafts.begin(decision, kernel, now)
         if kernel.cost is not None and kernel.cost.latency_ms is not None:
-            self.tracker.record_timing(decision, latency_ms=kernel.cost.latency_ms)
+            self.tracker.record_timing(
+                decision.layer_name,
+                decision.seed_idx,
+                latency_ms=kernel.cost.latency_ms,
+                decision=decision,
+            )
         self._last_graft_epoch = request.epoch
         return decision, request.reason
 
@@ -284,4 +289,91 @@ class Tamiyo:
         training = self.training
         self._readings.add(
             probe(training.model, self.layers, loss_fn=training.loss_fn, batch=batch)
+        )
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs beside the model's, the optimizer's and the scheduler's own.
+
+        Take it between two epochs. Tensors, plain values, lists and dictionaries only.
+        """
+        return {
+            "epoch": self._epoch,
+            "losses": list(self._losses),
+            "batches": self._batches,
+            "last_graft_epoch": self._last_graft_epoch,
+            "groups": optimizers.group_names(self.training.optimizer, self.training.model),
+            "grafts": self.grafts.state_dict(),
+            "selector": self.selector.state_dict(),
+            "history": self.tracker.position,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a run where a checkpoint left it.
+
+        Begin as for a fresh run: wrap, make the optimizer, the scheduler and this object. Then
+        load, in this order, the states of the model, of this object, of the optimizer and of the
+        scheduler: this one gives the optimizer the parameter groups of the grown kernels.
+
+        Raises:
+            ConfigError: if the optimizer was not built over the parameters that it had.
+        """
+        training = self.training
+        optimizers.replay_groups(
+            training.optimizer, training.model, state["groups"], training.scheduler
+        )
+        self._epoch = state["epoch"]
+        self._losses = list(state["losses"])
+        self._batches = state["batches"]
+        self._last_graft_epoch = state["last_graft_epoch"]
+        self.tracker.rewind(state["history"])
+        self._bind_blueprints()
+        self.grafts.load_state_dict(state["grafts"])
+        self.selector.load_state_dict(state["selector"])
+
+    # --- making -----------------------------------------------------------------------------------
+
+    def _make_tracker(self) -> PerformanceTracker:
+        performance = self.config.seed_selection.performance
+        return PerformanceTracker(
+            window_size=performance.window_size,
+            decay_factor=performance.decay_factor,
+            store=self.log.journal,
+            scope=self.log.scope,
+            run=self.log.run,
+        )
+
+    def _bind_blueprints(self) -> None:
+        for name, layer in self.layers.items():
+            for seed_idx, blueprint in enumerate(layer.seed_blueprints):
+                self.tracker.bind(name, seed_idx, blueprint)
+
+    def _make_selector(self, seed: int) -> SeedSelector:
+        settings = self.config.seed_selection
+        strategy = STRATEGIES.create(settings.strategy, **settings.settings_of(settings.strategy))
+        return SeedSelector(
+            strategy, tracker=self.tracker, seed=seed, constraints=settings.constraints
+        )
+
+
+def _read(config: str | Path | None) -> Config:
+    return Config() if config is None else load_config(config)
+
+
+def _journal(store: str | MetricsStore | Journal | None) -> Journal:
+    if isinstance(store, Journal):
+        return store
+    if store is None:
+        return Journal(MemoryStore())
+    return Journal(open_store(store) if isinstance(store, str) else store)
+
+
+def _check_model(layers: Mapping[str, KasminaLayer], holdout: Iterable[Any]) -> None:
+    if not layers:
+        raise ConfigError("the model has no wrapped layers; call esper.wrap(model, layers=[...])")
+    if iter(holdout) is holdout:
+        raise ConfigError(
+            "holdout is an iterator and can be read only once; give a list of batches, or a "
+            "DataLoader"
         )
