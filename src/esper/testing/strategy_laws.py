@@ -1,0 +1,243 @@
+"""What every strategy must do. Subclass with a fixture ``make`` that returns a new strategy.
+
+```python
+class TestMine(StrategyLaws):
+    @pytest.fixture
+    def make(self):
+        return Mine
+```
+"""
+# ruff: noqa: D102 (the name of a law is what it says)
+
+import json
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import asdict
+from math import isnan, sqrt
+from random import Random  # noqa: TID251 (the laws bring their own, seeded, world)
+from statistics import fmean
+
+from esper.contracts.performance import PerformanceDelta, SeedPerformanceMetrics
+from esper.contracts.selection import (
+    Decision,
+    SelectionContext,
+    SelectionReason,
+    decision_data,
+    decision_from,
+)
+from esper.services.tamiyo.performance_tracker import PerformanceTracker
+from esper.services.tamiyo.randomness import Draws
+from esper.services.tamiyo.seed_selector import SeedSelector
+from esper.services.tamiyo.strategies import SelectionStrategy
+
+Make = Callable[[], SelectionStrategy]
+
+LAYER = "fc1"
+CONTEXT = SelectionContext(current_epoch=7, layer_type="Linear")
+GAINS = (0.0, 0.010, 0.020, 0.005)
+NOISE = 0.02
+
+
+class StrategyLaws:
+    """Laws of a strategy, alone and behind the selector."""
+
+    def test_chooses_a_viable_seed_and_says_why(self, make: Make) -> None:
+        for number, viable in enumerate(([0, 1, 2, 3], [2], [1, 3], [3, 0])):
+            chosen, reason = make().decide(viable, _metrics(), CONTEXT, _draws(number))
+            assert chosen in viable
+            assert reason.seed_idx == chosen
+            assert reason.strategy == make().name
+            assert set(reason.scores) == set(viable)
+            assert reason.score == reason.scores[chosen]
+            assert 0 < reason.propensity <= 1
+            assert set(reason.alternatives_considered) == set(viable) - {chosen}
+            assert reason.reason
+            assert not reason.fallback
+
+    def test_needs_no_history(self, make: Make) -> None:
+        for number in range(5):
+            chosen, reason = make().decide([4, 6], {}, CONTEXT, _draws(number))
+            assert chosen in {4, 6}
+            assert 0 < reason.propensity <= 1
+
+    def test_reads_metrics_that_only_have_the_fields_of_the_design(self, make: Make) -> None:
+        metrics = {
+            seed: SeedPerformanceMetrics(
+                seed, LAYER, accuracy_improvements=[gain, gain / 2], loss_reductions=[gain, gain]
+            )
+            for seed, gain in enumerate(GAINS)
+        }
+        chosen, reason = make().decide(list(metrics), metrics, CONTEXT, _draws(0))
+        assert chosen in metrics
+        assert not isnan(reason.score)
+
+    def test_equal_randomness_equal_choice(self, make: Make) -> None:
+        for number in range(20):
+            one, two = (
+                make().decide([0, 1, 2, 3], _metrics(), CONTEXT, _draws(number)) for _ in range(2)
+            )
+            assert one == two
+
+    def test_factor_and_shift_on_all_rewards_change_no_choice(self, make: Make) -> None:
+        for number in range(20):
+            plain = _choice(make(), _metrics(seed=number), number)
+            assert _choice(make(), _metrics(seed=number, factor=1000.0), number) == plain
+            assert _choice(make(), _metrics(seed=number, factor=1e-6), number) == plain
+            assert _choice(make(), _metrics(seed=number, shift=5.0), number) == plain
+
+    def test_order_of_seeds_is_irrelevant(self, make: Make) -> None:
+        for number in range(20):
+            metrics = _metrics(seed=number)
+            turned = dict(reversed(metrics.items()))
+            one, why = make().decide([0, 1, 2, 3], metrics, CONTEXT, _draws(number))
+            two, because = make().decide([3, 1, 0, 2], turned, CONTEXT, _draws(number))
+            assert one == two
+            assert abs(why.propensity - because.propensity) < 1e-6
+
+    def test_decides_alike_on_live_records_and_on_a_snapshot(self, make: Make) -> None:
+        for number in range(20):
+            tracker = _tracker(seed=number)
+            layer = tracker.layer(LAYER)
+            assert layer is not None
+            live, _ = make().decide([0, 1, 2, 3], layer.seeds, CONTEXT, _draws(number))
+            assert live == _choice(make(), tracker.get_layer_metrics(LAYER), number)
+
+    def test_deciding_changes_nothing(self, make: Make) -> None:
+        strategy, metrics, viable = make(), _metrics(), [3, 1, 0]
+        before = deepcopy((metrics, viable, strategy.state_dict()))
+        strategy.decide(viable, metrics, CONTEXT, _draws(0))
+        assert (metrics, viable, strategy.state_dict()) == before
+
+    def test_equal_rewards_are_no_trouble(self, make: Make) -> None:
+        for reward in (0.0, 0.1, -3.0, 1e-12, 1e12):
+            metrics = {
+                seed: SeedPerformanceMetrics(seed, LAYER, rewards=[reward] * (seed + 1))
+                for seed in range(4)
+            }
+            _, reason = make().decide([0, 1, 2, 3], metrics, CONTEXT, _draws(1))
+            assert all(abs(score) < 1e6 for score in reason.scores.values())
+            assert 0 < reason.propensity <= 1
+
+    def test_propensity_is_how_often_it_chooses(self, make: Make) -> None:
+        strategy, metrics, draws = make(), _metrics(), 600
+        count = dict.fromkeys(metrics, 0)
+        claimed: dict[int, float] = {}
+        for number in range(draws):
+            chosen, reason = strategy.decide([0, 1, 2, 3], metrics, CONTEXT, _draws(number))
+            count[chosen] += 1
+            if chosen not in claimed:
+                claimed[chosen] = reason.propensity
+        for seed, propensity in claimed.items():
+            spread = sqrt(propensity * (1 - propensity) / draws)
+            assert abs(count[seed] / draws - propensity) <= 4.5 * spread + 0.002
+        assert sum(claimed.values()) <= 1 + 0.01 * len(claimed)
+
+    def test_reason_survives_copying_and_json(self, make: Make) -> None:
+        decision = SeedSelector(make(), tracker=_tracker()).decide(LAYER, [0, 1, 2, 3], CONTEXT)
+        assert deepcopy(decision) == decision
+        assert decision_from(json.loads(json.dumps(decision_data(decision)))) == decision
+        assert asdict(decision.reason)["propensity"] == decision.reason.propensity
+
+    def test_select_and_get_reason_are_decide(self, make: Make) -> None:
+        strategy = make()
+        chosen = strategy.select([0, 1, 2, 3], _metrics(), CONTEXT)
+        reason = strategy.get_reason()
+        assert isinstance(reason, SelectionReason)
+        assert reason.seed_idx == chosen
+        assert strategy.select([0, 1, 2, 3], _metrics(), CONTEXT) == chosen
+
+    def test_no_seed_starves(self, make: Make) -> None:
+        tracker = PerformanceTracker()
+        selector = SeedSelector(make(), tracker=tracker, seed=3)
+        _loop(selector, (0.5, 0.0, -0.5, -9.0, -9.0), choices=5)
+        first = tracker.get_layer_metrics(LAYER)
+        assert [first[seed].total_activations for seed in range(5)] == [1] * 5
+
+    def test_outcomes_may_come_late_and_in_any_order(self, make: Make) -> None:
+        tracker = PerformanceTracker()
+        selector = SeedSelector(make(), tracker=tracker, seed=1)
+        random, waiting = Random(5), list[Decision]()
+        for _ in range(60):
+            decision = selector.decide(LAYER, [0, 1, 2, 3], CONTEXT)
+            selector.commit(LAYER, decision.seed_idx)
+            selector.free(LAYER, decision.seed_idx, epoch=0)
+            waiting.append(decision)
+            if len(waiting) > 6:
+                _answer(tracker, waiting.pop(random.randrange(len(waiting))))
+        random.shuffle(waiting)
+        for decision in waiting:
+            _answer(tracker, decision)
+            _answer(tracker, decision)  # a second time: counts once
+        metrics = tracker.get_layer_metrics(LAYER)
+        assert sum(seed.total_outcomes for seed in metrics.values()) == 60
+        assert all(seed.total_outcomes == seed.total_activations for seed in metrics.values())
+
+    def test_state_survives_json(self, make: Make) -> None:
+        strategy = make()
+        selector = SeedSelector(strategy, tracker=PerformanceTracker(), seed=1)
+        _loop(selector, GAINS, choices=30)
+        restored = make()
+        restored.load_state_dict(json.loads(json.dumps(strategy.state_dict())))
+        layer = selector.performance_tracker.layer(LAYER)
+        assert layer is not None
+        for number in range(10):
+            one, two = (
+                each.decide([0, 1, 2, 3], layer.seeds, CONTEXT, _draws(number))
+                for each in (strategy, restored)
+            )
+            assert one == two
+
+    def test_beats_chance_if_it_claims_to_learn(self, make: Make) -> None:
+        if not make().learns:
+            return
+        earned = []
+        for seed in range(4):
+            gains = GAINS[seed:] + GAINS[:seed]  # the best arm at every position
+            selector = SeedSelector(make(), seed=seed)
+            earned.append(fmean(_loop(selector, gains, choices=200, seed=seed)))
+        assert fmean(earned) > 1.3 * fmean(GAINS)
+
+
+def _loop(
+    selector: SeedSelector, gains: Sequence[float], *, choices: int, seed: int = 0
+) -> list[float]:
+    """The document's loop: choose, measure, record. Returns the true gain of each choice."""
+    random, earned = Random(seed), []
+    for epoch in range(choices):
+        context = SelectionContext(current_epoch=epoch)
+        seed_idx, _ = selector.select_seed_now(LAYER, range(len(gains)), context)
+        delta = PerformanceDelta(reward=random.gauss(gains[seed_idx], NOISE))
+        selector.performance_tracker.update_metrics_now(LAYER, seed_idx, delta)
+        earned.append(gains[seed_idx])
+    return earned
+
+
+def _tracker(seed: int = 0, factor: float = 1.0, shift: float = 0.0) -> PerformanceTracker:
+    random, tracker = Random(seed), PerformanceTracker(window_size=8)
+    for index in range(40):
+        seed_idx = index if index < len(GAINS) else random.randrange(len(GAINS))
+        reward = factor * random.gauss(GAINS[seed_idx], NOISE) + shift
+        tracker.record_selection(LAYER, seed_idx)
+        tracker.update_metrics_now(LAYER, seed_idx, PerformanceDelta(reward=reward))
+    return tracker
+
+
+def _metrics(
+    seed: int = 0, factor: float = 1.0, shift: float = 0.0
+) -> dict[int, SeedPerformanceMetrics]:
+    return _tracker(seed, factor, shift).get_layer_metrics(LAYER)
+
+
+def _choice(
+    strategy: SelectionStrategy, metrics: dict[int, SeedPerformanceMetrics], number: int
+) -> int:
+    return strategy.decide([0, 1, 2, 3], metrics, CONTEXT, _draws(number))[0]
+
+
+def _answer(tracker: PerformanceTracker, decision: Decision) -> None:
+    delta = PerformanceDelta(reward=0.01 * decision.seed_idx)
+    tracker.update_metrics_now(LAYER, decision.seed_idx, delta, decision=decision)
+
+
+def _draws(number: int) -> Draws:
+    return Draws(11, LAYER, number)
