@@ -55,19 +55,22 @@ class Draws:
         """A number from the normal distribution."""
         return (self._generator or self._start()).normalvariate(mean, sd)
 
-    def _digest(self, block: int) -> bytes:
-        text = f"{self.run_seed}/{self.number}/{block}/{self.layer_name}"
-        return blake2b(text.encode()).digest()
-
     def _begin(self) -> Iterator[int]:
-        self._words = self._stream()
+        self._words = _words(self.run_seed, self.layer_name, self.number)
         return self._words
 
-    def _stream(self) -> Iterator[int]:
-        # Seeding a Random takes longer than the whole choice; most choices draw one number or two.
-        for block in count():
-            yield from [word >> 11 for word in unpack("<8Q", self._digest(block))]
-
     def _start(self) -> Random:
-        self._generator = Random(int.from_bytes(self._digest(-1)[:16], "big"))
+        key = _digest(self.run_seed, self.layer_name, self.number, -1)[:16]
+        self._generator = Random(int.from_bytes(key, "big"))
         return self._generator
+
+
+def _words(run_seed: int, layer_name: str, number: int) -> Iterator[int]:
+    # Seeding a Random takes longer than the whole choice; most choices draw one number or two.
+    for block in count():
+        for word in unpack("<8Q", _digest(run_seed, layer_name, number, block)):
+            yield word >> 11
+
+
+def _digest(run_seed: int, layer_name: str, number: int, block: int) -> bytes:
+    return blake2b(f"{run_seed}/{number}/{block}/{layer_name}".encode()).digest()
