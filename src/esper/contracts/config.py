@@ -61,7 +61,7 @@ class Growth(_Section):
 
     budget: int = Field(2000, ge=0, description="parameters that growth may add in all")
     kernel_budget: int | None = Field(
-        None, ge=1, description="parameters of one kernel; by default an eighth of the budget"
+        None, ge=1, description="parameters of one kernel; by default about an eighth of the budget"
     )
     warmup_epochs: int = Field(2, ge=0, description="epochs before the first graft")
     cooldown_epochs: int = Field(0, ge=0, description="epochs between two grafts")

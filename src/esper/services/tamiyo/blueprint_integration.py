@@ -144,11 +144,11 @@ def known_spec(layer: KasminaLayer) -> LayerSpec:
     return layer.spec
 
 
-def smallest_kernel(layer: KasminaLayer) -> int | None:
-    """Parameters of the smallest kernel that a seed can grow; ``None`` if no blueprint fits."""
+def smallest_kernels(layer: KasminaLayer) -> list[int]:
+    """Parameters of the smallest kernel of each blueprint that fits the layer, ascending."""
     spec = known_spec(layer)
     names = set(layer.seed_blueprints) & set(blueprints.fitting(spec))
-    return min((blueprints.smallest(name, spec) for name in names), default=None)
+    return sorted(blueprints.smallest(name, spec) for name in names)
 
 
 def _objection(blueprint: str, spec: LayerSpec, budget: int) -> str:

@@ -26,12 +26,14 @@ class LayerRecord:
         judged: Grafts of this layer that came to a verdict, kept or culled or failed.
         active: Grafts under way.
         smallest_kernel: Parameters of the smallest kernel that fits it; ``None`` if none does.
+        roomy_kernel: Parameters with which every blueprint that fits it can build a kernel.
     """
 
     kept: int = 0
     judged: int = 0
     active: int = 0
     smallest_kernel: int | None = None
+    roomy_kernel: int = 0
 
     @property
     def keep_rate(self) -> float:
@@ -71,20 +73,26 @@ class HeuristicPolicy:
 
     growth: Growth
 
-    @property
-    def kernel_budget(self) -> int:
-        """Parameters that one kernel may cost."""
-        return self.growth.kernel_budget or max(1, self.growth.budget // 8)
+    def kernel_budget(self, records: Mapping[str, LayerRecord]) -> int:
+        """Parameters that one kernel may cost: as set, or an eighth of the whole budget.
+
+        An eighth that would leave some blueprint out is raised until each can build a kernel.
+        """
+        if self.growth.kernel_budget is not None:
+            return self.growth.kernel_budget
+        roomy = max((record.roomy_kernel for record in records.values()), default=0)
+        return min(max(self.growth.budget // 8, roomy), self.growth.budget)
 
     def decide(self, now: Situation) -> tuple[GraftRequest | None, str]:
         """A wish to grow one layer, or none; and one sentence that says why."""
         waiting = self._reason_to_wait(now)
         if waiting:
             return None, waiting
-        limit = min(self.kernel_budget, self.growth.budget - now.used)
-        promises = self._promises(now, limit)
+        wanted = self.kernel_budget(now.records)
+        limit = min(wanted, self.growth.budget - now.used)
+        promises = self._promises(now, limit) if limit >= wanted / 2 else {}
         if not promises:
-            return None, self._nothing_fits(now, limit)
+            return None, self._nothing_fits(now, limit, wanted)
         layer_name = max(promises, key=lambda name: promises[name])
         total = sum(promises.values())
         urgency = promises[layer_name] / total if total > 0 else 1 / len(promises)
@@ -132,14 +140,15 @@ class HeuristicPolicy:
             promises[signal.layer_name] = promise * record.keep_rate
         return promises
 
-    def _nothing_fits(self, now: Situation, limit: int) -> str:
+    def _nothing_fits(self, now: Situation, limit: int, wanted: int) -> str:
         sizes = [r.smallest_kernel for r in now.records.values() if r.smallest_kernel is not None]
-        if sizes and limit < min(sizes):
-            left = self.growth.budget - now.used
-            return (
-                f"the budget has {left} of {self.growth.budget} parameters left and a kernel may "
-                f"cost {limit}; the smallest kernel needs {min(sizes)}"
-            )
+        if not sizes:
+            return "no blueprint of any seed fits its layer"
+        left = f"{self.growth.budget - now.used} of {self.growth.budget} parameters are left"
+        if max(limit, wanted) < min(sizes):
+            return f"the budget is too small: {left}, and the smallest kernel needs {min(sizes)}"
+        if limit < wanted / 2 or limit < min(sizes):
+            return f"the budget is used up: {left}, and a kernel is worth {wanted}"
         return "every layer that could grow is growing"
 
 

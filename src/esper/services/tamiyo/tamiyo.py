@@ -28,7 +28,7 @@ from esper.execution.quiet import keeps_statistics
 from esper.execution.shapes import observe_shapes
 from esper.execution.surgery import kasmina_layers
 from esper.services.tamiyo.active_grafts import ActiveGrafts
-from esper.services.tamiyo.blueprint_integration import BlueprintIntegration, smallest_kernel
+from esper.services.tamiyo.blueprint_integration import BlueprintIntegration, smallest_kernels
 from esper.services.tamiyo.graft import Baseline, Training
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.policy import HeuristicPolicy, LayerRecord, Situation, loss_trend
@@ -122,7 +122,7 @@ class Tamiyo:
             selector=self.selector,
             log=self.log,
         )
-        self._smallest = {name: smallest_kernel(layer) for name, layer in self.layers.items()}
+        self._sizes = {name: smallest_kernels(layer) for name, layer in self.layers.items()}
         self._losses: list[float] = []
         self._last_graft_epoch: int | None = None
         self._epoch = -1
@@ -278,11 +278,13 @@ class Tamiyo:
 
     def _record_of(self, layer_name: str) -> LayerRecord:
         metrics = self.tracker.get_layer_metrics(layer_name).values()
+        sizes = self._sizes[layer_name]
         return LayerRecord(
             kept=sum(m.successful_grafts for m in metrics),
             judged=sum(m.total_outcomes for m in metrics),
             active=self.grafts.count(layer_name),
-            smallest_kernel=self._smallest[layer_name],
+            smallest_kernel=sizes[0] if sizes else None,
+            roomy_kernel=sizes[-1] if sizes else 0,
         )
 
     def _probe(self, batch: Any) -> None:
