@@ -352,9 +352,8 @@ class PerformanceTracker:
             )
             record.time(delta.latency_ms, delta.memory_mb, history.window_size)
             if self._journal is not None:
-                data = self._where(record, decision_id)
+                data = self._where(record, decision_id) | _measured(delta)
                 data["reward"] = value
-                data.update(_measured(delta))
                 if kernel_id is not None:
                     data["kernel"] = kernel_id
                 self._note("outcome", data)
@@ -428,7 +427,7 @@ class PerformanceTracker:
 
     def _note(self, kind: str, data: dict[str, Any]) -> Event:
         event = Event(self._op_id(self._written), kind, self.scope, self.run, data)
-        if self._journal is not None:
+        if self._journal is not None:  # else it is folded and forgotten
             self._written += 1
             self._queue.append(event)
         return event
@@ -438,14 +437,18 @@ class PerformanceTracker:
 
 
 def _measured(delta: PerformanceDelta) -> dict[str, float]:
-    measured = {
-        "accuracy_delta": delta.accuracy_delta,
-        "loss_delta": delta.loss_delta,
-        "latency_ms": delta.latency_ms,
-        "memory_mb": delta.memory_mb,
-        "reward_stderr": delta.reward_stderr,
-    }
-    return {name: float(value) for name, value in measured.items() if value is not None}
+    measured = {}
+    if delta.accuracy_delta is not None:
+        measured["accuracy_delta"] = float(delta.accuracy_delta)
+    if delta.loss_delta is not None:
+        measured["loss_delta"] = float(delta.loss_delta)
+    if delta.latency_ms is not None:
+        measured["latency_ms"] = float(delta.latency_ms)
+    if delta.memory_mb is not None:
+        measured["memory_mb"] = float(delta.memory_mb)
+    if delta.reward_stderr is not None:
+        measured["reward_stderr"] = float(delta.reward_stderr)
+    return measured
 
 
 def _snapshot(record: SeedRecord, decay_factor: float) -> SeedPerformanceMetrics:
