@@ -266,6 +266,15 @@ def test_a_run_repeated_under_one_name_writes_the_same_events() -> None:
     assert [event.op_id for event in events()[:2]] == ["r/tracker/0", "r/tracker/1"]
 
 
+def test_a_run_opened_again_goes_on_where_it_stopped() -> None:
+    store = MemoryStore()
+    for opened in range(1, 4):
+        tracker = PerformanceTracker(store=store, run="r")
+        tracker.update_metrics_now("fc1", 0, GAIN)
+        assert tracker.position == opened
+    assert PerformanceTracker(store=store).get_layer_metrics("fc1")[0].total_outcomes == 3
+
+
 def test_rewind_does_the_end_of_a_run_anew_and_keeps_one_copy() -> None:
     store = MemoryStore()
     tracker = PerformanceTracker(store=store, run="r")

@@ -101,6 +101,18 @@ def test_ties_are_drawn_evenly() -> None:
     assert 160 < sum(reason.seed_idx == 0 for reason in reasons) < 240
 
 
+def test_scores_that_differ_by_rounding_are_ties() -> None:
+    tracker = PerformanceTracker()
+    for seed, rewards in enumerate(([0.1, 0.2, 0.3, 0.4], [0.2, 0.4, 0.3, 0.1])):
+        for reward in rewards:
+            tracker.update_metrics_now("fc1", seed, PerformanceDelta(reward=reward))
+    layer = tracker.layer("fc1")
+    assert layer is not None
+    assert layer.seeds[0].mean != layer.seeds[1].mean
+    _, reason = UCB().decide([0, 1], layer.seeds, CONTEXT, Draws(0, "fc1", 0))
+    assert reason.propensity == 0.5
+
+
 @pytest.mark.parametrize("posterior", ["beta", "gaussian"])
 def test_chances_of_thompson_agree_with_drawing(posterior: str) -> None:
     parameters = (
