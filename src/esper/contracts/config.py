@@ -75,6 +75,9 @@ class Growth(_Section):
     keep_stderrs: float = Field(
         2.0, ge=0, description="a kernel is kept if its counterfactual exceeds so many std. errors"
     )
+    divergence_factor: float = Field(
+        3.0, gt=1, description="held-out loss, in times the last healthy one, that is rolled back"
+    )
     probe_every: int = Field(50, ge=1, description="batches between two health probes")
 
 

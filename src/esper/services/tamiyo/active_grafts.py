@@ -123,6 +123,16 @@ class ActiveGrafts:
                 verdicts.append(self._judge(graft, now, calibration, epoch))
         return verdicts
 
+    @property
+    def blending(self) -> bool:
+        """Whether a kernel is being blended in."""
+        return any(graft.state is SeedState.BLENDING for graft in self.grafts)
+
+    def abandon_blending(self, why: str, *, epoch: int) -> list[Verdict]:
+        """Cull what is being blended in, as a failure."""
+        blending = [graft for graft in self.grafts if graft.state is SeedState.BLENDING]
+        return [self._fail(graft, why, epoch) for graft in blending]
+
     # --- the verdict ------------------------------------------------------------------------------
 
     def _judge(

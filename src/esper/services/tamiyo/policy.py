@@ -11,6 +11,7 @@ so far.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import final
 
 from esper.contracts.config import Growth
@@ -124,7 +125,7 @@ class HeuristicPolicy:
                 return f"cooling down for {growth.cooldown_epochs - rested} more epoch(s)"
         trend = loss_trend(now.losses, growth.plateau_window)
         if trend is None:
-            return "the loss trend is not known yet"
+            return f"the trend of the held-out loss is not known: it is {now.losses[-1]:.4g}"
         if trend < -growth.plateau_threshold:
             return f"the host still learns by itself: {_trend_in_words(trend)}"
         return ""
@@ -157,14 +158,14 @@ def loss_trend(losses: Sequence[float], window: int) -> float | None:
 
     Returns:
         ``(last / first) ** (1 / epochs) - 1``, or ``None`` if there are fewer than two losses, or
-        a loss is not positive.
+        one of them is not a positive number.
 
     Example:
         >>> loss_trend([1.0, 0.9, 0.81], window=2)
         -0.1
     """
     recent = losses[-(window + 1) :]
-    if len(recent) < 2 or min(recent) <= 0:
+    if len(recent) < 2 or not all(isfinite(loss) and loss > 0 for loss in recent):
         return None
     return round(float((recent[-1] / recent[0]) ** (1 / (len(recent) - 1)) - 1), 12)
 

@@ -79,6 +79,10 @@ class RunLog:
             reason=str(error),
         )
 
+    def rollback(self, *, epoch: int, to_epoch: int, why: str) -> None:
+        """The host fell ill and was put back to the end of an earlier epoch."""
+        self._write("rollback", str(epoch), epoch=epoch, to_epoch=to_epoch, why=why)
+
     def verdict(self, verdict: Verdict) -> None:
         """A graft ended."""
         self._write(

@@ -7,6 +7,7 @@ measures, moves grafts on, judges those that are due, and lets the policy ask fo
 import logging
 from collections import deque
 from collections.abc import Iterable, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any, final
 from uuid import uuid4
@@ -29,10 +30,11 @@ from esper.execution.shapes import observe_shapes
 from esper.execution.surgery import kasmina_layers
 from esper.services.tamiyo.active_grafts import ActiveGrafts
 from esper.services.tamiyo.blueprint_integration import BlueprintIntegration, smallest_kernels
+from esper.services.tamiyo.governor import Governor
 from esper.services.tamiyo.graft import Baseline, Training
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.policy import HeuristicPolicy, LayerRecord, Situation, loss_trend
-from esper.services.tamiyo.report import EpochReport
+from esper.services.tamiyo.report import EpochReport, Verdict
 from esper.services.tamiyo.run_log import RunLog
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.services.tamiyo.settings import load_config
@@ -122,6 +124,9 @@ class Tamiyo:
             selector=self.selector,
             log=self.log,
         )
+        self.governor = Governor(
+            model, optimizer, divergence_factor=self.config.growth.divergence_factor
+        )
         self._sizes = {name: smallest_kernels(layer) for name, layer in self.layers.items()}
         self._losses: list[float] = []
         self._last_graft_epoch: int | None = None
@@ -166,13 +171,20 @@ class Tamiyo:
         self._epoch = epoch
         self.grafts.wake(epoch)
         now = self._measure()
+        verdicts = self._govern(now, epoch)
+        if verdicts:
+            now = self._measure()
         self._losses.append(now.loss)
-        verdicts = self.grafts.move_on(
+        verdicts += self.grafts.move_on(
             now,
             epoch=epoch,
             batches_per_epoch=self._batches_of_epoch,
             calibration=list(self._recent) if self._keeps_statistics else (),
         )
+        if self.grafts.blending and isfinite(now.loss):
+            self.governor.keep(now.loss, epoch)
+        else:
+            self.governor.let_go()
         decision, reason = self._grow(now, epoch)
         self._batches_of_epoch = 0
         report = EpochReport(
@@ -216,6 +228,16 @@ class Tamiyo:
         return Baseline(
             loss=loss, accuracy=evaluate(training.model, training.accuracy_fn, training.holdout)
         )
+
+    def _govern(self, now: Baseline, epoch: int) -> list[Verdict]:
+        """Roll an ill host back; the kernels that were being blended in are at fault."""
+        why = self.governor.objection(now.loss)
+        if not why:
+            return []
+        logger.warning("epoch %d: %s; rolled back to epoch %d", epoch, why, self.governor.epoch)
+        self.log.rollback(epoch=epoch, to_epoch=self.governor.epoch, why=why)
+        self.governor.restore()
+        return self.grafts.abandon_blending(f"{why}; the host was rolled back", epoch=epoch)
 
     def _grow(self, now: Baseline, epoch: int) -> tuple[Decision | None, str]:
         signals = self._signals(now, epoch)

@@ -1,0 +1,85 @@
+"""The governor: when blending a kernel in makes the host fall ill, the host gets its health back.
+
+While a kernel is being blended in, the state at the end of the last healthy epoch is kept aside. If
+the held-out loss then is NaN, infinite, or several times what it was, weights, buffers and
+optimizer state are put back, in place, and whatever was blending is culled as a failure. Without a
+kernel at fault nothing is touched: what a training does by itself is the user's affair.
+
+The state is kept in memory only: a run that is resumed while a kernel blends in is not protected
+until the next epoch ends.
+"""
+
+from math import isfinite
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+@final
+class Governor:
+    """Keeps one healthy state and puts it back.
+
+    Args:
+        model: The wrapped model.
+        optimizer: Trains it.
+        divergence_factor: How many times the last healthy loss counts as ill, > 1.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, *, divergence_factor: float) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.divergence_factor = divergence_factor
+        self.epoch = -1
+        self._loss = float("inf")
+        self._tensors: list[tuple[Tensor, Tensor]] = []
+        self._states: dict[Tensor, dict[str, Any]] = {}
+
+    def objection(self, loss: float) -> str:
+        """What is wrong with a held-out loss; empty if it is healthy, or no state is kept."""
+        if not self._tensors:
+            return ""
+        if not isfinite(loss):
+            return f"the held-out loss became {loss}"
+        if loss > self.divergence_factor * self._loss:
+            return (
+                f"the held-out loss went from {self._loss:.4g} to {loss:.4g}, more than "
+                f"{self.divergence_factor:g} times"
+            )
+        return ""
+
+    def keep(self, loss: float, epoch: int) -> None:
+        """Keep the present state aside as the healthy one; its held-out loss is ``loss``."""
+        self.epoch, self._loss = epoch, loss
+        with torch.no_grad():
+            self._tensors = [(tensor, tensor.clone()) for tensor in _tensors(self.model)]
+        self._states = {
+            parameter: {key: _copied(value) for key, value in state.items()}
+            for parameter, state in self.optimizer.state.items()
+        }
+
+    def let_go(self) -> None:
+        """Keep nothing: no kernel is being blended in."""
+        self._tensors, self._states = [], {}
+
+    def restore(self) -> None:
+        """Put the healthy state back, in place; then keep nothing."""
+        with torch.no_grad():
+            for tensor, value in self._tensors:
+                tensor.copy_(value)
+        held = {p for group in self.optimizer.param_groups for p in group["params"]}
+        for parameter in held:
+            if parameter in self._states:
+                self.optimizer.state[parameter] = self._states[parameter]
+            else:
+                self.optimizer.state.pop(parameter, None)
+        self.let_go()
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
