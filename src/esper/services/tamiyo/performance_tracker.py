@@ -231,15 +231,25 @@ class PerformanceTracker:
         latency_ms: float | None = None,
         memory_mb: float | None = None,
         decision: Decision | None = None,
+        stored: bool = True,
     ) -> None:
         """Record what depends on the machine of the day, apart from the outcome, which does not.
+
+        Args:
+            layer_name: The layer.
+            seed_idx: The seed.
+            latency_ms: Forward latency of the kernel, in milliseconds.
+            memory_mb: Memory of the kernel, in megabytes.
+            decision: The decision that the kernel came from.
+            stored: Whether the store gets it too. Without clocks in it, the log of a run depends
+                on the run's seed alone.
 
         Raises:
             MeasurementError: if a measurement is NaN or infinite.
         """
         delta = PerformanceDelta(latency_ms=latency_ms, memory_mb=memory_mb)
         require_finite(delta)
-        self._record("timing", layer_name, seed_idx, decision, _measured(delta))
+        self._record("timing", layer_name, seed_idx, decision, _measured(delta), stored=stored)
 
     def record_of(self, decision: Decision) -> SeedRecord:
         """The live record that the outcome of ``decision`` will go to."""
@@ -401,6 +411,8 @@ class PerformanceTracker:
         seed_idx: int,
         decision: Decision | None,
         facts: dict[str, Any],
+        *,
+        stored: bool = True,
     ) -> None:
         _check_seed(layer_name, seed_idx)
         with self.lock:
@@ -411,7 +423,7 @@ class PerformanceTracker:
                 layer = self._history.layer(layer_name)
                 record = layer.under(seed_idx, decision.blueprint)
                 decision_id = decision.decision_id
-            self._apply(kind, self._where(record, decision_id) | facts)
+            self._apply(kind, self._where(record, decision_id) | facts, stored=stored)
         self.flush()
 
     def _where(self, record: SeedRecord, decision_id: str) -> dict[str, Any]:
@@ -422,12 +434,12 @@ class PerformanceTracker:
             "blueprint": record.blueprint,
         }
 
-    def _apply(self, kind: str, data: dict[str, Any]) -> None:
-        fold(self._history, self._note(kind, data))
+    def _apply(self, kind: str, data: dict[str, Any], *, stored: bool = True) -> None:
+        fold(self._history, self._note(kind, data, stored=stored))
 
-    def _note(self, kind: str, data: dict[str, Any]) -> Event:
+    def _note(self, kind: str, data: dict[str, Any], *, stored: bool = True) -> Event:
         event = Event(self._op_id(self._written), kind, self.scope, self.run, data)
-        if self._journal is not None:  # else it is folded and forgotten
+        if stored and self._journal is not None:  # else it is folded and forgotten
             self._written += 1
             self._queue.append(event)
         return event

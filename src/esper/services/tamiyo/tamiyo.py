@@ -268,6 +268,7 @@ class Tamiyo:
                 decision.seed_idx,
                 latency_ms=kernel.cost.latency_ms,
                 decision=decision,
+                stored=False,
             )
         self._last_graft_epoch = request.epoch
         return decision, request.reason
