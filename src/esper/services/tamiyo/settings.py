@@ -48,14 +48,13 @@ def config_from(data: object, *, source: str = "settings") -> Config:
         ConfigError: as `load_config`.
 
     Example:
-        >>> config_from({"seed_selection": {"strategy": "ucb"}}).growth.budget
-        2000
-        >>> config_from({"growth": {"bugdet": 5}})
+        >>> config_from({"seed_selection": {"strategy": "thompson"}}).seed_selection.strategy
+        'thompson'
+        >>> config_from({"reward": {"kid": "delta"}})
         Traceback (most recent call last):
         ...
-        esper.contracts.errors.ConfigError: settings: unknown key in growth: 'bugdet'; known: \
-budget, kernel_budget, warmup_epochs, cooldown_epochs, plateau_window, plateau_threshold, \
-max_active, train_epochs, blend_epochs, keep_stderrs, probe_every. Did you mean 'budget'?
+        esper.contracts.errors.ConfigError: settings: unknown key in reward: 'kid'; known: kind, \
+rent_per_kparam, rent_per_ms. Did you mean 'kind'?
     """
     sections = _mapping(data, source, "the file")
     try:
