@@ -25,13 +25,18 @@ def save(path: Path, tree: dict[str, Any]) -> None:
 
     Raises:
         TypeError: if the tree holds anything else.
+        StoreError: if the file cannot be written; one that was there before is still there.
     """
     tensors: list[Tensor] = []
     header = json.dumps(_pack(tree, tensors))
     stored = {str(i): t.detach().cpu().contiguous().clone() for i, t in enumerate(tensors)}
     beside = path.with_suffix(path.suffix + ".new")
-    save_file(stored, beside, metadata={"schema": str(SCHEMA), "tree": header})
-    beside.replace(path)
+    try:
+        save_file(stored, beside, metadata={"schema": str(SCHEMA), "tree": header})
+        beside.replace(path)
+    except (OSError, SafetensorError) as error:
+        beside.unlink(missing_ok=True)
+        raise StoreError(f"checkpoint {path} cannot be written: {error}") from error
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -46,12 +51,19 @@ def load(path: Path) -> dict[str, Any]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise StoreError(f"checkpoint {path} cannot be read: {error}") from error
-    if int(metadata.get("schema", SCHEMA + 1)) > SCHEMA:
+    try:
+        schema = int(metadata["schema"])
+        if schema <= SCHEMA:
+            return _unpack(json.loads(metadata["tree"]), tensors)  # type: ignore[no-any-return]
+    except (KeyError, TypeError, ValueError) as error:
         raise StoreError(
-            f"checkpoint {path} has schema {metadata.get('schema')}, this version reads up to "
-            f"{SCHEMA}; upgrade esper-morph"
-        )
-    return _unpack(json.loads(metadata["tree"]), tensors)  # type: ignore[no-any-return]
+            f"{path} is not a checkpoint of Esper's, or a damaged one "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    raise StoreError(
+        f"checkpoint {path} has schema {schema}, this version reads up to {SCHEMA}; upgrade "
+        "esper-morph"
+    )
 
 
 def _pack(value: Any, tensors: list[Tensor]) -> Any:
@@ -59,6 +71,9 @@ def _pack(value: Any, tensors: list[Tensor]) -> Any:
         tensors.append(value)
         return {"tensor": len(tensors) - 1}
     if isinstance(value, dict):
+        odd = [key for key in value if not isinstance(key, str | int)]
+        if odd:
+            raise TypeError(f"keys of a checkpoint are strings or integers, not {odd[0]!r}")
         return {"items": [[key, _pack(item, tensors)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
         return [_pack(item, tensors) for item in value]

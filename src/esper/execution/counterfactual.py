@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from esper.contracts.errors import ConfigError
 from esper.execution.isolation import LossFn, example_losses
 from esper.execution.kasmina_layer import KasminaLayer
-from esper.execution.quiet import keeps_statistics, quiet
+from esper.execution.quiet import quiet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +62,21 @@ def counterfactual(
     Returns:
         The effect, with its paired standard error.
     """
+    norms = _estimated(model)
     losses = {}
     for on in (False, True):
-        with quiet(model, training=False), torch.no_grad(), layer.showing(seed_idx, on=on):
-            estimate_statistics(model, loss_fn, calibration)
+        with (
+            quiet(model, training=False, reads=holdout),
+            torch.no_grad(),
+            layer.showing(seed_idx, on=on),
+        ):
+            _estimate(norms, model, loss_fn, calibration)
             losses[on] = _all_losses(model, loss_fn, holdout)
+    if losses[False].shape != losses[True].shape:
+        raise ConfigError(
+            f"holdout gave {losses[False].numel()} examples, and then {losses[True].numel()}; "
+            "it is compared with itself, so it must give the same ones each time"
+        )
     difference = losses[False] - losses[True]
     n = difference.numel()
     return Effect(
@@ -80,18 +90,28 @@ def counterfactual(
 
 def evaluate(model: nn.Module, loss_fn: LossFn, batches: Iterable[Any]) -> float:
     """Mean per-example value of ``loss_fn`` over the batches, in evaluation mode, untraced."""
-    with quiet(model, training=False), torch.no_grad():
+    with quiet(model, training=False, reads=batches), torch.no_grad():
         return float(_all_losses(model, loss_fn, batches).mean())
 
 
-def estimate_statistics(model: nn.Module, loss_fn: LossFn, batches: Sequence[Any]) -> None:
-    """Set running batch-norm statistics to the plain average over the batches, in place.
+def _estimated(model: nn.Module) -> list[_BatchNorm]:
+    """Batch-norm layers whose statistics move."""
+    # One that is in evaluation mode while the model trains is frozen, and keeps what it has.
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm)
+        and module.track_running_stats
+        and (module.training or not model.training)
+    ]
 
-    Only batch-norm layers are put in training mode; call inside ``quiet`` to have everything back.
-    """
-    if not batches or not keeps_statistics(model):
+
+def _estimate(
+    norms: Sequence[_BatchNorm], model: nn.Module, loss_fn: LossFn, batches: Sequence[Any]
+) -> None:
+    """Set running statistics to the plain average over the batches; ``quiet`` puts them back."""
+    if not batches or not norms:
         return
-    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

@@ -1,17 +1,21 @@
 """Harden: a grown model becomes a plain one, which runs where Esper is not installed."""
 
+import inspect
 import operator
+from collections.abc import Mapping
 from copy import deepcopy
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, symbolic_trace
 
 from esper.contracts.errors import KernelError
-from esper.execution.kasmina_layer import KasminaLayer
-from esper.execution.surgery import kasmina_layers, restore_fast_path
+from esper.execution.kasmina_layer import Contribution, KasminaLayer
+from esper.execution.surgery import forget_topology, kasmina_layers
 
 M = TypeVar("M", bound=nn.Module)
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def harden(model: M) -> M:
@@ -21,20 +25,22 @@ def harden(model: M) -> M:
     that adds up the host and its kernels, in the order and arithmetic of the wrapped layer; a
     kernel that is still blending keeps its alpha as a buffer. Seeds in isolation have no part in
     the output and are left out. Nothing in the result is a class of Esper's, so ``torch.save``,
-    ``torch.export`` and ``deepcopy`` need no Esper to read it.
+    ``torch.export`` and ``deepcopy`` need no Esper to read it. A kernel of the user's own stays
+    the module that it is. The copy of a model from ``torch.compile`` is not compiled.
 
     Args:
         model: A wrapped model; it is left as it is.
 
     Raises:
-        KernelError: if a kernel of the user's own cannot be traced by ``torch.fx``.
+        KernelError: if a blueprint's kernel cannot be traced by ``torch.fx``.
     """
-    plain = deepcopy(model)
+    plain = deepcopy(cast("M", getattr(model, "_orig_mod", model)))
+    if isinstance(plain, KasminaLayer):
+        return cast("M", _plain(plain))
     for name, layer in kasmina_layers(plain).items():
         parent, _, child = name.rpartition(".")
-        holder = plain.get_submodule(parent)
-        setattr(holder, child, _plain(layer))
-        restore_fast_path(holder)
+        setattr(plain.get_submodule(parent), child, _plain(layer))
+    forget_topology(plain)
     return plain
 
 
@@ -43,19 +49,32 @@ def _plain(layer: KasminaLayer) -> nn.Module:
         return layer.host
     root, graph = nn.Module(), Graph()
     root.add_module("host", layer.host)
-    x = graph.placeholder("x")
+    x, *further = _arguments(graph, layer.host)
     seen = graph.call_method("clone", (x,)) if layer.mutates_input else x
-    y = graph.call_module("host", (x,))
-    for index, (kernel, alpha) in enumerate(layer.contributions()):
-        root.add_module(f"kernel_{index}", _traced(kernel, layer.name))
+    y = graph.call_module("host", (x,), {str(node.target): node for node in further})
+    for index, part in enumerate(layer.contributions()):
+        root.add_module(f"kernel_{index}", _without_esper(part, layer.name))
         term = graph.call_module(f"kernel_{index}", (seen,))
-        if alpha is not None:
-            term = _scaled(root, graph, index, alpha, term)
+        if part.alpha is not None:
+            term = _scaled(root, graph, index, part.alpha, term)
         dtype = graph.call_function(getattr, (y, "dtype"))
         y = graph.call_function(operator.add, (y, graph.call_method("to", (term, dtype))))
     graph.output(y)
     grown = GraphModule(root, graph, class_name="GrownLayer")
-    return grown.train(layer.training)
+    grown.training = layer.training  # its parts keep the mode that they have
+    return grown
+
+
+def _arguments(graph: Graph, host: nn.Module) -> list[Node]:
+    """The host's own arguments, by name and with their defaults, so it is called as before."""
+    try:
+        declared: Mapping[str, inspect.Parameter] = inspect.signature(host.forward).parameters
+    except (TypeError, ValueError):
+        declared = {}
+    named = [p for p in declared.values() if p.kind not in _VARIADIC]
+    if not named:
+        return [graph.placeholder("x")]
+    return [graph.placeholder(p.name, default_value=p.default) for p in named]
 
 
 def _scaled(root: nn.Module, graph: Graph, index: int, alpha: Tensor, term: Node) -> Node:
@@ -63,8 +82,11 @@ def _scaled(root: nn.Module, graph: Graph, index: int, alpha: Tensor, term: Node
     return graph.call_function(operator.mul, (graph.get_attr(f"alpha_{index}"), term))
 
 
-def _traced(kernel: nn.Module, layer_name: str) -> nn.Module:
-    if type(kernel).__module__.startswith("torch.nn."):
+def _without_esper(part: Contribution, layer_name: str) -> nn.Module:
+    kernel = part.kernel
+    homes = {type(module).__module__.partition(".")[0] for module in kernel.modules()}
+    # A module of the user's own is not traced: that would settle what it asks of `self.training`.
+    if homes <= {"torch"} or not (part.blueprint or "esper" in homes):
         return kernel
     try:
         traced = symbolic_trace(kernel)

@@ -2,10 +2,10 @@
 
 A shadow pass is a second forward with one seed at full strength. What lies upstream of the layer is
 computed without gradients, batch-norm uses its running statistics, the random state is forked, and
-gradients are taken for the seed's parameters alone.
+gradients are taken for the seed's parameters alone. What the user keeps in evaluation mode, stays.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from esper.contracts.errors import ConfigError, KernelError
 from esper.execution.kasmina_layer import KasminaLayer
-from esper.execution.quiet import freeze_statistics, quiet
+from esper.execution.quiet import freeze_statistics, own_mode, quiet
 
 LossFn = Callable[[nn.Module, Any], Tensor]
 """Takes the model and a batch; gives one loss per example, shape (B,)."""
@@ -36,6 +36,23 @@ def example_losses(loss_fn: LossFn, model: nn.Module, batch: Any) -> Tensor:
             "(B,): use reduction='none' and take the mean in your own loop"
         )
     return losses
+
+
+def gradients_of(loss: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """Gradients for these tensors and no others; ``None`` where the loss does not depend on one.
+
+    Raises:
+        KernelError: if reentrant checkpointing, which cannot do that, is in the way.
+    """
+    try:
+        return torch.autograd.grad(loss, inputs, allow_unused=True)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise KernelError(
+            "the model uses reentrant gradient checkpointing, which cannot take gradients for "
+            "chosen tensors; call torch.utils.checkpoint.checkpoint with use_reentrant=False"
+        ) from error
 
 
 def shadow_step(
@@ -63,8 +80,8 @@ def shadow_step(
     Raises:
         KernelError: if the layer has no part in the loss.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    with quiet(model, training=True), torch.no_grad(), layer.isolating(seed_idx):
+    parameters = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad]
+    with quiet(model, training=own_mode(model)), torch.no_grad(), layer.isolating(seed_idx):
         freeze_statistics(model)
         loss = example_losses(loss_fn, model, batch).mean()
         if not loss.requires_grad:
@@ -73,7 +90,7 @@ def shadow_step(
                 "learn. Is the layer used in forward, outside torch.no_grad and outside "
                 "reentrant checkpointing?"
             )
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        gradients = gradients_of(loss, parameters)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     optimizer.step()

@@ -4,10 +4,10 @@ The output is ``y = host(x) + sum of absorbed kernels + sum of alpha_i * kernel_
 is dormant or in isolation does not appear in it: the output is the host's, bit for bit.
 """
 
-import json
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -15,81 +15,51 @@ from typing_extensions import override
 
 from esper.contracts.errors import ConfigError, KernelError, LifecycleError
 from esper.contracts.seeds import LayerSpec, SeedState
-from esper.execution import lifecycle
-from esper.execution.kernel import Kernel, Recipe, count_parameters
-from esper.execution.quiet import quiet
+from esper.execution import compiled, fit, lifecycle, topology
+from esper.execution.fused import Shortcut
+from esper.execution.kernel import Kernel, count_parameters
+from esper.execution.seed import Seed
 
-SCHEMA = 1
+_NOTHING: tuple[Seed, ...] = ()
 
 
-@final
-class Seed(nn.Module):
-    """One slot of a layer: a state, a bound blueprint, and a kernel while there is one.
+class Contribution(NamedTuple):
+    """One kernel in a layer's output."""
 
-    Args:
-        name: ``"layer:index"``, for messages.
-        blueprint: What this slot grows into; empty if that is left open.
-        device: Where alpha lives.
-    """
-
-    alpha: Tensor
-
-    def __init__(self, name: str, blueprint: str, device: torch.device | None = None) -> None:
-        super().__init__()
-        self.name = name
-        self.blueprint = blueprint
-        self.state = SeedState.DORMANT
-        self.kernel: nn.Module | None = None
-        self.kernel_id: str | None = None
-        self.recipe: Recipe | None = None
-        # A buffer, so that a ramping alpha neither recompiles a compiled model nor is trained.
-        self.register_buffer("alpha", torch.zeros((), device=device))
-
-    def hold(self, kernel: Kernel) -> None:
-        """Take a kernel into the slot."""
-        self.kernel, self.kernel_id, self.recipe = kernel.module, kernel.kernel_id, kernel.recipe
-        self.alpha.zero_()
-
-    def drop(self) -> None:
-        """Empty the slot."""
-        self.kernel = self.kernel_id = self.recipe = None
-        self.alpha.zero_()
-
-    def as_kernel(self) -> Kernel:
-        """What the slot holds.
-
-        Raises:
-            LifecycleError: if it is empty.
-        """
-        if self.kernel is None or self.kernel_id is None:
-            raise LifecycleError(f"seed {self.name} is {self.state} and has no kernel")
-        return Kernel(module=self.kernel, kernel_id=self.kernel_id, recipe=self.recipe)
-
-    def to_json(self) -> dict[str, Any]:
-        """What a checkpoint must know of the slot beside its tensors."""
-        return {
-            "state": str(self.state),
-            "blueprint": self.blueprint,
-            "kernel_id": self.kernel_id,
-            "recipe": self.recipe.to_json() if self.recipe else None,
-            "loaded": self.kernel is not None,
-        }
+    kernel: nn.Module
+    alpha: Tensor | None
+    """Its weight; ``None`` once it is absorbed."""
+    blueprint: str
+    """What built it; empty for a module of the user's own."""
 
 
 @final
 class KasminaLayer(nn.Module):
     """A host layer, kept as it is, and the seeds that may grow beside it.
 
+    Attributes that the layer does not have, as ``weight``, are read from the host.
+
     Args:
-        host: Any module that maps a tensor to a tensor; further arguments go to it alone.
+        host: Any module that maps a tensor, its first argument, to a tensor; further arguments go
+            to it alone.
         name: Dotted name of the layer, for messages and records.
         seeds: One blueprint name for each seed; ``""`` leaves a seed unbound.
+        like: Tensor whose device and type the kernels take on, for a host without parameters.
+        shortcuts: Modules that may pass the layer by, while it has not grown.
 
     Raises:
         ConfigError: if there is no seed.
     """
 
-    def __init__(self, host: nn.Module, *, name: str, seeds: Sequence[str]) -> None:
+    def __init__(
+        self,
+        host: nn.Module,
+        *,
+        name: str,
+        seeds: Sequence[str],
+        like: Tensor | None = None,
+        shortcuts: Sequence[Shortcut] = (),
+    ) -> None:
         super().__init__()
         if not seeds:
             raise ConfigError(f"layer {name!r} got no seeds; give at least one blueprint name")
@@ -97,40 +67,71 @@ class KasminaLayer(nn.Module):
         self.host = host
         self.spec: LayerSpec | None = None
         """What the layer looks like, once a forward pass was observed."""
-        first = next((tensor for tensor in host.parameters()), None)
-        device = None if first is None else first.device
+        like = next((p for p in host.parameters() if p.is_floating_point()), like)
         self.seeds = nn.ModuleList(
-            Seed(f"{name}:{index}", blueprint, device) for index, blueprint in enumerate(seeds)
+            Seed(f"{name}:{index}", blueprint, like) for index, blueprint in enumerate(seeds)
         )
         self.fossils = nn.ModuleList()
         self._fossil_records: list[dict[str, Any]] = []
         self.mutates_input = any(getattr(part, "inplace", False) for part in host.modules())
-        self._blended: tuple[Seed, ...] = ()
-        self._isolated: Seed | None = None
+        """Whether the host writes into its input; what no module says is seen in a forward pass."""
+        self.shortcuts = tuple(shortcuts)
+        self._reads = _first_argument(host)
+        self._blended = self._isolated = _NOTHING
         self._grown = False
-        self.train(host.training)
+        # Not train(host.training): parts of the host may be frozen in evaluation mode.
+        self.training = host.training
+        self.seeds.train(host.training)
 
     # --- what it computes -------------------------------------------------------------------------
 
     @override
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         if self._grown:
-            return self._grown_forward(x, *args, **kwargs)
-        return self.host(x, *args, **kwargs)  # type: ignore[no-any-return]
+            return self._grown_forward(*args, **kwargs)
+        return self.host(*args, **kwargs)  # type: ignore[no-any-return]
 
-    def _grown_forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _grown_forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        x = self.input_of(args, kwargs)
         seen = x.clone() if self.mutates_input else x
-        y: Tensor = self.host(x, *args, **kwargs)
+        y: Tensor = self.host(*args, **kwargs)
         for kernel in self.fossils:
-            y = y + kernel(seen).to(y.dtype)
+            y = self._add(y, kernel(seen))
         for seed in self._blended:
-            y = y + (seed.alpha * seed.kernel(seen)).to(y.dtype)  # type: ignore[misc]
-        if self._isolated is not None:
+            y = self._add(y, seed.alpha * seed.kernel(seen))  # type: ignore[misc]
+        for seed in self._isolated:
             # The shadow pass comes in without gradients: what lies upstream is a constant. From
             # here on they are recorded, and the caller's context ends it.
             torch.set_grad_enabled(True)
-            y = y.detach() + self._isolated.kernel(seen.detach()).to(y.dtype)  # type: ignore[misc]
+            y = self._add(y, seed.kernel(seen))  # type: ignore[misc]
         return y
+
+    def _add(self, y: Tensor, term: Tensor) -> Tensor:
+        if term.shape != y.shape:  # it would be broadcast, in silence
+            raise KernelError(
+                f"a kernel of layer {self.name!r} gives {tuple(term.shape)} where its host gives "
+                f"{tuple(y.shape)}; the two are added, so they must be equal"
+            )
+        return y + term.to(y.dtype)
+
+    def input_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The tensor that the layer reads, among the arguments of a call; ``None`` if it is not."""
+        return args[0] if args else kwargs.get(self._reads)
+
+    @override
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """As ``nn.Module.compile``; the layer's graphs count against a limit of its own."""
+        super().compile(*args, **compiled.apart(kwargs))
+
+    @override
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            host = self.__dict__.get("_modules", {}).get("host")
+            if host is None or name.startswith("_"):
+                raise
+            return getattr(host, name)
 
     # --- the life of a seed -----------------------------------------------------------------------
 
@@ -174,19 +175,23 @@ class KasminaLayer(nn.Module):
     def load_kernel(self, seed_idx: int, kernel: Kernel | nn.Module) -> None:
         """Put a kernel into a dormant seed: DORMANT to GERMINATED; the output does not change.
 
-        The kernel is moved to the host's device and takes on the layer's training mode.
+        The kernel takes on the host's device and floating-point type, and the layer's mode.
 
         Raises:
             LifecycleError: if the seed is not dormant.
             KernelError: if the kernel does not map the layer's input to its output's shape, as far
-                as the layer's shapes are known.
+                as the layer's shapes are known, or is in the layer already.
         """
         seed = self.seed(seed_idx)
         lifecycle.check(seed.name, seed.state, SeedState.GERMINATED)
         if not isinstance(kernel, Kernel):
             kernel = Kernel(module=kernel, kernel_id=f"{seed.name}:{type(kernel).__name__}")
-        kernel.module.to(seed.alpha.device).train(self.training)
-        self._check_shape(kernel)
+        if any(module is kernel.module for module in self.modules()):
+            raise KernelError(
+                f"kernel {kernel.kernel_id!r} is in layer {self.name!r} already; load a copy"
+            )
+        kernel.module.to(seed.alpha.device, seed.alpha.dtype).train(self.training)
+        fit.check(kernel, self.name, self.host, self.spec, like=seed.alpha)
         seed.hold(kernel)
         self._move(seed, SeedState.GERMINATED)
 
@@ -205,8 +210,6 @@ class KasminaLayer(nn.Module):
             raise LifecycleError(f"seed {seed.name} germinates by load_kernel(seed_idx, kernel)")
         if state is SeedState.HOLDING:
             seed.alpha.fill_(1.0)
-        elif state is SeedState.FOSSILIZED:
-            self._absorb(seed)
         elif state is SeedState.CULLED:
             seed.drop()
         self._move(seed, state)
@@ -234,32 +237,38 @@ class KasminaLayer(nn.Module):
             raise LifecycleError(f"alpha of seed {seed.name} is {alpha}; it must be in [0, 1]")
         seed.alpha.fill_(alpha)
 
-    def contributions(self) -> list[tuple[nn.Module, Tensor | None]]:
-        """Kernels in the output, in order of addition, with their alpha (``None``: absorbed)."""
-        blended = [(seed.kernel, seed.alpha) for seed in self._blended if seed.kernel is not None]
-        return [*((kernel, None) for kernel in self.fossils), *blended]
+    def contributions(self) -> list[Contribution]:
+        """Kernels in the output, in the order in which they are added."""
+        absorbed = [
+            Contribution(kernel, None, record["recipe"]["blueprint"] if record["recipe"] else "")
+            for kernel, record in zip(self.fossils, self._fossil_records, strict=True)
+        ]
+        blended = [(seed.as_kernel(), seed.alpha) for seed in self._blended]
+        return [*absorbed, *(Contribution(k.module, a, k.blueprint) for k, a in blended)]
 
     # --- looking at one seed alone ----------------------------------------------------------------
 
     @contextmanager
     def isolating(self, seed_idx: int) -> Iterator[None]:
-        """For a shadow pass: this seed at full strength, everything else in the layer constant."""
+        """For a shadow pass, under ``torch.no_grad``: this seed at full strength, last of all.
+
+        From the layer on gradients are recorded. Everything before it is a constant.
+        """
         seed = self.seed(seed_idx)
-        if seed.kernel is None:
-            raise LifecycleError(f"seed {seed.name} is {seed.state} and has no kernel")
-        self._isolated, self._grown = seed, True
+        seed.as_kernel()
+        self._blended = tuple(other for other in self._blended if other is not seed)
+        self._isolated, self._grown = (seed,), True
         try:
             yield
         finally:
-            self._isolated = None
+            self._isolated = _NOTHING
             self._refresh()
 
     @contextmanager
     def showing(self, seed_idx: int, *, on: bool) -> Iterator[None]:
         """For a counterfactual: this seed fully on, or absent, whatever its state."""
         seed = self.seed(seed_idx)
-        if seed.kernel is None:
-            raise LifecycleError(f"seed {seed.name} is {seed.state} and has no kernel")
+        seed.as_kernel()
         others = tuple(other for other in self._blended if other is not seed)
         alpha = seed.alpha.clone()
         self._blended = (*others, seed) if on else others
@@ -275,74 +284,41 @@ class KasminaLayer(nn.Module):
 
     @override
     def get_extra_state(self) -> Tensor:
-        """Topology and life cycle as JSON in a byte tensor, which any tensor format can carry."""
-        state = {
-            "schema": SCHEMA,
-            "seeds": [seed.to_json() for seed in self._slots()],
-            "fossils": self._fossil_records,
-        }
-        return torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8).clone()
+        """Topology and life cycle, as ``topology.pack`` writes them."""
+        return topology.pack(self._slots(), self._fossil_records)
 
     @override
     def set_extra_state(self, state: Tensor) -> None:
         """Done in ``_load_from_state_dict``, before the children are loaded."""
 
+    def plan(self, packed: Any) -> topology.Plan:
+        """What ``load_state_dict`` would make of the layer; nothing changes.
+
+        Raises:
+            ConfigError: if it cannot.
+        """
+        return topology.plan(packed, self.name, self._slots(), list(self.fossils))
+
     @override
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        packed = state_dict.get(f"{prefix}_extra_state")
+        packed = state_dict.get(f"{prefix}{topology.KEY}")
         if packed is not None:
-            self._regrow(json.loads(bytes(packed.cpu().tolist())))
+            self._regrow(self.plan(packed))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def _regrow(self, state: Mapping[str, Any]) -> None:
-        if state["schema"] > SCHEMA:
-            raise ConfigError(
-                f"layer {self.name!r}: the checkpoint has schema {state['schema']}, this version "
-                f"reads up to {SCHEMA}; upgrade esper-morph"
-            )
-        if len(state["seeds"]) != len(self.seeds):
-            raise ConfigError(
-                f"layer {self.name!r} has {len(self.seeds)} seeds and the checkpoint has "
-                f"{len(state['seeds'])}; wrap the fresh model with as many"
-            )
-        for seed, saved in zip(self._slots(), state["seeds"], strict=True):
-            self._restore(seed, saved)
-        self.fossils = nn.ModuleList(
-            self._fossil(index, record) for index, record in enumerate(state["fossils"])
-        )
-        self._fossil_records = list(state["fossils"])
+    def _regrow(self, plan: topology.Plan) -> None:
+        like = self._slots()[0].alpha
+        for seed, (saved, recipe, kernel) in zip(self._slots(), plan.seeds, strict=True):
+            topology.restore(seed, saved, recipe)
+            seed.kernel = None if kernel is None else kernel.to(like.device, like.dtype)
+        self.fossils = nn.ModuleList(k.to(like.device, like.dtype) for k in plan.fossils)
+        self._fossil_records = plan.records
+        self.seeds.train(self.training)
+        self.fossils.train(self.training)
         self._refresh()
-
-    def _fossil(self, index: int, record: Mapping[str, Any]) -> nn.Module:
-        if record["recipe"] is not None:
-            return self._built(Recipe.from_json(record["recipe"]))
-        if index < len(self.fossils):
-            return self.fossils[index]
-        raise ConfigError(
-            f"layer {self.name!r} has absorbed {record['kernel_id']!r}, a module of the user's own "
-            "that no recipe can rebuild; load kernels with a recipe if they must survive a "
-            "checkpoint, or keep the model with esper.harden"
-        )
-
-    def _restore(self, seed: Seed, saved: Mapping[str, Any]) -> None:
-        recipe = Recipe.from_json(saved["recipe"]) if saved["recipe"] else None
-        if saved["loaded"] and recipe is not None:
-            seed.kernel = self._built(recipe)
-        elif saved["loaded"] and seed.kernel is None:
-            raise ConfigError(
-                f"seed {seed.name} held a kernel of the user's own; load_kernel it again before "
-                "loading this state dict"
-            )
-        elif not saved["loaded"]:
-            seed.kernel = None
-        seed.blueprint, seed.kernel_id = saved["blueprint"], saved["kernel_id"]
-        seed.recipe, seed.state = recipe, SeedState(saved["state"])
-
-    def _built(self, recipe: Recipe) -> nn.Module:
-        kernel = recipe.build().train(self.training)
-        return kernel.to(self._slots()[0].alpha.device, self._slots()[0].alpha.dtype)
+        compiled.forget_graphs()
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -350,12 +326,20 @@ class KasminaLayer(nn.Module):
         return list(self.seeds)  # type: ignore[arg-type]
 
     def _move(self, seed: Seed, state: SeedState) -> None:
+        before = (self._blended, len(self.fossils))
+        if state is SeedState.FOSSILIZED:
+            self._absorb(seed)
         seed.state = state
         self._refresh()
+        if (self._blended, len(self.fossils)) != before:
+            compiled.forget_graphs()
 
     def _refresh(self) -> None:
         self._blended = tuple(seed for seed in self._slots() if seed.state in lifecycle.BLENDED)
         self._grown = bool(self._blended) or len(self.fossils) > 0
+        for shortcut in self.shortcuts:
+            layers = (m for m in shortcut.module.modules() if isinstance(m, KasminaLayer))
+            shortcut.allow(not any(layer.is_grown for layer in layers))
 
     def _absorb(self, seed: Seed) -> None:
         assert seed.kernel is not None
@@ -364,35 +348,9 @@ class KasminaLayer(nn.Module):
         self.fossils.append(seed.kernel)
         seed.drop()
 
-    def _check_shape(self, kernel: Kernel) -> None:
-        shapes = self._known_shapes()
-        if shapes is None:
-            return
-        (x_shape, y_shape), first = shapes, next(kernel.module.parameters(), None)
-        x = torch.zeros(x_shape, device=None if first is None else first.device)
-        x = x if first is None else x.to(first.dtype)
-        try:
-            with torch.no_grad(), quiet(kernel.module):
-                found = tuple(kernel.module(x).shape)
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            raise KernelError(
-                f"kernel {kernel.kernel_id!r} fails on the input of layer {self.name!r}, shape "
-                f"{x_shape}: {error}"
-            ) from error
-        if found != y_shape:
-            raise KernelError(
-                f"kernel {kernel.kernel_id!r} maps {x_shape} to {found}, but layer {self.name!r} "
-                f"maps it to {y_shape}; the two are added, so they must be equal"
-            )
 
-    def _known_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-        if isinstance(self.host, nn.Linear):
-            return (2, self.host.in_features), (2, self.host.out_features)
-        spec = self.spec
-        if spec is None:
-            return None
-        if spec.kind == "features":
-            return (2, spec.in_size), (2, spec.out_size)
-        if spec.kind == "sequence":
-            return (2, 3, spec.in_size), (2, 3, spec.out_size)
-        return (2, spec.in_size, *spec.in_extent), (2, spec.out_size, *spec.out_extent)
+def _first_argument(host: nn.Module) -> str:
+    try:
+        return next(iter(inspect.signature(host.forward).parameters), "")
+    except (TypeError, ValueError):
+        return ""  # compiled code has no signature; it is called by position

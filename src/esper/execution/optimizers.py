@@ -24,14 +24,22 @@ _PER_GROUP = (
 )
 
 
-def like(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> Optimizer:
+def like(
+    optimizer: Optimizer,
+    parameters: Iterable[nn.Parameter],
+    *,
+    beside: Iterable[nn.Parameter] = (),
+) -> Optimizer:
     """A fresh optimizer of the same class and present settings, for other parameters.
+
+    The settings are those of the group that holds a parameter of ``beside``, or of the first.
 
     Raises:
         ConfigError: if the class cannot be constructed from its parameter groups' settings.
     """
     accepted = set(inspect.signature(type(optimizer).__init__).parameters)
-    settings = {k: v for k, v in optimizer.param_groups[0].items() if k in accepted - {"params"}}
+    template = optimizer.param_groups[_group_of(optimizer, beside)]
+    settings = {k: deepcopy(v) for k, v in template.items() if k in accepted - {"params"}}
     try:
         return type(optimizer)(list(parameters), **settings)
     except (TypeError, ValueError) as error:
@@ -57,7 +65,8 @@ def adopt(
     Args:
         optimizer: The optimizer that trains the host.
         named: Names and parameters, the new group.
-        source: The optimizer that trained them so far; its state (momenta, step counts) moves too.
+        source: The optimizer that trained them so far; its state (momenta, step counts) moves too,
+            if it is of the kind that ``optimizer`` keeps.
         scheduler: Learning-rate scheduler of ``optimizer``, or ``None``.
         beside: Parameters of the host layer.
     """
@@ -73,7 +82,7 @@ def adopt(
             values = getattr(part, attribute, None)
             if isinstance(values, list) and len(values) == len(optimizer.param_groups) - 1:
                 values.append(deepcopy(values[index]))
-    if source is not None:
+    if source is not None and _keeps_alike(optimizer, source, [p for _, p in named]):
         for _, parameter in named:
             if parameter in source.state:
                 optimizer.state[parameter] = source.state[parameter]
@@ -124,8 +133,23 @@ def replay_groups(
             "same parameters, in the same order, before restoring"
         )
     parameters = dict(model.named_parameters())
+    missing = [name for group in names[len(found) :] for name in group if name not in parameters]
+    if missing:
+        raise ConfigError(
+            f"the checkpoint's optimizer trained {missing[0]!r}, which the model does not have; "
+            "load the model's state dict before its optimizer's"
+        )
     for group in names[len(found) :]:
         adopt(optimizer, [(name, parameters[name]) for name in group], scheduler=scheduler)
+
+
+def _keeps_alike(optimizer: Optimizer, source: Optimizer, new: Sequence[nn.Parameter]) -> bool:
+    """Whether the state of one optimizer can be continued by the other."""
+    theirs = next((set(source.state[p]) for p in new if source.state.get(p)), None)
+    ours = next((set(state) for state in optimizer.state.values() if state), None)
+    if theirs is None or ours is None:
+        return type(source) is type(optimizer)
+    return theirs == ours
 
 
 def _drop_group(optimizer: Optimizer, index: int, scheduler: Any) -> None:

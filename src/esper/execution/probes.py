@@ -14,9 +14,9 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from esper.execution.isolation import LossFn, example_losses
+from esper.execution.isolation import LossFn, example_losses, gradients_of
 from esper.execution.kasmina_layer import KasminaLayer
-from esper.execution.quiet import freeze_statistics, quiet
+from esper.execution.quiet import freeze_statistics, own_mode, quiet
 
 # B examples, N everything else of one example
 
@@ -49,20 +49,32 @@ def probe(
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     roots: dict[str, Tensor] = {}
 
-    def watch(_: nn.Module, inputs: tuple[Any, ...], output: Any, *, name: str) -> Tensor:
+    def watch(
+        layer: KasminaLayer,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+        *,
+        name: str,
+    ) -> Tensor:
         # A zero is added whose gradient is the output's: it works with frozen hosts too.
         root = torch.zeros_like(output, requires_grad=True)
-        roots[name], seen[name] = root, (inputs[0].detach(), output.detach())
+        # Cloned, because what follows may write into it, as in ``x += layer(x)``.
+        x = layer.input_of(args, kwargs).detach().clone()
+        roots[name], seen[name] = root, (x, output.detach())
         return output + root  # type: ignore[no-any-return]
 
     handles = [
-        layer.register_forward_hook(partial(watch, name=name)) for name, layer in layers.items()
+        layer.register_forward_hook(partial(watch, name=name), with_kwargs=True)
+        for name, layer in layers.items()
     ]
     try:
-        with quiet(model, training=True), torch.enable_grad():
+        with quiet(model, training=own_mode(model)), torch.enable_grad():
             freeze_statistics(model)
             losses = example_losses(loss_fn, model, batch)
-            gradients = torch.autograd.grad(losses.sum(), list(roots.values()), allow_unused=True)
+            if not roots or not losses.requires_grad:
+                return {}
+            gradients = gradients_of(losses.sum(), list(roots.values()))
     finally:
         for handle in handles:
             handle.remove()

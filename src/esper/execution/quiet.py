@@ -1,78 +1,101 @@
 """A pass that leaves no trace: modes, buffers and every random state are put back afterwards."""
 
 import random  # noqa: TID251 (only to put the user's state back)
-import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-_STATISTICS = (_NormBase,)
+from esper.execution.compiled import eagerly
 
 
 @contextmanager
-def quiet(model: nn.Module, *, training: bool | None = None) -> Iterator[None]:
+def quiet(
+    model: nn.Module, *, training: bool | None = None, reads: object = None
+) -> Iterator[None]:
     """Run anything on the model and leave the model and all random states as they were.
 
     Parameters and their ``.grad`` are the caller's to leave alone. Inside, a compiled model runs
-    eagerly, so that a pass on the side never makes the main pass recompile.
+    eagerly and no fused path passes a wrapped layer by, so that a pass on the side neither makes
+    the main pass recompile nor misses what it came for.
 
     Args:
         model: Whose modes and buffers are put back.
         training: Mode in which to run; ``None`` leaves each module's own.
+        reads: What batches are drawn from; the generators of a ``DataLoader`` are put back too.
     """
     modules = list(model.modules())
     modes = [module.training for module in modules]
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in modules
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
+    buffers = [dict(module._buffers) for module in modules]
+    values = [{name: b.clone() for name, b in d.items() if b is not None} for d in buffers]
+    generators = [(g, g.get_state()) for g in _generators(reads)]
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    fused = torch.backends.mha.get_fastpath_enabled()
     try:
-        with torch.random.fork_rng(devices=_cuda_devices(model)), _eager():
+        torch.backends.mha.set_fastpath_enabled(False)
+        with torch.random.fork_rng(devices=_cuda_devices(model)), eagerly():
             if training is not None and not all(mode is training for mode in modes):
                 model.train(training)
             yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
+        for generator, state in generators:
+            generator.set_state(state)
         for module, mode in zip(modules, modes, strict=True):
             if module.training is not mode:
                 module.training = mode
-        for module, name, buffer, value in buffers:
-            if module._buffers.get(name) is not buffer:
-                module._buffers[name] = buffer
-            if not torch.equal(buffer, value):
-                with torch.no_grad():
-                    buffer.copy_(value)
+        for module, held, value in zip(modules, buffers, values, strict=True):
+            _put_back(module, held, value)
+
+
+def _put_back(
+    module: nn.Module, held: dict[str, torch.Tensor | None], values: dict[str, torch.Tensor]
+) -> None:
+    for name in module._buffers.keys() - held.keys():
+        del module._buffers[name]
+    for name, buffer in held.items():
+        if module._buffers.get(name, module) is not buffer:
+            module._buffers[name] = buffer
+        if buffer is not None and not torch.equal(buffer, values[name]):
+            with torch.no_grad():
+                buffer.copy_(values[name])
+
+
+def own_mode(model: nn.Module) -> bool | None:
+    """Mode of a pass that is to be like training: the model's own while it trains.
+
+    What the user keeps in evaluation mode, as the trunk of a frozen model, stays in it.
+    """
+    return None if model.training else True
 
 
 def freeze_statistics(model: nn.Module) -> None:
     """Let batch-norm layers use their running statistics, whatever the mode of the model."""
     for module in model.modules():
-        if isinstance(module, _STATISTICS):
+        if isinstance(module, _NormBase):
             module.training = False
 
 
 def keeps_statistics(model: nn.Module) -> bool:
-    """Whether any layer keeps running statistics of its input."""
-    return any(
-        isinstance(module, _STATISTICS) and module.track_running_stats for module in model.modules()
-    )
+    """Whether any batch-norm layer keeps running statistics of its input."""
+    return any(isinstance(m, _BatchNorm) and m.track_running_stats for m in model.modules())
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:
-    if not torch.cuda.is_initialized():
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return []
     return sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
 
 
-def _eager() -> AbstractContextManager[object]:
-    if "torch._dynamo" in sys.modules:
-        return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
-    return nullcontext()
+def _generators(batches: Any) -> list[torch.Generator]:
+    """Generators that a loader and its samplers draw from, each once."""
+    sampler = getattr(batches, "sampler", None)
+    owners = (batches, sampler, getattr(batches, "batch_sampler", None))
+    found = [getattr(owner, "generator", None) for owner in owners]
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())

@@ -1,7 +1,9 @@
 """What the wrapped layers look like, seen in one forward pass on real data."""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,17 @@ from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.quiet import quiet
 
 
+@final
+@dataclass(slots=True)
+class _Call:
+    """One call of a layer: what went in, at which version of its memory, and what came out."""
+
+    x: Any
+    version: int
+    y: Any = None
+    written: bool = False
+
+
 def observe_shapes(
     model: nn.Module, layers: Mapping[str, KasminaLayer], *, loss_fn: LossFn, batch: Any
 ) -> dict[str, LayerSpec]:
@@ -21,7 +34,8 @@ def observe_shapes(
 
     Args:
         model: The whole model.
-        layers: Its wrapped layers by name; each one's ``spec`` is set.
+        layers: Its wrapped layers by name; each one's ``spec`` is set, and whether its host writes
+            into its input.
         loss_fn: How a batch is put through the model.
         batch: What ``loss_fn`` takes.
 
@@ -32,11 +46,23 @@ def observe_shapes(
         KernelError: if the model fails on the batch, a layer is not used, or a layer does not map a
             tensor to a tensor.
     """
-    seen: dict[str, tuple[Any, Any]] = {}
-    handles = [
-        layer.register_forward_hook(lambda _, x, y, name=name: seen.update({name: (x, y)}))
-        for name, layer in layers.items()
-    ]
+    seen: dict[str, _Call] = {}
+
+    def enter(layer: KasminaLayer, args: Any, kwargs: Any, *, name: str) -> None:
+        x = layer.input_of(args, kwargs)
+        seen[name] = _Call(x, x._version if isinstance(x, Tensor) else 0)
+
+    def leave(layer: KasminaLayer, args: Any, kwargs: Any, output: Any, *, name: str) -> None:
+        seen[name].y = output
+        seen[name].written |= isinstance(seen[name].x, Tensor) and (
+            seen[name].x._version != seen[name].version
+        )
+
+    handles = []
+    for name, layer in layers.items():
+        before, after = partial(enter, name=name), partial(leave, name=name)
+        handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(layer.register_forward_hook(after, with_kwargs=True))
     try:
         with quiet(model, training=False), torch.no_grad():
             loss_fn(model, batch)
@@ -51,15 +77,16 @@ def observe_shapes(
     specs = {name: _spec(layer, name, seen.get(name)) for name, layer in layers.items()}
     for name, layer in layers.items():
         layer.spec = specs[name]
+        layer.mutates_input |= seen[name].written
     return specs
 
 
-def _spec(layer: KasminaLayer, name: str, seen: tuple[Any, Any] | None) -> LayerSpec:
-    if seen is None:
+def _spec(layer: KasminaLayer, name: str, call: _Call | None) -> LayerSpec:
+    if call is None:
         raise KernelError(
             f"layer {name!r} is never called in forward, so it cannot grow; wrap one that is"
         )
-    x, y = seen[0][0] if seen[0] else None, seen[1]
+    x, y = call.x, call.y
     if not isinstance(x, Tensor) or not isinstance(y, Tensor):
         raise KernelError(
             f"layer {name!r} maps {type(x).__name__} to {type(y).__name__}; a layer that grows "

@@ -1,13 +1,15 @@
 """Surgery: put seeds around chosen layers of a model, and take them out again."""
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
-from torch.fx import GraphModule
 
 from esper.blueprints import BLUEPRINTS
 from esper.contracts.errors import ConfigError, LifecycleError, unknown_name
+from esper.execution import topology
+from esper.execution.compiled import forget_graphs
+from esper.execution.fused import shortcuts
 from esper.execution.kasmina_layer import KasminaLayer
 
 M = TypeVar("M", bound=nn.Module)
@@ -55,11 +57,16 @@ def wrap(
     found = {name: _host(model, name) for name in layers}
     _refuse_overlap(model, found)
     plans = {name: _plan(name, host, seeds, seeds_per_layer) for name, host in found.items()}
+    known = [s for layer in kasmina_layers(model).values() for s in layer.shortcuts]
+    like = next((p for p in model.parameters() if p.is_floating_point()), None)
     for name, host in found.items():
         parent, _, child = name.rpartition(".")
-        holder = model.get_submodule(parent)
-        _keep_python_path(holder)
-        setattr(holder, child, KasminaLayer(host, name=name, seeds=plans[name]))
+        around = shortcuts(model, name, known)
+        layer = KasminaLayer(host, name=name, seeds=plans[name], like=like, shortcuts=around)
+        setattr(model.get_submodule(parent), child, layer)
+    forget_graphs()
+    if not _checks(model):
+        model.register_load_state_dict_pre_hook(_check_topology)  # type: ignore[no-untyped-call]
     return model
 
 
@@ -83,9 +90,12 @@ def unwrap(model: M, *, discard_grown: bool = False) -> M:
         )
     for name, layer in layers.items():
         parent, _, child = name.rpartition(".")
-        holder = model.get_submodule(parent)
-        setattr(holder, child, layer.host)
-        restore_fast_path(holder)
+        setattr(model.get_submodule(parent), child, layer.host)
+    for layer in layers.values():
+        for shortcut in layer.shortcuts:
+            shortcut.allow(True)
+    forget_topology(model)
+    forget_graphs()
     return model
 
 
@@ -118,8 +128,8 @@ def _refuse_overlap(model: nn.Module, found: Mapping[str, nn.Module]) -> None:
         if len(places) > 1:
             others = ", ".join(path for path in places if path != name)
             raise ConfigError(
-                f"layer {name!r} is shared: it is also {others}. would act in both; give each "
-                "place its own module"
+                f"layer {name!r} is shared: it is also {others}. A seed would act in all "
+                "of them; give each place a module of its own"
             )
         for other in found:
             if name != other and name.startswith(f"{other}."):
@@ -157,19 +167,21 @@ def _plan(
     return tuple(seeds)
 
 
-# nn.TransformerEncoderLayer has a fused evaluation path that reads the weights of its linear layers
-# and never calls them; it is taken only while this attribute is true.
-_FAST_PATH = "activation_relu_or_gelu"
+def _check_topology(model: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    """Refuse a state dict whose topology cannot be rebuilt, before any of it is loaded."""
+    for name, layer in kasmina_layers(model).items():
+        packed = state_dict.get(f"{prefix}{name}.{topology.KEY}")
+        if packed is not None:
+            layer.plan(packed)
 
 
-def _keep_python_path(holder: nn.Module) -> None:
-    if isinstance(holder, nn.TransformerEncoderLayer) and getattr(holder, _FAST_PATH, False):
-        holder.__dict__["_esper_fast_path"] = getattr(holder, _FAST_PATH)
-        setattr(holder, _FAST_PATH, 0)
+def _checks(model: nn.Module) -> list[int]:
+    hooks: Mapping[int, Any] = model._load_state_dict_pre_hooks
+    return [key for key, hook in hooks.items() if getattr(hook, "hook", None) is _check_topology]
 
 
-def restore_fast_path(holder: nn.Module) -> None:
-    """Allow the fused path again, once nothing in the holder must be called from Python."""
-    marked = "_esper_fast_path" in holder.__dict__
-    if marked and not any(isinstance(m, KasminaLayer | GraphModule) for m in holder.modules()):
-        setattr(holder, _FAST_PATH, holder.__dict__.pop("_esper_fast_path"))
+def forget_topology(model: nn.Module) -> None:
+    """Let a model that has no wrapped layers any more load any state dict."""
+    for module in model.modules():
+        for key in _checks(module):
+            del module._load_state_dict_pre_hooks[key]
