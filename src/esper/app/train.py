@@ -24,6 +24,7 @@ from esper.execution.counterfactual import evaluate
 from esper.execution.kernel import count_parameters
 from esper.execution.surgery import wrap
 from esper.services.tamiyo.report import EpochReport, Verdict
+from esper.services.tamiyo.strategies import STRATEGIES
 from esper.services.tamiyo.tamiyo import Tamiyo
 from esper.tasks import TASKS
 from esper.tasks._base import Task
@@ -166,6 +167,7 @@ def make_spec(
             raise ConfigError(f"budget is {budget} parameters; it must be >= 0")
         data["growth"]["budget"] = budget
     if strategy is not None:
+        STRATEGIES.load(strategy)
         data["seed_selection"]["strategy"] = strategy
     # Runs that share a store need names that no other machine gives.
     run = f"{task_name}-s{seed}" + (f"-{uuid4().hex[:8]}" if store else "")
@@ -190,7 +192,8 @@ def train(spec: RunSpec, folder: RunFolder, *, on_progress: OnProgress) -> Resul
         ConfigError: if a setting is wrong.
     """
     task = TASKS.create(spec.task)
-    folder.write("run", spec.to_json())
+    seeds = {"layers": list(task.layers), "seeds": list(task.seeds)}
+    folder.write("run", {**spec.to_json(), **seeds})
     control = _control(task, spec, folder, on_progress)
     losses = control["losses"]
     model = wrap(task.host(spec.seed), task.layers, task.seeds)

@@ -1,0 +1,375 @@
+"""Runs read back from their folders and event logs, without torch, so that looking is quick."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, final
+from urllib.parse import urlsplit, urlunsplit
+
+from esper.app.run_folder import RunFolder, every, find
+from esper.contracts.errors import ConfigError, StoreError
+from esper.contracts.events import Event
+from esper.contracts.seeds import SeedState
+from esper.stores import open_store
+
+_SQLITE = "sqlite:///"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What a run's folder says.
+
+    Attributes:
+        folder: Where it is.
+        spec: What was asked for, as ``RunSpec.to_json``, with the task's ``layers`` and ``seeds``.
+        control: ``losses`` epoch by epoch and ``scores`` of the un-grown control; empty until it
+            is trained.
+        result: As ``Result.to_json``; ``None`` until the run has ended.
+    """
+
+    folder: RunFolder
+    spec: Mapping[str, Any]
+    control: Mapping[str, Any]
+    result: Mapping[str, Any] | None
+
+    @property
+    def strategy(self) -> str:
+        """Who chose the seeds."""
+        return str(self.spec["config"]["seed_selection"]["strategy"])
+
+    @property
+    def slots(self) -> list[tuple[str, int, str]]:
+        """Layer, seed and blueprint of every slot, in the order of the network."""
+        return [
+            (layer, seed_idx, blueprint)
+            for layer in self.spec["layers"]
+            for seed_idx, blueprint in enumerate(self.spec["seeds"])
+        ]
+
+    def events(self) -> list[Event]:
+        """The run's event log, in order; empty before the control is trained.
+
+        Raises:
+            StoreError: if the store cannot be read.
+        """
+        url = self.spec["store"]
+        place = Path(url.removeprefix(_SQLITE)) if url else self.folder.path / "history.db"
+        if url and not url.startswith(_SQLITE):
+            return _read(url, self.spec["run"])
+        if place.exists():
+            return _read(f"{_SQLITE}{place.resolve()}", self.spec["run"])
+        if url:  # opening it would make an empty one
+            raise StoreError(
+                f"the event log of run {self.folder.name!r} was in {place}, and there is no such "
+                "file; put it back"
+            )
+        return []
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """A run in one line.
+
+    Attributes:
+        run: Its name.
+        task: What it trained.
+        strategy: Who chose the seeds.
+        seed: Run seed.
+        epochs: How many were asked for.
+        epochs_done: How many the grown network has had.
+        finished: Whether the run has ended; if not, it can be resumed.
+        kept: Grafts that were kept.
+        judged: Grafts that ended, kept or culled.
+        control_test_accuracy: Of the un-grown control, once the run has ended.
+        grown_test_accuracy: Of the grown network, once the run has ended.
+        problem: Why the rest is not known; empty if it is.
+    """
+
+    run: str
+    task: str = ""
+    strategy: str = ""
+    seed: int | None = None
+    epochs: int | None = None
+    epochs_done: int | None = None
+    finished: bool = False
+    kept: int | None = None
+    judged: int | None = None
+    control_test_accuracy: float | None = None
+    grown_test_accuracy: float | None = None
+    problem: str = ""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedStory:
+    """What became of one seed in one run.
+
+    Attributes:
+        layer: Its layer.
+        seed: Its index.
+        blueprint: What it grows.
+        state: Where it stands.
+        chosen: How often it was chosen.
+        outcomes: Grafts that were measured.
+        failures: Grafts that failed with an error.
+        kept: Grafts that were kept.
+        mean_reward: Mean of the measured rewards; ``None`` without one.
+        last_decision: Epoch, strategy, score (``None``: never tried before), propensity and reason
+            of the last choice of this seed; ``None`` if there was none.
+    """
+
+    layer: str
+    seed: int
+    blueprint: str
+    state: str
+    chosen: int
+    outcomes: int
+    failures: int
+    kept: int
+    mean_reward: float | None
+    last_decision: Mapping[str, Any] | None
+
+
+def read_run(runs: Path, name: str) -> Run:
+    """The run of this name in ``runs``, or at this path.
+
+    Raises:
+        ConfigError: if there is none.
+        StoreError: if its folder is damaged.
+    """
+    return read_folder(find(runs, name))
+
+
+def read_folder(folder: RunFolder) -> Run:
+    """The run in this folder.
+
+    Raises:
+        StoreError: if a file of it is missing or damaged.
+    """
+    spec = folder.read("run")
+    if spec is None:
+        raise StoreError(f"{folder.path} has no run.json, so it is not a run")
+    missing = {"task", "seed", "epochs", "config", "store", "run", "layers", "seeds"} - set(spec)
+    if missing:
+        raise StoreError(
+            f"{folder.path / 'run.json'} is damaged: it lacks {', '.join(sorted(missing))}"
+        )
+    return Run(
+        folder=folder,
+        spec=spec,
+        control=folder.read("control") or {},
+        result=folder.read("report"),
+    )
+
+
+def summaries(runs: Path) -> Iterator[Summary]:
+    """Every run in one line, the oldest first; one that cannot be read says why."""
+    for folder in every(runs):
+        try:
+            yield _summary(read_folder(folder))
+        except StoreError as error:
+            yield Summary(run=folder.name, problem=str(error))
+
+
+def seed_stories(run: Run, events: Iterable[Event]) -> list[SeedStory]:
+    """What became of every seed, those never chosen included."""
+    found: dict[tuple[str, int], _Tally] = {
+        (layer, seed_idx): _Tally() for layer, seed_idx, _ in run.slots
+    }
+    for event in events:
+        where = (event.data.get("layer"), event.data.get("seed"))
+        if where in found:
+            found[where].take(event)
+    return [found[layer, idx].story(layer, idx, blueprint) for layer, idx, blueprint in run.slots]
+
+
+def refusals(events: Iterable[Event]) -> list[dict[str, Any]]:
+    """Grafts that were asked for and did not come about: epoch, layer, error, reason."""
+    return [dict(event.data) for event in events if event.kind == "refusal"]
+
+
+def log(events: Iterable[Event]) -> list[dict[str, Any]]:
+    """The event log as plain facts: two runs of the same spec and code give the same, to the byte.
+
+    Returns:
+        One dictionary for each event, with ``epoch``, ``kind`` and ``data``: without operation
+        ids and the run's name, which differ between runs, and without ``timing`` events, the only
+        ones that depend on a clock (`timings` has them).
+    """
+    return [_fact(event, at) for at, event in _dated(events) if event.kind != "timing"]
+
+
+def timings(events: Iterable[Event]) -> list[dict[str, Any]]:
+    """What `log` leaves out: how long kernels took on the machine of the day."""
+    return [_fact(event, at) for at, event in _dated(events) if event.kind == "timing"]
+
+
+def as_lines(facts: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Facts as JSON, one a line."""
+    return (json.dumps(fact) for fact in facts)
+
+
+def document(run: Run, events: list[Event]) -> dict[str, Any]:
+    """Everything about a run, for machines."""
+    return {
+        "run": run.folder.name,
+        "folder": str(run.folder.path),
+        "finished": run.result is not None,
+        "spec": {**run.spec, "store": without_password(run.spec["store"])},
+        "result": run.result,
+        "seeds": [asdict(story) for story in seed_stories(run, events)],
+        "refusals": refusals(events),
+        "events": log(events),
+        "timings": timings(events),
+    }
+
+
+def check_store(url: str, scope: str) -> str:
+    """See that a run can keep its log in the store that ``url`` names, before it starts.
+
+    Args:
+        url: As ``open_store`` takes it; ``""`` for the run's own folder.
+        scope: Whose history will be read there.
+
+    Returns:
+        The URL, its path made absolute: a run is inspected and resumed from anywhere.
+
+    Raises:
+        ConfigError: if it names no store, or one that forgets.
+        StoreError: if the store cannot be opened, written or read.
+    """
+    url = absolute(url)
+    if not url:
+        return url
+    with open_store(url) as store:
+        if not store.durable:
+            raise ConfigError(
+                f"store {url!r} forgets everything when the command ends; leave --store out to "
+                "keep the log in the run's folder"
+            )
+        for _ in store.read(scope=scope):
+            pass  # a damaged page shows now, not after the control has been trained
+    return url
+
+
+def absolute(url: str) -> str:
+    """The URL of a store, so written that it names the same file from every folder."""
+    name = url.removeprefix(_SQLITE)
+    if name == url or not name.strip("/") or name.startswith((":", "/")):
+        return url
+    return f"{_SQLITE}{Path(name).expanduser().resolve()}"
+
+
+def without_password(url: str) -> str:
+    """A store's URL as it may be shown.
+
+    Example:
+        >>> without_password("redis://me:secret@host:6379/0")
+        'redis://me:***@host:6379/0'
+    """
+    parts = urlsplit(url)
+    if not parts.password:
+        return url
+    user, _, host = parts.netloc.rpartition("@")
+    netloc = f"{user.partition(':')[0]}:***@{host}"
+    return urlunsplit(parts._replace(netloc=netloc))
+
+
+class _Tally:
+    """Adds up one seed's events."""
+
+    def __init__(self) -> None:
+        self.state = str(SeedState.DORMANT)
+        self.chosen = self.failures = self.kept = 0
+        self.rewards: list[float] = []
+        self.last: Mapping[str, Any] | None = None
+
+    def take(self, event: Event) -> None:
+        data = event.data
+        if event.kind == "lifecycle":
+            self.state = data["new"]
+        elif event.kind == "decision":
+            self.chosen += 1
+            wanted = ("epoch", "strategy", "score", "propensity", "reason", "fallback")
+            self.last = {name: data[name] for name in wanted}
+        elif event.kind == "outcome":
+            self.rewards.append(data["reward"])
+        elif event.kind == "failure":
+            self.failures += 1
+        elif event.kind == "verdict":
+            self.kept += bool(data["kept"])
+
+    def story(self, layer: str, seed_idx: int, blueprint: str) -> SeedStory:
+        return SeedStory(
+            layer=layer,
+            seed=seed_idx,
+            blueprint=blueprint,
+            state=self.state,
+            chosen=self.chosen,
+            outcomes=len(self.rewards),
+            failures=self.failures,
+            kept=self.kept,
+            mean_reward=fmean(self.rewards) if self.rewards else None,
+            last_decision=self.last,
+        )
+
+
+def _summary(run: Run) -> Summary:
+    spec, result = run.spec, run.result
+    head: dict[str, Any] = {
+        "run": run.folder.name,
+        "task": spec["task"],
+        "strategy": run.strategy,
+        "seed": spec["seed"],
+        "epochs": spec["epochs"],
+    }
+    if result is not None:
+        return Summary(
+            **head,
+            epochs_done=spec["epochs"],
+            finished=True,
+            kept=sum(graft["kept"] for graft in result["grafts"]),
+            judged=len(result["grafts"]),
+            control_test_accuracy=result["control"]["test_accuracy"],
+            grown_test_accuracy=result["grown"]["test_accuracy"],
+        )
+    try:
+        events = run.events()
+    except StoreError as error:
+        return Summary(**head, problem=str(error))
+    grafts = [event for event in events if event.kind == "graft"]
+    return Summary(
+        **head,
+        epochs_done=sum(event.kind == "epoch" for event in events),
+        kept=sum(event.data["kept"] for event in grafts),
+        judged=len(grafts),
+    )
+
+
+def _read(url: str, run: str) -> list[Event]:
+    with open_store(url) as store:
+        return [event for _, event in store.read(run=run)]
+
+
+def _dated(events: Iterable[Event]) -> Iterator[tuple[int, Event]]:
+    """Each event with its epoch: that of the ``epoch`` event that comes next and closes it."""
+    waiting: list[Event] = []
+    last = -1
+    for event in events:
+        waiting.append(event)
+        if event.kind == "epoch":
+            last = event.data["epoch"]
+            yield from ((last, one) for one in waiting)
+            waiting = []
+    yield from ((last + 1, one) for one in waiting)
+
+
+def _fact(event: Event, epoch: int) -> dict[str, Any]:
+    data = dict(event.data)
+    if isinstance(data.get("decision"), str):
+        data["decision"] = data["decision"].removeprefix(f"{event.scope}/{event.run}/")
+    return {"epoch": epoch, "kind": event.kind, "data": data}

@@ -1,0 +1,164 @@
+"""The commands of ``esper``, one function each; what they do is imported when they run."""
+
+# ruff: noqa: PLC0415 (imports inside commands: --help must not wait for torch)
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from esper import __version__
+from esper.cli.outermost import Outermost
+
+app = typer.Typer(
+    name="esper",
+    epilog="Begin with: esper train letter",
+    cls=Outermost,
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode=None,  # with markup, --help alone would take three times as long
+    pretty_exceptions_enable=False,
+)
+
+Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder that holds the runs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+_RUNS = Path("runs")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"esper {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_version, is_eager=True),
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", envvar="ESPER_DEBUG", help="Show the traceback of an error."),
+    ] = False,
+) -> None:
+    """Grow PyTorch networks while they train; a bandit learns which seed to grow."""
+    del version, debug  # --version is dealt with above, --debug in Outermost
+
+
+@app.command()
+def train(  # noqa: PLR0913, PLR0917 (one for each option)
+    task: Annotated[
+        str | None,
+        typer.Argument(help="What to train on; see: esper tasks. Not needed with --resume."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Settings, a YAML file.")
+    ] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Who chooses the seeds; see: esper strategies.  [default: ucb]"
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Of weights, batches and choices: same seed, same run.  [default: 0]"
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="How long to train.  [default: the task's]"),
+    ] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Parameters that growth may add in all.  [default: the task's]"
+        ),
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Where to keep the event log, and learn from the runs that are there already: "
+            "sqlite:///history.db or redis://host:6379/0.  [default: the run's folder]",
+        ),
+    ] = None,
+    runs: Runs = _RUNS,
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Go on with a run that was interrupted.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Grow a network on a task, beside an un-grown control.
+
+    Shows each decision as it is taken, and at the end what every graft was worth. The run's folder
+    keeps everything; Ctrl-C loses nothing.
+    """
+    from esper.cli import training
+
+    asked = training.Asked(
+        task=task,
+        config=config,
+        strategy=strategy,
+        seed=seed,
+        epochs=epochs,
+        budget=budget,
+        store=store,
+    )
+    training.command(asked, runs=runs, resume=resume, json=json)
+
+
+@app.command("runs")
+def list_runs(runs: Runs = _RUNS, json: Json = False) -> None:
+    """List the runs: how far each is, and what growth was worth."""
+    from esper.cli import looking
+
+    looking.runs(runs, json=json)
+
+
+@app.command()
+def inspect(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or its folder.")],
+    events: Annotated[
+        bool,
+        typer.Option(
+            "--events", help="Print the event log, one JSON object a line: same seed, same log."
+        ),
+    ] = False,
+    picture: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the run into this file, .png or .svg."),
+    ] = None,
+    runs: Runs = _RUNS,
+    json: Json = False,
+) -> None:
+    """Show what a run was asked for, what came of it, and why."""
+    from esper.cli import looking
+
+    looking.inspect(run, runs=runs, events=events, picture=picture, json=json)
+
+
+@app.command()
+def strategies(json: Json = False) -> None:
+    """List the strategies and their settings."""
+    from esper.cli import catalogue
+
+    catalogue.strategies(json=json)
+
+
+@app.command()
+def blueprints(json: Json = False) -> None:
+    """List what a seed can grow into, and where it fits."""
+    from esper.cli import catalogue
+
+    catalogue.blueprints(json=json)
+
+
+@app.command()
+def tasks(json: Json = False) -> None:
+    """List the tasks that come with Esper."""
+    from esper.cli import catalogue
+
+    catalogue.tasks(json=json)
