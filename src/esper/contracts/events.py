@@ -23,3 +23,19 @@ class Event:
     scope: str = ""
     run: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
+
+
+def event_data(event: Event) -> dict[str, Any]:
+    """An event as plain data, for a checkpoint."""
+    return {name: getattr(event, name) for name in Event.__slots__} | {"data": dict(event.data)}
+
+
+def event_from(data: Mapping[str, Any]) -> Event:
+    """The event that `event_data` wrote down.
+
+    Example:
+        >>> event = Event("a/1", "epoch", "letter", "run", {"epoch": 3})
+        >>> event_from(event_data(event)) == event
+        True
+    """
+    return Event(**data)

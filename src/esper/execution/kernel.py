@@ -7,7 +7,20 @@ from typing import Any, final
 from torch import nn
 
 from esper import blueprints
+from esper.contracts.errors import KernelError
 from esper.contracts.seeds import KernelCost, LayerSpec
+
+FAULTS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    KernelError,
+)
+"""What a faulty kernel raises when it is built or run; whoever tries one out is ready for these."""
 
 
 @final

@@ -57,6 +57,11 @@ class Journal:
         """How many events the store has not taken yet; they are in this process's memory only."""
         return len(self._waiting)
 
+    def undelivered(self) -> list[Event]:
+        """The events that wait, for whoever can keep them safe meanwhile."""
+        with self._lock:
+            return list(self._waiting)
+
     def append(self, event: Event) -> None:
         """Write one event, now or as soon as the store answers again.
 

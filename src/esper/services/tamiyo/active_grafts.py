@@ -4,7 +4,9 @@ Every change of state is noted in the run's log, every outcome goes to the track
 that it belongs to, and every slot that becomes free is handed back to the selector.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import isfinite
 from typing import Any, final
 
@@ -12,17 +14,19 @@ import torch
 
 from esper.contracts.config import Config
 from esper.contracts.performance import PerformanceDelta, reward
-from esper.contracts.seeds import SeedState
+from esper.contracts.seeds import KernelCost, SeedState
 from esper.contracts.selection import Decision, decision_data, decision_from
 from esper.execution import lifecycle
 from esper.execution.counterfactual import Effect
 from esper.execution.kasmina_layer import KasminaLayer
-from esper.execution.kernel import Kernel
+from esper.execution.kernel import FAULTS, Kernel, count_parameters
 from esper.services.tamiyo.graft import Baseline, Graft, Training
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.report import Step, Verdict
 from esper.services.tamiyo.run_log import RunLog
 from esper.services.tamiyo.seed_selector import SeedSelector
+
+logger = logging.getLogger(__name__)
 
 
 @final
@@ -70,7 +74,13 @@ class ActiveGrafts:
     def on_batch(self, batch: Any) -> None:
         """Train what is isolated, raise the alpha of what is blending."""
         for graft in self.grafts:
-            graft.on_batch(batch)
+            if graft.fault:
+                continue
+            try:
+                graft.on_batch(batch)
+            except FAULTS as error:
+                graft.fault = f"its training failed: {error}"
+                logger.warning("kernel %s: %s", graft.kernel.kernel_id, graft.fault)
 
     def wake(self, epoch: int) -> None:
         """End the cooldown of seeds that have rested long enough."""
@@ -113,7 +123,9 @@ class ActiveGrafts:
         for graft in list(self.grafts):
             due = graft.due(epoch, self.config.growth)
             if due is not None and not _is_finite(graft.kernel):
-                verdicts.append(self._fail(graft, "its weights became NaN or infinite", epoch))
+                graft.fault = "its weights became NaN or infinite"
+            if graft.fault:
+                verdicts.append(self._fail(graft, graft.fault, epoch))
             elif due is SeedState.BLENDING:
                 batches = self.config.growth.blend_epochs * max(1, batches_per_epoch)
                 self._step(graft, due, f"alpha goes from 0 to 1 in {batches} batches", epoch)
@@ -273,10 +285,19 @@ class ActiveGrafts:
         for saved in state["grafts"]:
             decision = decision_from(saved["decision"])
             seed = self.layers[decision.layer_name].seed(decision.seed_idx)
+            kernel = seed.as_kernel()
+            cost = KernelCost(
+                parameters=count_parameters(kernel.module), latency_ms=saved["graft"]["latency_ms"]
+            )
             baseline = Baseline(**saved["graft"]["baseline"])
-            graft = self._graft(decision, seed.as_kernel(), baseline)
+            graft = self._graft(decision, replace(kernel, cost=cost), baseline)
             graft.load_state_dict(saved["graft"])
             self.grafts.append(graft)
+            if decision.decision_id not in self.tracker.record_of(decision).open:
+                # The store lost it, or is another one: the outcome must still find its decision.
+                self.tracker.record_selection(
+                    decision.layer_name, decision.seed_idx, decision=decision
+                )
 
     def _graft(self, decision: Decision, kernel: Kernel, baseline: Baseline) -> Graft:
         layer = self.layers[decision.layer_name]
@@ -288,4 +309,6 @@ def _is_finite(kernel: Kernel) -> bool:
 
 
 def _difference(after: float | None, before: float | None) -> float | None:
-    return None if after is None or before is None else after - before
+    if after is None or before is None or not isfinite(after - before):
+        return None
+    return after - before

@@ -18,7 +18,8 @@ from esper.contracts.seeds import KernelCost, LayerSpec, SeedState
 from esper.contracts.selection import Decision, SelectionContext
 from esper.execution import lifecycle
 from esper.execution.kasmina_layer import KasminaLayer
-from esper.execution.kernel import Kernel, Recipe, count_parameters
+from esper.execution.kernel import FAULTS, Kernel, Recipe, count_parameters
+from esper.execution.quiet import quiet
 from esper.services.tamiyo.seed_selector import SeedSelector
 
 _TIMED_PASSES = 5
@@ -118,11 +119,13 @@ class BlueprintIntegration:
             seed=_kernel_seed(self.seed, run_seed, name, number),
         )
         alpha = layer.seed(decision.seed_idx).alpha
-        module = recipe.build().to(alpha.device, alpha.dtype)
         kernel_id = f"{layer.name}:{decision.seed_idx}:{recipe.blueprint}:{number}"
-        cost = KernelCost(
-            parameters=count_parameters(module), latency_ms=_latency_ms(module, recipe.spec, alpha)
-        )
+        try:
+            module = recipe.build().to(alpha.device, alpha.dtype)
+            latency_ms = _latency_ms(module, recipe.spec, alpha)
+        except FAULTS as error:
+            raise KernelError(f"kernel {kernel_id} cannot be built and run: {error}") from error
+        cost = KernelCost(parameters=count_parameters(module), latency_ms=latency_ms)
         return Kernel(module=module, kernel_id=kernel_id, recipe=recipe, cost=cost)
 
     def _load(self, layer: KasminaLayer, seed_idx: int, kernel: Kernel) -> None:
@@ -173,7 +176,7 @@ def _latency_ms(module: torch.nn.Module, spec: LayerSpec, like: torch.Tensor) ->
     shape = shapes.get(spec.kind, (32, spec.in_size, *spec.in_extent))
     x = torch.zeros(shape, device=like.device, dtype=like.dtype)
     times = []
-    with torch.no_grad():
+    with quiet(module), torch.no_grad():
         for _ in range(_TIMED_PASSES):
             started = perf_counter()
             module(x)

@@ -42,10 +42,11 @@ class Governor:
             return ""
         if not isfinite(loss):
             return f"the held-out loss became {loss}"
-        if loss > self.divergence_factor * self._loss:
+        # Written so that a loss below zero, as a log-likelihood, is judged by its size too.
+        if loss - self._loss > (self.divergence_factor - 1) * abs(self._loss) > 0:
             return (
-                f"the held-out loss went from {self._loss:.4g} to {loss:.4g}, more than "
-                f"{self.divergence_factor:g} times"
+                f"the held-out loss went from {self._loss:.4g} to {loss:.4g}, by more than "
+                f"{self.divergence_factor - 1:g} times its size"
             )
         return ""
 

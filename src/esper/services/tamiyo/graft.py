@@ -43,6 +43,16 @@ class Training:
     seed_optimizer: optimizers.SeedOptimizer | None = None
     accuracy_fn: LossFn | None = None
 
+    def optimizer_of_a_seed(self, parameters: list[nn.Parameter]) -> Optimizer:
+        """An optimizer for a seed in isolation.
+
+        Raises:
+            ConfigError: if none like the user's can be made.
+        """
+        if self.seed_optimizer is not None:
+            return self.seed_optimizer(parameters)
+        return optimizers.like(self.optimizer, parameters)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
@@ -78,11 +88,12 @@ class Graft:
         self.decision = decision
         self.kernel = kernel
         self.baseline = baseline
+        self.fault = ""
+        """Why it must end; empty while all is well."""
         self._since = decision.epoch
         self._blended = 0
         self._ramp = 0
-        make = training.seed_optimizer or (lambda p: optimizers.like(training.optimizer, p))
-        self._optimizer = make(list(kernel.module.parameters()))
+        self._optimizer = training.optimizer_of_a_seed(list(kernel.module.parameters()))
 
     @property
     def state(self) -> SeedState:
@@ -132,10 +143,11 @@ class Graft:
             ramp_batches: Batches in which alpha goes from 0 to 1, >= 1.
         """
         self._since, self._blended, self._ramp = epoch, 0, ramp_batches
-        prefix = f"{self.layer.name}.seeds.{self.decision.seed_idx}.kernel"
+        # Named by the kernel, not by the slot, which may grow again while this one stays.
+        named = self.kernel.module.named_parameters(prefix=self.kernel.kernel_id)
         optimizers.adopt(
             self.training.optimizer,
-            [(f"{prefix}.{name}", p) for name, p in self.kernel.module.named_parameters()],
+            list(named),
             source=self._optimizer,
             scheduler=self.training.scheduler,
             beside=self.layer.host.parameters(),
@@ -164,6 +176,7 @@ class Graft:
             "blended": self._blended,
             "ramp": self._ramp,
             "baseline": {"loss": self.baseline.loss, "accuracy": self.baseline.accuracy},
+            "latency_ms": self.kernel.cost.latency_ms if self.kernel.cost else None,
             "optimizer": self._optimizer.state_dict(),
         }
 

@@ -76,7 +76,7 @@ class PerformanceTracker:
         self._journal = _journal(redis_client, store)
         if not run and self._journal is not None:
             run = token_hex(8)
-        self._writer = "/".join(filter(None, (scope, run))) or "local"
+        self._writer = _writer(scope, run)
         self._history = History(window_size, decay_factor)
         self._queue: deque[Event] = deque()
         self._writing = Lock()
@@ -309,16 +309,22 @@ class PerformanceTracker:
         """How many events this run has written; goes into a checkpoint, for `rewind`."""
         return self._written
 
-    def rewind(self, position: int) -> None:
+    def rewind(self, position: int, *, run: str | None = None) -> None:
         """Forget what this run did after ``position``: a run is resumed from an older checkpoint.
 
         What is done anew gets the same ids, so the store keeps one copy. Seeds must be bound again.
+
+        Args:
+            position: What `position` was then.
+            run: Its name, if it is not this tracker's; the tracker takes it on.
 
         Raises:
             StoreError: if the store cannot be read.
         """
         self.flush()
         with self.lock:
+            if run is not None and run != self.run:
+                self.run, self._writer = run, _writer(self.scope, run)
             self._load(position)
 
     def _load(self, position: int | None) -> None:
@@ -446,6 +452,10 @@ class PerformanceTracker:
 
     def _op_id(self, number: int | str) -> str:
         return f"{self._writer}/tracker/{number}"
+
+
+def _writer(scope: str, run: str) -> str:
+    return "/".join(filter(None, (scope, run))) or "local"
 
 
 def _measured(delta: PerformanceDelta) -> dict[str, float]:

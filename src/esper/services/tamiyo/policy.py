@@ -134,11 +134,9 @@ class HeuristicPolicy:
         promises = {}
         for signal in now.signals:
             record = now.records.get(signal.layer_name, LayerRecord())
-            fits = record.smallest_kernel is not None and record.smallest_kernel <= limit
-            if not fits or record.active or signal.gradient_rms is None or signal.input_rms is None:
-                continue
-            promise = signal.gradient_rms * signal.input_rms
-            promises[signal.layer_name] = promise * record.keep_rate
+            promise = _promise(signal)
+            if promise is not None and not _objection(record, limit):
+                promises[signal.layer_name] = promise * record.keep_rate
         return promises
 
     def _nothing_fits(self, now: Situation, limit: int, wanted: int) -> str:
@@ -150,24 +148,50 @@ class HeuristicPolicy:
             return f"the budget is too small: {left}, and the smallest kernel needs {min(sizes)}"
         if limit < wanted / 2 or limit < min(sizes):
             return f"the budget is used up: {left}, and a kernel is worth {wanted}"
-        return "every layer that could grow is growing"
+        objections = [
+            f"{signal.layer_name} {_objection(now.records[signal.layer_name], limit)}"
+            if _promise(signal) is not None
+            else f"{signal.layer_name} has no finite gradient"
+            for signal in now.signals
+        ]
+        return f"no layer can grow now: {', '.join(objections)}" if objections else "no other can"
+
+
+def _promise(signal: HealthSignal) -> float | None:
+    if signal.gradient_rms is None or signal.input_rms is None:
+        return None
+    promise = signal.gradient_rms * signal.input_rms
+    return promise if isfinite(promise) else None
+
+
+def _objection(record: LayerRecord, limit: int) -> str:
+    if record.smallest_kernel is None:
+        return "fits none of its blueprints"
+    if record.active:
+        return "is growing"
+    return f"needs {record.smallest_kernel}" if record.smallest_kernel > limit else ""
 
 
 def loss_trend(losses: Sequence[float], window: int) -> float | None:
     """Relative change of the loss per epoch, over the last ``window`` epochs; < 0 improves.
 
     Returns:
-        ``(last / first) ** (1 / epochs) - 1``, or ``None`` if there are fewer than two losses, or
-        one of them is not a positive number.
+        ``(last / first) ** (1 / epochs) - 1``; of a loss that is not always positive, its mean
+        change per epoch over its largest magnitude. ``None`` if there are fewer than two losses,
+        or one of them is NaN or infinite.
 
     Example:
         >>> loss_trend([1.0, 0.9, 0.81], window=2)
         -0.1
     """
     recent = losses[-(window + 1) :]
-    if len(recent) < 2 or not all(isfinite(loss) and loss > 0 for loss in recent):
+    if len(recent) < 2 or not all(map(isfinite, recent)):
         return None
-    return round(float((recent[-1] / recent[0]) ** (1 / (len(recent) - 1)) - 1), 12)
+    first, last, epochs = recent[0], recent[-1], len(recent) - 1
+    if min(recent) > 0:
+        return round(float((last / first) ** (1 / epochs) - 1), 12)
+    largest = max(map(abs, recent))
+    return round((last - first) / epochs / largest, 12) if largest else 0.0
 
 
 def _trend_in_words(trend: float | None) -> str:

@@ -60,7 +60,7 @@ class RunLog:
         """The policy asked for a graft."""
         self._write(
             "request",
-            str(request.epoch),
+            f"{request.epoch}/{request.layer_name}",
             epoch=request.epoch,
             layer=request.layer_name,
             urgency=request.urgency,
@@ -72,7 +72,7 @@ class RunLog:
         """The graft that was asked for did not come about; nothing was touched."""
         self._write(
             "refusal",
-            str(request.epoch),
+            f"{request.epoch}/{request.layer_name}",
             epoch=request.epoch,
             layer=request.layer_name,
             error=type(error).__name__,

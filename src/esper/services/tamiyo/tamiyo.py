@@ -6,18 +6,19 @@ measures, moves grafts on, judges those that are due, and lets the policy ask fo
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import isfinite
 from pathlib import Path
 from typing import Any, final
 from uuid import uuid4
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from esper.contracts.config import Config
 from esper.contracts.errors import ConfigError, KernelError, NoViableSeedError
-from esper.contracts.events import Event
+from esper.contracts.events import Event, event_data, event_from
 from esper.contracts.health import GraftRequest, HealthSignal
 from esper.contracts.selection import Decision
 from esper.execution import optimizers
@@ -25,13 +26,14 @@ from esper.execution.counterfactual import evaluate
 from esper.execution.isolation import LossFn
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.probes import Readings, probe
-from esper.execution.quiet import keeps_statistics
+from esper.execution.quiet import keeps_statistics, quiet
 from esper.execution.shapes import observe_shapes
 from esper.execution.surgery import kasmina_layers
 from esper.services.tamiyo.active_grafts import ActiveGrafts
 from esper.services.tamiyo.blueprint_integration import BlueprintIntegration, smallest_kernels
 from esper.services.tamiyo.governor import Governor
 from esper.services.tamiyo.graft import Baseline, Training
+from esper.services.tamiyo.history import KINDS
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.policy import HeuristicPolicy, LayerRecord, Situation, loss_trend
 from esper.services.tamiyo.report import EpochReport, Verdict
@@ -105,7 +107,9 @@ class Tamiyo:
             accuracy_fn=accuracy_fn,
         )
         _check_model(self.layers, holdout)
-        observe_shapes(model, self.layers, loss_fn=loss_fn, batch=next(iter(holdout)))
+        self._try_out()
+        self._owns_store = not isinstance(store, MetricsStore | Journal)
+        self._names_run = run is not None
         self.log = RunLog(
             _journal(store),
             scope=type(model).__name__ if scope is None else scope,
@@ -187,6 +191,7 @@ class Tamiyo:
             self.governor.let_go()
         decision, reason = self._grow(now, epoch)
         self._batches_of_epoch = 0
+        self._recent.clear()  # what a resumed run does not have, must not matter
         report = EpochReport(
             epoch=epoch,
             holdout_loss=now.loss,
@@ -211,12 +216,15 @@ class Tamiyo:
         return self.log.events()
 
     def close(self) -> None:
-        """Deliver what waits for the store and close it.
+        """Deliver what waits for the store, and close it unless it was handed in open.
 
         Raises:
             StoreError: if events could not be stored.
         """
-        self.log.journal.close()
+        if self._owns_store:
+            self.log.journal.close()
+        else:
+            self.log.journal.flush()
 
     # --- one epoch, in order ----------------------------------------------------------------------
 
@@ -240,23 +248,28 @@ class Tamiyo:
         return self.grafts.abandon_blending(f"{why}; the host was rolled back", epoch=epoch)
 
     def _grow(self, now: Baseline, epoch: int) -> tuple[Decision | None, str]:
-        signals = self._signals(now, epoch)
-        self.log.health(signals)
+        signals = {signal.layer_name: signal for signal in self._signals(now, epoch)}
+        self.log.health(list(signals.values()))
         self.tracker.refresh()
-        request, reason = self.policy.decide(self._situation(signals, epoch))
-        if request is None:
-            return None, reason
-        self.log.request(request)
-        return self._begin(request, {s.layer_name: s for s in signals}, now)
+        refused: list[str] = []
+        while True:
+            situation = self._situation(list(signals.values()), epoch)
+            request, reason = self.policy.decide(situation)
+            if request is None:
+                return None, "; ".join([*refused, reason])
+            self.log.request(request)
+            # A layer that refuses must not keep the others from growing.
+            decision, reason = self._begin(request, signals.pop(request.layer_name), now)
+            if decision is not None:
+                return decision, reason
+            refused.append(reason)
 
     def _begin(
-        self, request: GraftRequest, signals: Mapping[str, HealthSignal], now: Baseline
+        self, request: GraftRequest, health: HealthSignal, now: Baseline
     ) -> tuple[Decision | None, str]:
         layer = self.layers[request.layer_name]
         try:
-            decision, kernel = self.integration.graft_now(
-                layer, request, health=signals[request.layer_name]
-            )
+            decision, kernel = self.integration.graft_now(layer, request, health=health)
         except (NoViableSeedError, KernelError) as error:
             logger.warning("no graft at epoch %d: %s", request.epoch, error)
             self.log.refusal(request, error)
@@ -331,7 +344,9 @@ class Tamiyo:
             "groups": optimizers.group_names(self.training.optimizer, self.training.model),
             "grafts": self.grafts.state_dict(),
             "selector": self.selector.state_dict(),
+            "run": self.log.run,
             "history": self.tracker.position,
+            "events": [event_data(event) for event in self._events_of_this_process()],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -339,7 +354,8 @@ class Tamiyo:
 
         Begin as for a fresh run: wrap, make the optimizer, the scheduler and this object. Then
         load, in this order, the states of the model, of this object, of the optimizer and of the
-        scheduler: this one gives the optimizer the parameter groups of the grown kernels.
+        scheduler: this one gives the optimizer the parameter groups of the grown kernels. The run
+        goes on under its old name, unless this object was given another.
 
         Raises:
             ConfigError: if the optimizer was not built over the parameters that it had.
@@ -352,12 +368,42 @@ class Tamiyo:
         self._losses = list(state["losses"])
         self._batches = state["batches"]
         self._last_graft_epoch = state["last_graft_epoch"]
-        self.tracker.rewind(state["history"])
+        self.log.journal.append_all([event_from(data) for data in state["events"]])
+        if not self._names_run:
+            self.log.run = state["run"]
+        self.tracker.rewind(state["history"], run=self.log.run)
         self._bind_blueprints()
         self.grafts.load_state_dict(state["grafts"])
         self.selector.load_state_dict(state["selector"])
 
+    def _events_of_this_process(self) -> list[Event]:
+        """What the history owes to this run and no store would give to another process."""
+        journal = self.log.journal
+        if journal.store.durable:
+            return journal.undelivered()
+        found = journal.read(scope=self.log.scope, run=self.log.run, kinds=KINDS)
+        return [event for _, event in found]
+
     # --- making -----------------------------------------------------------------------------------
+
+    def _try_out(self) -> None:
+        """Run everything of the user's once; what is wrong shows now, not in mid-run."""
+        training = self.training
+        with quiet(training.model, reads=training.holdout):  # iterating a DataLoader draws
+            batch = next(iter(training.holdout), None)
+        if batch is None:
+            raise ConfigError("holdout has no batches; give a list or a DataLoader that has some")
+        observe_shapes(training.model, self.layers, loss_fn=training.loss_fn, batch=batch)
+        for function in filter(None, (training.loss_fn, training.accuracy_fn)):
+            evaluate(training.model, function, [batch])
+        training.optimizer_of_a_seed([nn.Parameter(torch.zeros(1))])
+        for name, layer in self.layers.items():
+            if not smallest_kernels(layer):
+                logger.warning(
+                    "layer %s cannot grow: none of its seeds' blueprints, %s, fits it",
+                    name,
+                    ", ".join(layer.seed_blueprints),
+                )
 
     def _make_tracker(self) -> PerformanceTracker:
         performance = self.config.seed_selection.performance
@@ -397,7 +443,7 @@ def _journal(store: str | MetricsStore | Journal | None) -> Journal:
 def _check_model(layers: Mapping[str, KasminaLayer], holdout: Iterable[Any]) -> None:
     if not layers:
         raise ConfigError("the model has no wrapped layers; call esper.wrap(model, layers=[...])")
-    if iter(holdout) is holdout:
+    if isinstance(holdout, Iterator):
         raise ConfigError(
             "holdout is an iterator and can be read only once; give a list of batches, or a "
             "DataLoader"
