@@ -31,6 +31,12 @@ class Shortcut:
         setattr(self.module, self.attribute, self.value if allowed else type(self.value)(0))
 
 
+def around(model: nn.Module, name: str) -> list[nn.Module]:
+    """The modules that hold the layer with this dotted name, the model itself first."""
+    parts = name.split(".")
+    return [model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts))]
+
+
 def shortcuts(model: nn.Module, name: str, known: Iterable[Shortcut]) -> tuple[Shortcut, ...]:
     """Those of the modules around the layer with this dotted name.
 
@@ -40,12 +46,10 @@ def shortcuts(model: nn.Module, name: str, known: Iterable[Shortcut]) -> tuple[S
         known: Those of other wrapped layers, which may have switched them off by now.
     """
     before = {(id(shortcut.module), shortcut.attribute): shortcut for shortcut in known}
-    parts = name.split(".")
-    around = [model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts))]
     return tuple(
         before.get((id(module), attribute))
         or Shortcut(module, attribute, getattr(module, attribute))
-        for module in around
+        for module in around(model, name)
         for kind, attribute in _ALLOWED_BY.items()
         if isinstance(module, kind) and hasattr(module, attribute)
     )

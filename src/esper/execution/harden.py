@@ -26,7 +26,8 @@ def harden(model: M) -> M:
     kernel that is still blending keeps its alpha as a buffer. Seeds in isolation have no part in
     the output and are left out. Nothing in the result is a class of Esper's, so ``torch.save``,
     ``torch.export`` and ``deepcopy`` need no Esper to read it. A kernel of the user's own stays
-    the module that it is. The copy of a model from ``torch.compile`` is not compiled.
+    the module that it is. The copy of a model from ``torch.compile`` is not compiled. A model that
+    reads attributes of a grown layer, as ``self.fc.weight``, finds them in ``self.fc.host`` only.
 
     Args:
         model: A wrapped model; it is left as it is.

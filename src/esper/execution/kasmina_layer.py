@@ -285,7 +285,7 @@ class KasminaLayer(nn.Module):
     @override
     def get_extra_state(self) -> Tensor:
         """Topology and life cycle, as ``topology.pack`` writes them."""
-        return topology.pack(self._slots(), self._fossil_records)
+        return topology.pack(self._slots(), self._fossil_records, mutates_input=self.mutates_input)
 
     @override
     def set_extra_state(self, state: Tensor) -> None:
@@ -315,6 +315,7 @@ class KasminaLayer(nn.Module):
             seed.kernel = None if kernel is None else kernel.to(like.device, like.dtype)
         self.fossils = nn.ModuleList(k.to(like.device, like.dtype) for k in plan.fossils)
         self._fossil_records = plan.records
+        self.mutates_input |= plan.mutates_input
         self.seeds.train(self.training)
         self.fossils.train(self.training)
         self._refresh()

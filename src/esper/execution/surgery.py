@@ -9,7 +9,7 @@ from esper.blueprints import BLUEPRINTS
 from esper.contracts.errors import ConfigError, LifecycleError, unknown_name
 from esper.execution import topology
 from esper.execution.compiled import forget_graphs
-from esper.execution.fused import shortcuts
+from esper.execution.fused import around, shortcuts
 from esper.execution.kasmina_layer import KasminaLayer
 
 M = TypeVar("M", bound=nn.Module)
@@ -61,8 +61,8 @@ def wrap(
     like = next((p for p in model.parameters() if p.is_floating_point()), None)
     for name, host in found.items():
         parent, _, child = name.rpartition(".")
-        around = shortcuts(model, name, known)
-        layer = KasminaLayer(host, name=name, seeds=plans[name], like=like, shortcuts=around)
+        passes = shortcuts(model, name, known)
+        layer = KasminaLayer(host, name=name, seeds=plans[name], like=like, shortcuts=passes)
         setattr(model.get_submodule(parent), child, layer)
     forget_graphs()
     if not _checks(model):
@@ -105,17 +105,22 @@ def kasmina_layers(model: nn.Module) -> dict[str, KasminaLayer]:
 
 
 def _host(model: nn.Module, name: str) -> nn.Module:
-    names = [known for known, _ in model.named_modules() if known]
+    names = [path for path, _ in model.named_modules(remove_duplicate=False) if path]
     if name not in names:
         raise ConfigError(unknown_name("layer", name, names))
     host = model.get_submodule(name)
     if isinstance(host, KasminaLayer):
         raise ConfigError(f"layer {name!r} is wrapped already; wrap each layer once")
-    parent = model.get_submodule(name.rpartition(".")[0])
-    if isinstance(parent, nn.MultiheadAttention):
+    outer = around(model, name)
+    if isinstance(outer[-1], nn.MultiheadAttention):
         raise ConfigError(
             f"layer {name!r} is never called: nn.MultiheadAttention reads its weight directly. "
             "Wrap a layer outside it, as the feed-forward, or use an attention module that calls it"
+        )
+    if isinstance(outer[-2:][0], nn.TransformerEncoder) and name.endswith("layers.0"):
+        raise ConfigError(
+            f"layer {name!r} is the first of an nn.TransformerEncoder, which reads its attributes, "
+            "and a hardened model would not have them; wrap its linear1 or linear2, or a later one"
         )
     return host
 

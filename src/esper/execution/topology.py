@@ -29,14 +29,18 @@ class Plan:
     seeds: tuple[tuple[Mapping[str, Any], Recipe | None, nn.Module | None], ...]
     fossils: tuple[nn.Module, ...]
     records: list[dict[str, Any]]
+    mutates_input: bool
 
 
-def pack(seeds: Sequence[Seed], records: Sequence[Mapping[str, Any]]) -> Tensor:
+def pack(
+    seeds: Sequence[Seed], records: Sequence[Mapping[str, Any]], *, mutates_input: bool
+) -> Tensor:
     """Topology and life cycle as JSON in a byte tensor, which any tensor format can carry."""
     state = {
         "schema": SCHEMA,
         "seeds": [seed.to_json() for seed in seeds],
         "fossils": list(records),
+        "mutates_input": mutates_input,
     }
     return torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8).clone()
 
@@ -62,6 +66,7 @@ def plan(packed: Any, layer: str, seeds: Sequence[Seed], fossils: Sequence[nn.Mo
         seeds=slots,
         fossils=tuple(_fossil(layer, record, own.get(i)) for i, record in enumerate(records)),
         records=records,
+        mutates_input=bool(state["mutates_input"]),
     )
 
 

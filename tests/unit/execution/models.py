@@ -218,7 +218,7 @@ CASES = [
     Case("attention-output", lambda: Block(8), "out", (2, 5, 8)),
     Case("encoder-linear1", _encoder, "0.layers.0.linear1", (2, 5, 8)),
     Case("encoder-linear2", lambda: _encoder(norm_first=False), "0.layers.1.linear2", (2, 5, 8)),
-    Case("encoder-layer", _encoder, "0.layers.0", (2, 5, 8)),
+    Case("encoder-layer", _encoder, "0.layers.1", (2, 5, 8)),
     Case("inplace", lambda: Copies(nn.ReLU(inplace=True)), "layer", (5, 6)),
     Case(
         "inplace-block",

@@ -1,0 +1,207 @@
+"""Harden: the same outputs from plain modules, which run where Esper cannot be imported."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from esper.contracts.errors import KernelError
+from esper.contracts.seeds import SeedState
+from esper.execution.harden import harden
+from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.kernel import Kernel, Recipe
+from esper.execution.surgery import kasmina_layers, wrap
+from tests.unit.execution.models import CASES, Case, Noisy, grow, wrapped
+
+STATES = [
+    SeedState.DORMANT,
+    SeedState.TRAINING,
+    SeedState.BLENDING,
+    SeedState.HOLDING,
+    SeedState.FOSSILIZED,
+]
+
+
+def grown(case: Case, state: SeedState) -> nn.Module:
+    model = case.model()
+    layer = wrapped(model, case.layer, 2, case.x())
+    if state is not SeedState.DORMANT:
+        grow(layer, 0, state)
+    if state is SeedState.FOSSILIZED:
+        layer.advance(0, SeedState.DORMANT)
+        grow(layer, 0, SeedState.BLENDING, seed=3)
+    return model
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("training", [True, False])
+def test_equal_outputs_and_nothing_of_esper(
+    case: Case, state: SeedState, *, training: bool
+) -> None:
+    model = grown(case, state).train(training)
+    before = copy.deepcopy(model.state_dict())
+    plain = harden(model)
+    for grad in (True, False):
+        outputs = []
+        for each in (model, plain):
+            # Batch norm moves its statistics in each, so each runs on a copy.
+            torch.manual_seed(4)
+            with torch.set_grad_enabled(grad):
+                outputs.append(copy.deepcopy(each)(case.x()))
+        assert torch.equal(*outputs)
+    assert model.state_dict().keys() == before.keys()
+    assert isinstance(model.get_submodule(case.layer), KasminaLayer)
+    for module in plain.modules():
+        values = [type(module), *vars(module).values()]
+        values += [h for v in vars(module).values() if isinstance(v, dict) for h in v.values()]
+        homes = {getattr(v, "__module__", None) or type(v).__module__ for v in values}
+        assert not any(str(home).startswith("esper") for home in homes)
+
+
+def test_parameters_are_copies_and_still_train() -> None:
+    case = CASES[0]
+    model = grown(case, SeedState.FOSSILIZED)
+    plain = harden(model)
+    assert not {id(p) for p in model.parameters()} & {id(p) for p in plain.parameters()}
+    torch.autograd.backward(plain(case.x()).square().sum())
+    torch.autograd.backward(model(case.x()).square().sum())
+    theirs = [p.grad for p in plain.parameters() if p.grad is not None]
+    ours = [p.grad for p in model.parameters() if p.grad is not None]
+    assert len(theirs) == len(ours) >= 6
+    assert sum(g.double().sum() for g in ours) == pytest.approx(
+        float(sum(g.double().sum() for g in theirs))
+    )
+
+
+def test_frozen_parameters_stay_frozen() -> None:
+    model = grown(CASES[0], SeedState.FOSSILIZED).requires_grad_(False)
+    assert not any(p.requires_grad for p in harden(model).parameters())
+
+
+PROGRAM = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("esper", "tests"):
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocked())
+import torch
+for name in sys.argv[1:]:
+    model, x, expected = torch.load(name, weights_only=False)
+    assert torch.equal(model(x), expected), name
+    model.train()(x).sum().backward()
+assert not any(name.partition(".")[0] == "esper" for name in sys.modules)
+print("ran", len(sys.argv) - 1)
+"""
+
+
+def test_runs_where_esper_cannot_be_imported(tmp_path: Path) -> None:
+    files = []
+    # Hosts of the user's own are the user's to import; these are made of torch.nn alone.
+    names = ("linear", "conv2d-strided", "batchnorm2d", "mlp-block", "encoder-linear1", "layernorm")
+    for case in (case for case in CASES if case.name in names):
+        plain = harden(grown(case, SeedState.FOSSILIZED)).eval()
+        with torch.no_grad():
+            expected = plain(case.x())
+        files.append(tmp_path / f"{case.name}.pt")
+        # Gradients are recorded in the other process, which takes no fused path.
+        torch.save((plain, case.x(), plain(case.x()).detach()), files[-1])
+        assert torch.allclose(expected, plain(case.x()), atol=1e-6)
+    found = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *files], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout == f"ran {len(names)}\n"
+
+
+@pytest.mark.parametrize("name", ["glu", "gate", "scale", "attention", "causal_mixer", "lowrank"])
+def test_every_sort_of_kernel(name: str) -> None:
+    case = next(case for case in CASES if case.name == "feed-forward")
+    model = case.model()
+    layer = wrapped(model, case.layer, 1, case.x())
+    grow(layer, 0, SeedState.BLENDING, name=name)
+    plain = harden(model)
+    assert torch.equal(plain(case.x()), model(case.x()))
+    homes = {type(module).__module__.partition(".")[0] for module in plain.modules()}
+    assert "esper" not in homes
+
+
+class Halving(nn.Module):
+    """A kernel of the user's own, which cannot be traced and asks which mode it is in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 4)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(x) if self.training else 0.5 * self.linear(x)
+        return y if bool((x > 0).any()) else -y
+
+
+def blended(kernel: Kernel | nn.Module) -> nn.Module:
+    model = wrap(nn.Sequential(nn.Linear(6, 4)), ["0"], ["lowrank"])
+    layer = kasmina_layers(model)["0"]
+    layer.load_kernel(0, kernel)
+    for state in (SeedState.TRAINING, SeedState.BLENDING, SeedState.HOLDING):
+        layer.advance(0, state)
+    return model
+
+
+def test_a_kernel_of_the_users_own_stays_what_it_is() -> None:
+    model, x = blended(Halving()), torch.randn(3, 6)
+    plain = harden(model)
+    for training in (True, False):
+        assert torch.equal(plain.train(training)(x), model.train(training)(x))
+
+
+def test_a_blueprints_kernel_that_cannot_be_traced_is_named() -> None:
+    case = CASES[0]
+    model = case.model()
+    spec = wrapped(model, case.layer, 1, case.x()).spec
+    assert spec is not None
+    recipe = Recipe(blueprint="lowrank", spec=spec, budget=100, seed=0)
+    model = blended(Kernel(module=Halving(), kernel_id="k", recipe=recipe))
+    with pytest.raises(KernelError, match=r"layer '0' \(Halving\) cannot be traced by torch.fx"):
+        harden(model)
+
+
+def test_a_hardened_model_is_copied_and_its_state_loads() -> None:
+    case = next(case for case in CASES if case.name == "residual")
+    plain = harden(grown(case, SeedState.FOSSILIZED)).eval()
+    twin = copy.deepcopy(plain)
+    assert torch.equal(twin(case.x()), plain(case.x()))
+    other = harden(grown(case, SeedState.FOSSILIZED)).eval()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    other.load_state_dict(plain.state_dict())
+    assert torch.equal(other(case.x()), plain(case.x()))
+
+
+def test_several_layers_at_once() -> None:
+    torch.manual_seed(0)
+    model = Noisy().eval()
+    grow(wrapped(model, "fc1", 2, torch.randn(4, 6)), 1, SeedState.HOLDING)
+    wrap(model, ["fc2"], ["lowrank"])
+    plain = harden(model)
+    assert isinstance(plain.fc2, nn.Linear)
+    x = torch.randn(4, 6)
+    assert torch.equal(plain(x), model(x))
+    assert not kasmina_layers(plain)
+    plain.load_state_dict(plain.state_dict())
+
+
+def test_a_model_that_was_never_wrapped() -> None:
+    model = nn.Sequential(nn.Linear(6, 4))
+    plain = harden(model)
+    assert plain is not model
+    assert torch.equal(plain(torch.ones(2, 6)), model(torch.ones(2, 6)))
