@@ -206,7 +206,8 @@ class LayerRecord:
         """The record of the seed under its blueprint of now."""
         record = self.seeds.get(seed_idx)
         if record is None:
-            record = self.seeds[seed_idx] = SeedRecord(self.name, seed_idx, "")
+            record = SeedRecord(self.name, seed_idx, "")
+            self._place(record)
         return record
 
     def under(self, seed_idx: int, blueprint: str) -> SeedRecord:
@@ -215,7 +216,8 @@ class LayerRecord:
         if record is not None and record.blueprint == blueprint:
             return record
         if record is None and not (self._bound and seed_idx in self._bound):
-            record = self.seeds[seed_idx] = SeedRecord(self.name, seed_idx, blueprint)
+            record = SeedRecord(self.name, seed_idx, blueprint)
+            self._place(record)
             return record
         aside = self._aside = {} if self._aside is None else self._aside
         record = aside.get((seed_idx, blueprint))
@@ -242,7 +244,15 @@ class LayerRecord:
         if current is not None:
             aside[seed_idx, current.blueprint] = current
         record = aside.pop((seed_idx, blueprint), None)
-        self.seeds[seed_idx] = record or SeedRecord(self.name, seed_idx, blueprint)
+        self._place(record or SeedRecord(self.name, seed_idx, blueprint))
+
+    def _place(self, record: SeedRecord) -> None:
+        # In the order of seeds, not of events: sums over them are then equal to the last bit in a
+        # run that is resumed.
+        behind = [seed for seed in self.seeds if seed > record.seed_idx]
+        self.seeds[record.seed_idx] = record
+        for seed in behind:
+            self.seeds[seed] = self.seeds.pop(seed)
 
 
 @final
