@@ -61,10 +61,13 @@ def host(seed: int = 0, *, restless: bool = True) -> nn.Module:
         )
 
 
-def settings(**growth: Any) -> Config:
+def settings(
+    *, strategy: str = "ucb", constraints: Mapping[str, Any] | None = None, **growth: Any
+) -> Config:
     """Settings with which a small run grows soon."""
     wanted = {"budget": 400, "plateau_threshold": 1.0, "probe_every": 4, **growth}
-    return config_from({"growth": wanted})
+    selection = {"strategy": strategy, "constraints": dict(constraints or {})}
+    return config_from({"growth": wanted, "seed_selection": selection})
 
 
 @final

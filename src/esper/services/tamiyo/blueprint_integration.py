@@ -150,17 +150,25 @@ def known_spec(layer: KasminaLayer) -> LayerSpec:
 def smallest_kernels(layer: KasminaLayer) -> list[int]:
     """Parameters of the smallest kernel of each blueprint that fits the layer, ascending."""
     spec = known_spec(layer)
-    names = set(layer.seed_blueprints) & set(blueprints.fitting(spec))
-    return sorted(blueprints.smallest(name, spec) for name in names)
+    sizes = [_smallest(name, spec) for name in set(layer.seed_blueprints)]
+    return sorted(size for size, objection in sizes if not objection)
 
 
 def _objection(blueprint: str, spec: LayerSpec, budget: int) -> str:
-    if not blueprint:
-        return "no blueprint is bound to it"
-    if blueprint not in blueprints.fitting(spec):
-        return f"{blueprint} does not fit the layer"
-    needed = blueprints.smallest(blueprint, spec)
+    needed, objection = _smallest(blueprint, spec)
+    if objection:
+        return objection
     return f"{blueprint} needs {needed} parameters" if needed > budget else ""
+
+
+def _smallest(blueprint: str, spec: LayerSpec) -> tuple[int, str]:
+    """Parameters of its smallest kernel, or why it has none for this layer."""
+    if not blueprint:
+        return 0, "no blueprint is bound to it"
+    try:
+        return blueprints.smallest(blueprint, spec), ""
+    except FAULTS as error:
+        return 0, str(error)
 
 
 def _kernel_seed(*key: Any) -> int:

@@ -1,0 +1,281 @@
+"""Kernels that cannot be built, losses that become NaN, wrong calls: nothing is lost."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam
+from typing_extensions import override
+
+import esper
+from esper.blueprints import BLUEPRINTS
+from esper.blueprints._base import Blueprint
+from esper.contracts.errors import ConfigError, KernelError
+from esper.contracts.events import Event
+from esper.contracts.seeds import LayerSpec, SeedState
+from esper.stores._payload import encode
+from tests.unit.tamiyo_loop.small_run import Batch, SmallRun, host, loss_fn, same, settings, teacher
+
+# --- kernels that cannot be built, run or loaded --------------------------------------------------
+
+
+class _Faulty(Blueprint):
+    """A blueprint of somebody's that looks right until it is used."""
+
+    description = "a mistake"
+    kinds: ClassVar[tuple[str, ...]] = ("features",)
+    born_zero: ClassVar[tuple[str, ...]] = ("last",)
+    fixed_size = True
+
+
+@final
+@dataclass(frozen=True)
+class RaisesWhenBuilt(_Faulty):
+    name = "raises_when_built"
+    calls: ClassVar[list[int]] = []
+
+    @override
+    def assemble(self, spec: LayerSpec, width: int) -> nn.Module:
+        self.calls.append(width)
+        if len(self.calls) > 4:  # the first calls only ask for its size
+            raise RuntimeError("no such operator")
+        return _Linear(spec.in_size, spec.out_size)
+
+
+@final
+@dataclass(frozen=True)
+class WrongShape(_Faulty):
+    name = "wrong_shape"
+
+    @override
+    def assemble(self, spec: LayerSpec, width: int) -> nn.Module:
+        return _Linear(spec.in_size, spec.out_size + 1)
+
+
+@final
+@dataclass(frozen=True)
+class RaisesWhenRun(_Faulty):
+    name = "raises_when_run"
+
+    @override
+    def assemble(self, spec: LayerSpec, width: int) -> nn.Module:
+        return _Linear(spec.in_size + 1, spec.out_size)
+
+
+@final
+@dataclass(frozen=True)
+class RaisesInTraining(_Faulty):
+    name = "raises_in_training"
+
+    @override
+    def assemble(self, spec: LayerSpec, width: int) -> nn.Module:
+        return _Picky(spec.in_size, spec.out_size)
+
+
+class _Linear(nn.Module):
+    def __init__(self, in_size: int, out_size: int) -> None:
+        super().__init__()
+        self.last = nn.Linear(in_size, out_size)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(x)
+        return y
+
+
+class _Picky(_Linear):
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise RuntimeError("cannot be differentiated")
+        return super().forward(x)
+
+
+@pytest.fixture(params=[RaisesWhenBuilt, WrongShape, RaisesWhenRun, RaisesInTraining])
+def faulty(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of a blueprint that fails, in the table for the time of one test."""
+    kind: type[Blueprint] = request.param
+    BLUEPRINTS.names()
+    assert BLUEPRINTS._found is not None
+    BLUEPRINTS._found[kind.name] = f"{__name__}:{kind.__name__}"
+    RaisesWhenBuilt.calls.clear()
+    yield kind.name
+    del BLUEPRINTS._found[kind.name]
+
+
+def test_a_kernel_that_fails_leaves_the_run_as_the_control(
+    faulty: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        run = SmallRun(config=settings(), layers=("fc1",), seeds=[faulty]).run(5)
+    control = SmallRun(grown=False).run(5)
+    assert same(run.state(), control.state())
+    failures = run.facts("failure")
+    assert failures
+    assert all(failure["blueprint"] == faulty for failure in failures)
+    metrics = run.engine.tracker.get_layer_metrics("fc1")[0]
+    assert metrics.failed_attempts == len(failures)
+    assert metrics.successful_grafts == 0
+    assert any(record.levelname == "WARNING" for record in caplog.records)
+    # Its seed is free again: it is asked for once more, or refused with the reason.
+    assert len(run.facts("decision", "refusal")) >= 2
+    assert run.engine.used == sum(graft.parameters for graft in run.engine.grafts.grafts)
+
+
+def test_other_seeds_grow_beside_one_that_fails(faulty: str) -> None:
+    run = SmallRun(config=settings(keep_stderrs=0.0), layers=("fc1",), seeds=[faulty, "glu"])
+    run.run(12)
+    assert run.facts("failure")
+    assert any(graft["kept"] for graft in run.facts("graft") if graft["blueprint"] == "glu")
+
+
+def test_a_layer_that_refuses_does_not_keep_the_others_from_growing() -> None:
+    rules = {"min_dormant_epochs": 50, "fallback_to_zero": False}
+    run = SmallRun(
+        config=settings(train_epochs=1, keep_stderrs=1e6, constraints=rules), seeds=["lowrank"]
+    ).run(10)
+    assert {data["layer"] for data in run.facts("decision")} == {"fc1", "fc2"}
+    assert len(run.facts("decision")) == 2
+    refusals = run.facts("refusal")
+    assert refusals[-1]["error"] == "NoViableSeedError"
+    assert "cools down until epoch" in run.reports[-1].reason
+    assert len(run.reports) == 10
+
+
+def test_a_layer_without_a_fitting_blueprint_is_skipped_and_says_why(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        run = SmallRun(seeds={"fc1": ["depthwise"], "fc2": ["glu"]}).run(6)
+    assert "layer fc1 cannot grow: none of its seeds' blueprints, depthwise, fits it" in caplog.text
+    assert {data["layer"] for data in run.facts("request")} == {"fc2"}
+    assert "fc1 fits none of its blueprints" in run.reports[3].reason
+    hopeless = SmallRun(seeds=["depthwise"]).run(4)
+    assert hopeless.reports[-1].reason == "no blueprint of any seed fits its layer"
+
+
+# --- NaN ------------------------------------------------------------------------------------------
+
+
+def all_is_plain_json(events: list[Event]) -> bool:
+    """Whether JSON can write every event; it has no NaN."""
+    return all(encode(event.data) for event in events)
+
+
+def test_a_kernel_that_becomes_nan_in_isolation_is_culled_before_it_is_blended() -> None:
+    run = SmallRun(config=settings(train_epochs=2, max_active=1)).run(3)
+    (graft,) = run.engine.grafts.grafts
+    for p in graft.kernel.module.parameters():
+        p.data.fill_(float("nan"))
+    run.run(4, first=3)
+    assert same(run.state(), SmallRun(grown=False).run(4).state())
+    (verdict,) = run.reports[-1].verdicts
+    assert (verdict.kept, verdict.reward) == (False, None)
+    assert verdict.why == "its weights became NaN or infinite"
+    (failure,) = run.facts("failure")
+    assert failure["decision"] == graft.decision.decision_id
+    assert run.run(9, first=4).facts("graft")[-1]["reward"] is not None
+    assert all_is_plain_json(run.events())
+
+
+def test_a_kernel_that_becomes_nan_while_it_blends_is_undone() -> None:
+    run = SmallRun(config=settings(train_epochs=1, max_active=1)).run(3)
+    (graft,) = run.engine.grafts.grafts
+    assert graft.state is SeedState.BLENDING
+    healthy = {n: t.clone() for n, t in run.model.state_dict().items() if ".host" in n}
+    for p in graft.kernel.module.parameters():
+        p.data.fill_(float("nan"))
+    run.run(4, first=3)
+    (verdict,) = run.reports[-1].verdicts
+    assert not verdict.kept
+    assert "the host was rolled back" in verdict.why
+    assert run.facts("rollback")[0]["to_epoch"] == 2
+    after = run.model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in healthy.items())
+    later = run.run(8, first=4).reports
+    assert all(report.holdout_loss < 10 for report in later)
+    assert all_is_plain_json(run.events())
+
+
+def test_a_host_whose_loss_becomes_nan_stops_nothing() -> None:
+    run = SmallRun(config=settings(train_epochs=3)).run(3)
+    assert run.engine.grafts.grafts
+    with torch.no_grad():
+        run.model.get_submodule("norm").weight.fill_(float("nan"))  # type: ignore[operator]
+    run.run(10, first=3)
+    assert "nan" in str(run.reports[-1]).splitlines()[0]
+    assert run.engine.grafts.grafts == []
+    assert all(not verdict.kept for report in run.reports for verdict in report.verdicts)
+    assert len(run.facts("epoch")) == 10
+    assert run.facts("epoch")[-1]["holdout_loss"] is None
+    assert not [data for data in run.facts("decision") if data["epoch"] >= 3]
+    assert all_is_plain_json(run.events())
+
+
+def test_a_loss_below_zero_grows_too() -> None:
+    def shifted(model: nn.Module, batch: Batch) -> Tensor:
+        return loss_fn(model, batch) - 20.0
+
+    run = SmallRun(config=settings(keep_stderrs=0.0), loss_fn=shifted).run(12)
+    assert all(report.holdout_loss < 0 for report in run.reports)
+    assert any(graft["kept"] for graft in run.facts("graft"))
+    assert not run.facts("rollback")
+
+
+# --- wrong calls ----------------------------------------------------------------------------------
+
+
+def test_an_unwrapped_model_is_an_error() -> None:
+    model = host()
+    with pytest.raises(ConfigError, match=r"no wrapped layers; call esper\.wrap"):
+        esper.Tamiyo(model, Adam(model.parameters()), loss_fn=loss_fn, holdout=[teacher(8, seed=2)])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found"),
+    [
+        (lambda model, batch: loss_fn(model, batch).mean(), r"returned \(\)"),
+        (lambda model, batch: loss_fn(model, batch)[:, None], r"returned \(32, 1\)"),
+        (lambda model, batch: float(loss_fn(model, batch).sum()), "returned float"),
+    ],
+    ids=["scalar", "column", "number"],
+)
+def test_a_loss_that_is_not_per_example_is_an_error_at_once(wrong: Any, found: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{found}; it must return one loss per example"):
+        SmallRun(loss_fn=wrong)
+
+
+def test_a_model_that_fails_on_the_holdout_is_left_as_it_was() -> None:
+    model = host()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(KernelError, match="the model fails on a batch of the holdout"):
+        SmallRun(model=model, options={"holdout": [(torch.zeros(4, 5), torch.zeros(4, 3))]})
+    plain = esper.unwrap(model)
+    assert same(dict(plain.state_dict()), before)
+
+
+def test_an_empty_holdout_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="holdout has no batches"):
+        SmallRun(options={"holdout": []})
+
+
+def test_an_epoch_cannot_end_twice() -> None:
+    run = SmallRun().run(2)
+    with pytest.raises(ConfigError, match=r"epoch 1 ended before: the last one was 1"):
+        run.engine.on_epoch_end(1)
+    with pytest.raises(ConfigError, match=r"epoch 0 ended before"):
+        run.engine.on_epoch_end(0)
+    run.run(4, first=2)  # and nothing has happened to it
+    assert len(run.facts("epoch")) == 4
+
+
+def test_epochs_may_begin_anywhere_and_leave_gaps() -> None:
+    run = SmallRun(config=settings(max_active=1))
+    for epoch in (100, 101, 105, 106, 110, 111):
+        run.epoch(epoch)
+    graft = run.facts("graft")[0]
+    assert (graft["began"], graft["epoch"]) == (101, 106)
