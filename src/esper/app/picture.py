@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
 from esper.app.lookup import Run
 from esper.contracts.errors import ConfigError
@@ -30,6 +30,7 @@ _STATES = {
     SeedState.CULLED: ("#d55e00", "culled (cooldown)"),
 }
 _DORMANT, _DORMANT_BESIDE_KEPT = "#ececec", "#bfe3d7"
+_LOSS_HEIGHT_POINTS = 240  # of the upper panel, about
 # Marker, size, colour, label, and points above the curve: several may fall on one epoch.
 _MARKS = {
     "blending": ("^", 6.5, "#e69f00", "blend starts", -9),
@@ -78,12 +79,9 @@ def draw(run: Run, events: Sequence[Event], path: Path) -> None:
     _draw_losses(figure, losses, run, events)
     _draw_states(states, rows, run.spec["epochs"])
     _draw_title(losses, run, events)
-    metadata: dict[str, Any] = {} if path.suffix.lower() == ".png" else {_DATE[path.suffix]: None}
-    figure.savefig(path, metadata=metadata)
-
-
-_LOSS_HEIGHT_POINTS = 240  # of the upper panel, about
-_DATE = {".svg": "Date", ".pdf": "CreationDate"}
+    # Two pictures of one run are then the same file.
+    stamp = {".svg": "Date", ".pdf": "CreationDate"}.get(path.suffix.lower())
+    figure.savefig(path, metadata={stamp: None} if stamp else None)
 
 
 def spans(run: Run, events: Iterable[Event]) -> dict[tuple[str, int, str], list[Span]]:

@@ -153,8 +153,8 @@ def make_spec(
         ConfigError: if a name is unknown or a number out of range.
     """
     task = TASKS.create(task_name)
-    if seed < 0:
-        raise ConfigError(f"seed is {seed}; it must be >= 0")
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"seed is {seed}; it must be >= 0 and < {2**32}")
     epochs = task.default_epochs if epochs is None else epochs
     if epochs < 1:
         raise ConfigError(f"epochs is {epochs}; it must be at least 1")

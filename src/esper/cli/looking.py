@@ -20,7 +20,8 @@ def runs(folder: Path, *, json: bool) -> None:
     elif found:
         show.out().print(show.runs_table(found))
     else:
-        show.out().print(f"No runs in {folder}/ yet; start one with: esper train letter")
+        text = f"No runs in {folder}/ yet; start one with: esper train letter"
+        show.out().print(Text(text), soft_wrap=True)
 
 
 def inspect(name: str, *, runs: Path, events: bool, picture: Path | None, json: bool) -> None:

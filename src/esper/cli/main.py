@@ -15,7 +15,9 @@ app = typer.Typer(
     epilog="Begin with: esper train letter",
     cls=Outermost,
     no_args_is_help=True,
-    add_completion=True,
+    # What typer adds itself would have it import pydantic before every command; --help is below.
+    add_help_option=False,
+    add_completion=False,
     rich_markup_mode=None,  # with markup, --help alone would take three times as long
     pretty_exceptions_enable=False,
 )
@@ -31,6 +33,12 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _help(ctx: typer.Context, wanted: bool) -> None:
+    if wanted:
+        typer.echo(ctx.get_help())
+        raise typer.Exit
+
+
 @app.callback()
 def main(
     version: Annotated[
@@ -41,9 +49,13 @@ def main(
         bool,
         typer.Option("--debug", envvar="ESPER_DEBUG", help="Show the traceback of an error."),
     ] = False,
+    show_help: Annotated[
+        bool,
+        typer.Option("--help", help="Show this message and exit.", callback=_help, is_eager=True),
+    ] = False,
 ) -> None:
     """Grow PyTorch networks while they train; a bandit learns which seed to grow."""
-    del version, debug  # --version is dealt with above, --debug in Outermost
+    del version, debug, show_help  # dealt with above, and in Outermost
 
 
 @app.command()

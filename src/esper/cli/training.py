@@ -125,6 +125,7 @@ def _show(folder: RunFolder, runs: Path, json: bool) -> None:
         return
     console = show.out()
     console.print(show.result(run))
+    console.print()
     for name, value in (
         ("run folder", str(folder.path)),
         ("picture", "none" if picture is None else str(picture)),

@@ -1,0 +1,99 @@
+"""What a person sees of a run while it goes."""
+
+import re
+from collections import Counter
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from esper.app import run_folder
+from esper.app.train import Progress, make_spec, train
+from esper.cli.progress import Lines, LiveView, watch
+
+EPOCHS = 6
+
+
+def shown(tmp_path: Path, *, colour: bool, width: int = 80) -> tuple[list[str], list[Progress]]:
+    """Every frame of the live view of a real run."""
+    spec = make_spec("digits", epochs=EPOCHS)
+    console = Console(
+        file=StringIO(), width=width, height=40, force_terminal=True, no_color=not colour
+    )
+    view = watch(spec, "digits-s0", console, kept=Counter())
+    assert isinstance(view, LiveView)
+    frames, seen = [], []
+
+    def note(progress: Progress) -> None:
+        view(progress)
+        seen.append(progress)
+        still = Console(
+            file=StringIO(), width=width, force_terminal=True, no_color=not colour, highlight=False
+        )
+        with still.capture() as captured:
+            still.print(view.render())
+        frames.append(captured.get())
+
+    with view.showing():
+        train(spec, run_folder.create(tmp_path, "digits", 0), on_progress=note)
+    assert view.where == f"after {EPOCHS} of {EPOCHS} epochs"
+    return frames, seen
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], list[Progress]]:
+    return shown(tmp_path_factory.mktemp("live"), colour=False)
+
+
+def test_it_fits_eighty_columns_and_names_every_seed(
+    plain: tuple[list[str], list[Progress]],
+) -> None:
+    frames, seen = plain
+    for frame in frames:
+        assert max(len(re.sub(r"\x1b\[[\d;]*m", "", line)) for line in frame.splitlines()) <= 80
+    last, progress = frames[-1], seen[-1]
+    assert progress.tamiyo is not None
+    for name, layer in progress.tamiyo.layers.items():
+        (line,) = [line for line in last.splitlines() if line.startswith(f"\x1b[1m{name}")]
+        assert all(blueprint in line for blueprint in layer.seed_blueprints)
+    assert progress.report is not None
+    assert f"grown {progress.report.used:,} of 2,000 parameters" in last
+    assert f"loss {progress.report.holdout_loss:.4f}" in last
+    assert f"loss {progress.control_loss:.4f}" in last
+
+
+def test_it_tells_the_last_decision_and_its_reason(
+    plain: tuple[list[str], list[Progress]],
+) -> None:
+    frames, seen = plain
+    decided = [p.report.decision for p in seen if p.report is not None and p.report.decision]
+    text = " ".join(frames[-1].split())
+    assert f"chose {decided[-1].layer_name}:{decided[-1].seed_idx} " in text
+    assert decided[-1].reason.reason in text
+
+
+def test_signs_tell_the_states_where_there_are_no_colours(
+    plain: tuple[list[str], list[Progress]],
+) -> None:
+    frames, _ = plain
+    assert not re.search(r"\x1b\[[\d;]*3\d", "".join(frames))
+    signs = {sign for frame in frames for sign in "◔◑●" if frame.count(sign) > 1}
+    assert signs == {"◔", "◑", "●"}
+
+
+def test_colours_tell_them_too(tmp_path: Path) -> None:
+    frames, _ = shown(tmp_path, colour=True, width=120)
+    assert re.search(r"\x1b\[36m◔ \w+", frames[EPOCHS + 2])
+
+
+def test_a_log_gets_lines() -> None:
+    console = Console(file=StringIO())
+    view = watch(make_spec("digits"), "digits-s0", console, kept=Counter())
+    assert isinstance(view, Lines)
+    assert view.where == "before its first epoch"
+    view(Progress(part="control", epoch=58, epochs=60, control_loss=1.5))
+    view(Progress(part="control", epoch=59, epochs=60, control_loss=1.25))
+    assert isinstance(console.file, StringIO)
+    assert console.file.getvalue() == "digits-s0 control: 60 epochs, held-out loss 1.2500\n"
+    assert view.where == "after 60 of 60 epochs of the control"

@@ -1,0 +1,94 @@
+"""Resuming: only as the run that it was, from wherever it is, or not at all."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from esper.cli.main import app
+
+CONFIG = "growth: {warmup_epochs: 1}\nseed_selection: {strategy: thompson}\n"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one finished run, its log in a store beside it."""
+    folder = tmp_path_factory.mktemp("resume")
+    (folder / "x.yaml").write_text(CONFIG, encoding="utf-8")
+    asked = ("digits", "--epochs", "3", "--seed", "4", "--config", str(folder / "x.yaml"))
+    store = ("--store", f"sqlite:///{folder}/history.db")
+    done = esper("train", *asked, *store, "--runs", str(folder / "runs"))
+    assert f"esper inspect digits-s4 --runs {folder / 'runs'}" in done.stdout.replace("\n", " ")
+    return folder / "runs"
+
+
+def esper(*arguments: str, code: int = 0) -> Result:
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == code, done.output
+    return done
+
+
+def resume(runs: Path, *options: str, code: int) -> str:
+    return esper("train", *options, "--resume", "digits-s4", "--runs", str(runs), code=code).stderr
+
+
+def test_contradictions_are_named_all_at_once(runs: Path) -> None:
+    line = resume(runs, "letter", "--seed", "5", "--epochs", "9", "--strategy", "ucb", code=2)
+    assert "run 'digits-s4' cannot be resumed as another run: task letter (it has digits)" in line
+    assert "--strategy ucb (it has thompson), --seed 5 (it has 4), --epochs 9 (it has 3)" in line
+
+
+def test_another_store_or_budget_is_a_contradiction(runs: Path) -> None:
+    line = resume(runs, "--store", "sqlite:///other.db", "--budget", "5", code=2)
+    assert f"--budget 5 (it has 2000), --store sqlite:///{Path.cwd()}/other.db (it has " in line
+
+
+def test_settings_are_compared_by_what_the_file_says(runs: Path, tmp_path: Path) -> None:
+    same = runs.parent / "x.yaml"
+    assert "has ended" in resume(runs, "--config", str(same), code=0)
+    other = tmp_path / "y.yaml"
+    other.write_text("growth: {warmup_epochs: 3}\n", encoding="utf-8")
+    line = resume(runs, "--config", str(other), code=2)
+    assert f"--config {other} (growth.warmup_epochs is 3, it has 1)" in line
+
+
+def test_what_agrees_is_no_contradiction(runs: Path) -> None:
+    asked = ("digits", "--seed", "4", "--epochs", "3", "--strategy", "thompson")
+    assert "has ended; there is nothing to resume" in resume(runs, *asked, code=0)
+
+
+def test_a_run_is_found_by_its_path_too(runs: Path) -> None:
+    done = esper("inspect", str(runs / "digits-s4"), "--json")
+    assert json.loads(done.stdout)["spec"]["seed"] == 4
+
+
+def test_a_lost_log_is_missed_not_made_anew(runs: Path) -> None:
+    store, aside = runs.parent / "history.db", runs.parent / "aside.db"
+    store.rename(aside)
+    try:
+        done = esper("inspect", "digits-s4", "--runs", str(runs), code=1)
+        assert f"was in {store}, and there is no such file" in done.stderr
+        assert not store.exists()
+    finally:
+        aside.rename(store)
+
+
+@pytest.mark.parametrize("damage", ["not json", '{"schema": 1, "task": "digits"}'])
+def test_a_damaged_run_is_named_and_hides_no_other(runs: Path, tmp_path: Path, damage: str) -> None:
+    both = tmp_path / "runs"
+    (both / "bad").mkdir(parents=True)
+    (both / "bad" / "run.json").write_text(damage, encoding="utf-8")
+    (both / "digits-s4").symlink_to(runs / "digits-s4")
+    found: list[dict[str, Any]] = json.loads(esper("runs", "--json", "--runs", str(both)).stdout)
+    problems = {run["run"]: run["problem"] for run in found}
+    assert "run.json is damaged" in problems["bad"]
+    assert problems["digits-s4"] == ""
+    assert "run.json is damaged" in esper("inspect", "bad", "--runs", str(both), code=1).stderr
+
+
+def test_no_runs_yet(tmp_path: Path) -> None:
+    text = esper("runs", "--runs", str(tmp_path)).stdout
+    assert "start one with: esper train letter" in text
+    assert json.loads(esper("runs", "--json", "--runs", str(tmp_path)).stdout) == []
