@@ -144,7 +144,8 @@ def test_inspect_tells_a_person(place: Path) -> None:
 def test_runs_lists_what_is_there(place: Path) -> None:
     document = json.loads(inside("runs", "--json", cwd=place).stdout)
     assert [run["run"] for run in document] == ["digits-s0", "digits-s0-2"]
-    assert all(run["finished"] and run["epochs_done"] == EPOCHS for run in document)
+    assert all(run["state"] == "finished" for run in document)
+    assert all(run["epochs_done"] == EPOCHS for run in document)
     text = inside("runs", cwd=place).stdout
     assert f"{EPOCHS}/{EPOCHS}" in text
     assert "finished" in text
@@ -183,7 +184,7 @@ def test_a_run_stopped_twice_resumes_and_its_log_is_that_of_one_never_stopped(
     assert "go on with: esper train --resume digits-s0" in told
     assert "Traceback" not in told
     (unfinished,) = json.loads(inside("runs", "--json", cwd=tmp_path).stdout)
-    assert not unfinished["finished"]
+    assert unfinished["state"] == "interrupted"
     assert 2 <= unfinished["epochs_done"] < EPOCHS
     assert (
         f"interrupted after {unfinished['epochs_done']}"

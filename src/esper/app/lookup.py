@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any, final
 from urllib.parse import urlsplit, urlunsplit
 
+from esper.app import run_lock
 from esper.app.run_folder import RunFolder, every, find
 from esper.contracts.errors import ConfigError, StoreError
 from esper.contracts.events import Event
@@ -28,12 +29,14 @@ class Run:
         control: ``losses`` epoch by epoch and ``scores`` of the un-grown control; empty until it
             is trained.
         result: As ``Result.to_json``; ``None`` until the run has ended.
+        running: Whether a process trains it now.
     """
 
     folder: RunFolder
     spec: Mapping[str, Any]
     control: Mapping[str, Any]
     result: Mapping[str, Any] | None
+    running: bool = False
 
     @property
     def strategy(self) -> str:
@@ -48,6 +51,13 @@ class Run:
             for layer in self.spec["layers"]
             for seed_idx, blueprint in enumerate(self.spec["seeds"])
         ]
+
+    @property
+    def state(self) -> str:
+        """``"finished"``, ``"running"`` or ``"interrupted"``."""
+        if self.result is not None:
+            return "finished"
+        return "running" if self.running else "interrupted"
 
     def events(self) -> list[Event]:
         """The run's event log, in order; empty before the control is trained.
@@ -81,7 +91,7 @@ class Summary:
         seed: Run seed.
         epochs: How many were asked for.
         epochs_done: How many the grown network has had.
-        finished: Whether the run has ended; if not, it can be resumed.
+        state: ``"finished"``, ``"running"`` or ``"interrupted"``; the last can be resumed.
         kept: Grafts that were kept.
         judged: Grafts that ended, kept or culled.
         control_test_accuracy: Of the un-grown control, once the run has ended.
@@ -95,7 +105,7 @@ class Summary:
     seed: int | None = None
     epochs: int | None = None
     epochs_done: int | None = None
-    finished: bool = False
+    state: str = ""
     kept: int | None = None
     judged: int | None = None
     control_test_accuracy: float | None = None
@@ -163,6 +173,7 @@ def read_folder(folder: RunFolder) -> Run:
         spec=spec,
         control=folder.read("control") or {},
         result=folder.read("report"),
+        running=run_lock.is_held(folder),
     )
 
 
@@ -218,7 +229,7 @@ def document(run: Run, events: list[Event]) -> dict[str, Any]:
     return {
         "run": run.folder.name,
         "folder": str(run.folder.path),
-        "finished": run.result is not None,
+        "state": run.state,
         "spec": {**run.spec, "store": without_password(run.spec["store"])},
         "result": run.result,
         "seeds": [asdict(story) for story in seed_stories(run, events)],
@@ -326,12 +337,12 @@ def _summary(run: Run) -> Summary:
         "strategy": run.strategy,
         "seed": spec["seed"],
         "epochs": spec["epochs"],
+        "state": run.state,
     }
     if result is not None:
         return Summary(
             **head,
             epochs_done=spec["epochs"],
-            finished=True,
             kept=sum(graft["kept"] for graft in result["grafts"]),
             judged=len(result["grafts"]),
             control_test_accuracy=result["control"]["test_accuracy"],

@@ -253,7 +253,7 @@ def _draw_title(axes: "Axes", run: Run, events: Sequence[Event]) -> None:
     head = f"{spec['task']}, seed {spec['seed']}, {run.strategy}"
     if run.result is None:
         done = sum(event.kind == "epoch" for event in events)
-        what = f"interrupted after {done} of {spec['epochs']} epochs"
+        what = f"after {done} of {spec['epochs']} epochs"
     else:
         what = "test accuracy: " + ",  ".join(
             f"{name} {scores['test_accuracy'] * 100:.1f} % with {scores['parameters']:,} parameters"

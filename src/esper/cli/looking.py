@@ -52,8 +52,10 @@ def inspect(name: str, *, runs: Path, events: bool, picture: Path | None, json: 
     console.print(show.spec(run))
     if run.result is None:
         done = sum(event.kind == "epoch" for event in found)
-        say = f"interrupted after {done} of {run.spec['epochs']} epochs; go on with: esper train "
-        console.print(Text(f"{say}--resume {name}", style="yellow"), soft_wrap=True)
+        say = f"{run.state} after {done} of {run.spec['epochs']} epochs"
+        if not run.running:
+            say += f"; go on with: esper train --resume {name}"
+        console.print(Text(say, style="yellow"), soft_wrap=True)
         console.print(show.grafts_table([dict(e.data) for e in found if e.kind == "graft"]))
     else:
         console.print()

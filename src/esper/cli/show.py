@@ -23,6 +23,9 @@ STATES: Mapping[str, tuple[str, str]] = {
 """Sign and colour of every state; the sign alone is enough where there are no colours."""
 
 
+_RUN_STATES = {"finished": "green", "running": "cyan", "interrupted": "yellow"}
+
+
 def out() -> Console:
     """What a command is asked for goes here."""
     return Console(highlight=False)
@@ -209,29 +212,26 @@ def refusals_table(found: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 def runs_table(found: Sequence[Summary]) -> RenderableType:
     """One line for each run."""
-    right = ("epochs", "kept", "control", "grown")
-    made = table("run", "strategy", "epochs", "state", "kept", "control", "grown", right=right)
-    made.caption = "kept: of the grafts that were judged; control, grown: test accuracy"
-    made.caption_justify = "left"
+    right = ("seed", "epochs", "kept", "control", "grown")
+    columns = ("run", "task", "seed", "strategy", "epochs", "state", "kept", "control", "grown")
+    made = table(*columns, right=right)
     for run in found:
         if run.problem:
-            made.add_row(run.run, Text(run.problem, style="red"))
             continue
         made.add_row(
             run.run,
+            run.task,
+            str(run.seed),
             run.strategy,
             f"{number(run.epochs_done)}/{number(run.epochs)}",
-            Text("finished", "green") if run.finished else Text("interrupted", "yellow"),
+            Text(run.state, _RUN_STATES[run.state]),
             f"{number(run.kept)}/{number(run.judged)}",
             percent(run.control_test_accuracy),
             percent(run.grown_test_accuracy),
         )
-    return made
-
-
-def reward(graft: Mapping[str, Any]) -> str:
-    """What a graft earned, with its standard error."""
-    return _with_error(graft["reward"], graft["stderr"])
+    note = Text("kept: of the grafts judged; control, grown: test accuracy", style="dim")
+    problems = [Text(f"{run.run}: {run.problem}", style="red") for run in found if run.problem]
+    return Group(made, note, *problems)
 
 
 def _with_error(value: float | None, stderr: float | None) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from rich.text import Text
 
-from esper.app import lookup, run_folder
+from esper.app import lookup, run_folder, run_lock
 from esper.app.run_folder import RunFolder
 from esper.app.train import RunSpec, make_spec, train
 from esper.cli import show
@@ -53,7 +53,7 @@ def command(asked: Asked, *, runs: Path, resume: str | None, json: bool) -> None
         _show(run.folder, runs, json)
         return
     spec = _spec_of(run)
-    lookup.check_store(spec.store, spec.task)
+    _check_store(spec.store, spec.task)
     _go(spec, run.folder, runs)
     _show(run.folder, runs, json)
 
@@ -70,7 +70,7 @@ def _begin(asked: Asked, runs: Path, json: bool) -> None:
         "budget": asked.budget,
     }
     make_spec(asked.task, **options)  # before a store is made for a run that cannot be
-    store = lookup.check_store(asked.store or "", asked.task)
+    store = _check_store(asked.store or "", asked.task)
     spec = make_spec(asked.task, **options, store=store)
     made_runs = not runs.exists()
     folder = run_folder.create(runs, spec.task, spec.seed)
@@ -83,12 +83,19 @@ def _begin(asked: Asked, runs: Path, json: bool) -> None:
     _show(folder, runs, json)
 
 
+def _check_store(url: str, scope: str) -> str:
+    if not url:
+        return url
+    with show.err().status(f"opening {lookup.without_password(url)}"):  # a lock may take a while
+        return lookup.check_store(url, scope)
+
+
 def _go(spec: RunSpec, folder: RunFolder, runs: Path) -> None:
     """Train, and draw the picture; Ctrl-C says how to go on."""
     console = show.err()
     watching = watch(spec, folder.name, console, kept=_kept(folder))
     try:
-        with watching.showing():
+        with run_lock.held(folder), watching.showing():
             train(spec, folder, on_progress=watching)
     except KeyboardInterrupt:
         say = (

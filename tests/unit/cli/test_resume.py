@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from esper.app import run_lock
+from esper.app.run_folder import RunFolder
 from esper.cli.main import app
 
 CONFIG = "growth: {warmup_epochs: 1}\nseed_selection: {strategy: thompson}\n"
@@ -86,6 +88,24 @@ def test_a_damaged_run_is_named_and_hides_no_other(runs: Path, tmp_path: Path, d
     assert "run.json is damaged" in problems["bad"]
     assert problems["digits-s4"] == ""
     assert "run.json is damaged" in esper("inspect", "bad", "--runs", str(both), code=1).stderr
+
+
+def test_a_run_under_way_is_not_resumed_twice(runs: Path, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "runs" / "digits-s4")
+    folder.path.mkdir(parents=True)
+    asked = (runs / "digits-s4" / "run.json").read_text(encoding="utf-8")
+    (folder.path / "run.json").write_text(asked, encoding="utf-8")
+    for _ in range(2):  # another process at work, as far as the lock can tell
+        with run_lock.held(folder):
+            line = resume(folder.path.parent, code=2)
+            assert "'digits-s4' is being trained by another process" in line
+            assert state_of(folder.path.parent) == "running"
+        assert state_of(folder.path.parent) == "interrupted"
+
+
+def state_of(runs: Path) -> str:
+    (run,) = json.loads(esper("runs", "--json", "--runs", str(runs)).stdout)
+    return str(run["state"])
 
 
 def test_no_runs_yet(tmp_path: Path) -> None:
