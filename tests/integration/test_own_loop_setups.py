@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim import lr_scheduler as schedulers
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from typing_extensions import override
 
 import esper
@@ -281,6 +281,19 @@ def test_a_data_loader_as_holdout_leaves_the_law_whole(shuffle: bool) -> None:
     assert grew(run.run(8, first=3))
     assert random.getstate() == others[0]
     assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), others[1], strict=True))  # noqa: NPY002
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_examples_are_paired_though_the_holdout_is_shuffled_at_every_pass(own: bool) -> None:
+    draws = torch.Generator().manual_seed(3) if own else None
+    examples = TensorDataset(*teacher(96, seed=2))
+    loader = DataLoader(examples, batch_size=40, shuffle=True, generator=draws)
+    shuffled = SmallRun(config=KEEP_ALL, options={"holdout": loader}).run(7)
+    plain = SmallRun(config=KEEP_ALL).run(7)
+    assert plain.facts("graft")
+    for ours, theirs in zip(shuffled.facts("graft"), plain.facts("graft"), strict=True):
+        assert ours["reward"] == pytest.approx(theirs["reward"], rel=1e-3, abs=1e-5)
+        assert ours["stderr"] == pytest.approx(theirs["stderr"], rel=1e-3)
 
 
 def generator() -> Iterator[Batch]:
