@@ -277,6 +277,21 @@ def test_a_layer_that_is_called_twice_gets_its_whole_gradient() -> None:
         assert torch.allclose(old - new, gradient, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("which", ["shadow", "probe"])
+def test_batch_norm_uses_what_it_has_learnt(which: str) -> None:
+    """So no example of the batch moves another's loss, and one may be alone in a batch."""
+    model, layer = noisy(SeedState.TRAINING)
+    seen: list[tuple[bool, bool]] = []
+
+    def spy(model: nn.Module, batch: Any) -> Tensor:
+        parts = (model.get_submodule("norm"), model.get_submodule("drop"))
+        seen.append((parts[0].training, parts[1].training))
+        return losses(model, (batch[0][:1], batch[1][:1]))
+
+    on_the_side(which, model.train(), layer, spy)
+    assert seen == [(False, True)]
+
+
 # --- frozen, tied and checkpointed models ---------------------------------------------------------
 
 

@@ -52,6 +52,11 @@ def picture(model: nn.Module) -> list[tuple[str, int, bool]]:
     return [(name, id(m), m.training) for name, m in model.named_modules()]
 
 
+def fused_paths(model: nn.Module) -> list[tuple[object, object]]:
+    names = ("activation_relu_or_gelu", "use_nested_tensor")
+    return [(getattr(m, names[0], None), getattr(m, names[1], None)) for m in model.modules()]
+
+
 def noisy() -> nn.Module:
     torch.manual_seed(0)
     return Noisy()
@@ -134,10 +139,7 @@ def test_seeds_by_layer_by_number_and_by_default() -> None:
 def test_unwrap_restores_the_very_same_modules(case: Case) -> None:
     model = case.model().eval()
     before = picture(model)
-    attributes = [
-        (getattr(m, "activation_relu_or_gelu", None), getattr(m, "use_nested_tensor", None))
-        for m in model.modules()
-    ]
+    allowed = fused_paths(model)
     with torch.no_grad():
         expected = model(case.x())
     layer = wrapped(model, case.layer, 2, case.x())
@@ -146,10 +148,7 @@ def test_unwrap_restores_the_very_same_modules(case: Case) -> None:
     grow(layer, 1, SeedState.TRAINING)
     assert unwrap(model) is model
     assert picture(model) == before
-    assert attributes == [
-        (getattr(m, "activation_relu_or_gelu", None), getattr(m, "use_nested_tensor", None))
-        for m in model.modules()
-    ]
+    assert fused_paths(model) == allowed
     with torch.no_grad():
         assert torch.equal(model(case.x()), expected)
     assert not any(type(m).__module__.startswith("esper") for m in model.modules())
@@ -160,7 +159,7 @@ def test_unwrap_restores_the_very_same_modules(case: Case) -> None:
 def test_unwrap_does_not_lose_what_has_grown_unasked(state: SeedState) -> None:
     case = next(case for case in CASES if case.name == "encoder-linear1")
     model = case.model().eval()
-    before = picture(model)
+    before, allowed = picture(model), fused_paths(model)
     with torch.no_grad():
         expected = model(case.x())
     grow(wrapped(model, case.layer, 1, case.x()), 0, state)
@@ -168,8 +167,10 @@ def test_unwrap_does_not_lose_what_has_grown_unasked(state: SeedState) -> None:
     with pytest.raises(LifecycleError, match=r"has grown.*esper.harden.*discard_grown=True"):
         unwrap(model)
     assert isinstance(model.get_submodule(case.layer), KasminaLayer)
+    assert fused_paths(model) != allowed
     unwrap(model, discard_grown=True)
     assert picture(model) == before
+    assert fused_paths(model) == allowed
     with torch.no_grad():
         assert torch.equal(model(case.x()), expected)
 
