@@ -89,7 +89,8 @@ class KasminaLayer(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         if self._grown:
             return self._grown_forward(*args, **kwargs)
-        return self.host(*args, **kwargs)  # type: ignore[no-any-return]
+        # Looked up where it is: by attribute it would cost a microsecond more, on every call.
+        return self._modules["host"](*args, **kwargs)  # type: ignore[misc,no-any-return]
 
     def _grown_forward(self, *args: Any, **kwargs: Any) -> Tensor:
         x = self.input_of(args, kwargs)

@@ -277,6 +277,22 @@ def test_a_layer_that_is_called_twice_gets_its_whole_gradient() -> None:
         assert torch.allclose(old - new, gradient, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", PASSES)
+def test_a_loss_under_autocast(name: str) -> None:
+    def half(model: nn.Module, batch: Any) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return losses(model, batch)
+
+    model, layer = noisy(SeedState.TRAINING)
+    before = [p.detach().clone() for p in layer.seed(0).parameters()]
+    on_the_side(name, model, layer, half)
+    changed = [
+        not torch.equal(a, b) for a, b in zip(before, layer.seed(0).parameters(), strict=True)
+    ]
+    assert any(changed) is (name == "shadow")
+    assert {p.dtype for p in layer.seed(0).parameters()} == {torch.float32}
+
+
 @pytest.mark.parametrize("which", ["shadow", "probe"])
 def test_batch_norm_uses_what_it_has_learnt(which: str) -> None:
     """So no example of the batch moves another's loss, and one may be alone in a batch."""
