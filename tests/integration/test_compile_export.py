@@ -36,9 +36,12 @@ NAMES = (
 
 @pytest.fixture(autouse=True)
 def no_graphs() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     torch.compiler.reset()
     yield
     torch.compiler.reset()
+    torch.set_num_threads(threads)
 
 
 def whole(model: nn.Module, backend: Any) -> Callable[..., Tensor]:

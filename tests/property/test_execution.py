@@ -1,6 +1,7 @@
 """Any life that the table allows: the output is the sum it says, the state dict tells it all."""
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,6 +36,14 @@ STEPS = st.lists(
 NAMES = st.lists(
     st.sampled_from(["lowrank", "bottleneck", "glu", "gate"]), min_size=25, max_size=25
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def fresh() -> tuple[nn.Module, KasminaLayer]:

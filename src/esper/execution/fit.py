@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from esper.contracts.errors import KernelError
 from esper.contracts.seeds import LayerSpec
-from esper.execution.kernel import Kernel
+from esper.execution.kernel import FAULTS, Kernel
 from esper.execution.quiet import quiet
 
 Shape = tuple[int, ...]
@@ -34,7 +34,7 @@ def check(
     try:
         with torch.no_grad(), quiet(kernel.module):
             y = kernel.module(like.new_zeros(x_shape))
-    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+    except FAULTS as error:
         raise KernelError(
             f"kernel {kernel.kernel_id!r} fails on the input of layer {layer!r}, shape "
             f"{x_shape}: {error}"

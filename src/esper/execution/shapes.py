@@ -13,6 +13,7 @@ from esper.contracts.errors import KernelError
 from esper.contracts.seeds import LayerSpec
 from esper.execution.isolation import LossFn
 from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.kernel import FAULTS
 from esper.execution.quiet import quiet
 
 
@@ -66,7 +67,7 @@ def observe_shapes(
     try:
         with quiet(model, training=False), torch.no_grad():
             loss_fn(model, batch)
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
+    except FAULTS as error:
         raise KernelError(
             f"the model fails on a batch of the holdout data: {error}. Nothing was changed; "
             "loss_fn(model, batch) must run on every batch"

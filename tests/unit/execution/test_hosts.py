@@ -250,10 +250,19 @@ class Constant(nn.Module):
         return (y, y) if self.several else y
 
 
+class Faulty(nn.Module):
+    """Divides by zero."""
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (1 // 0)
+
+
 @pytest.mark.parametrize(
     ("name", "module", "message"),
     [
         ("linear", nn.Linear(6, 5), r"maps \(2, 6\) to \(2, 5\).*must be equal"),
+        ("linear", Faulty(), "fails on the input of layer .0..*by zero"),
         ("linear", nn.Linear(7, 4), "fails on the input of layer '0'"),
         ("linear", Constant(1), r"to \(2, 1\)"),
         ("linear", Constant(4, several=True), "to tuple"),
