@@ -41,7 +41,7 @@ def test_loss(model):
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 26))
 optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-for _ in range(6):
+for _ in range(5):
     for batch in batches():
         optimizer.zero_grad()
         loss_fn(model, batch).mean().backward()
@@ -57,7 +57,7 @@ model = esper.wrap(model, layers=["0", "2"])
 optimizer = torch.optim.AdamW([{"params": []}], lr=5e-3)
 config = config_from({"growth": {"budget": 800, "warmup_epochs": 0}})
 tamiyo = esper.Tamiyo(model, optimizer, loss_fn=loss_fn, holdout=holdout, config=config)
-for epoch in range(14):
+for epoch in range(10):
     model.train()
     for batch in batches():
         loss = loss_fn(model, batch).mean()

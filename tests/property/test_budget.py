@@ -30,7 +30,7 @@ CONSTRAINTS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     growth=GROWTH,
     constraints=CONSTRAINTS,
