@@ -23,7 +23,7 @@ run: .venv/.run
 	$(BIN)/esper train letter
 
 test: .venv/.dev
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest
 
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks

@@ -5,7 +5,8 @@ kernel is blended in they are the same network, bit for bit; what differs afterw
 doing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,11 @@ def train(spec: RunSpec, folder: RunFolder, *, on_progress: OnProgress) -> Resul
         StoreError: if the event log cannot be opened or the checkpoint read.
         ConfigError: if a setting is wrong.
     """
+    with _one_thread():
+        return _train(spec, folder, on_progress)
+
+
+def _train(spec: RunSpec, folder: RunFolder, on_progress: OnProgress) -> Result:
     task = TASKS.create(spec.task)
     seeds = {"layers": list(task.layers), "seeds": list(task.seeds)}
     folder.write("run", {**spec.to_json(), **seeds})
@@ -245,6 +251,20 @@ def train(spec: RunSpec, folder: RunFolder, *, on_progress: OnProgress) -> Resul
 def store_url(spec: RunSpec, folder: RunFolder) -> str:
     """Where the run's event log is."""
     return spec.store or f"sqlite:///{Path(folder.path, 'history.db').resolve()}"
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The hosts are so small that threads cost more than they give, on a busy machine many times.
+
+    It also makes the result independent of the number of cores.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _tamiyo(
