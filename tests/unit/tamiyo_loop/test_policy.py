@@ -7,7 +7,7 @@ import pytest
 
 from esper.contracts.config import Growth
 from esper.contracts.health import HealthSignal
-from esper.services.tamiyo.policy import HeuristicPolicy, LayerRecord, Situation, loss_trend
+from esper.services.tamiyo.policy import HeuristicPolicy, LayerGrowth, Situation, loss_trend
 
 FLAT = (1.0, 0.99, 0.98, 0.97)
 
@@ -16,8 +16,8 @@ def signal(name: str, gradient: float | None, reads: float | None = 1.0) -> Heal
     return HealthSignal(layer_name=name, epoch=5, gradient_rms=gradient, input_rms=reads)
 
 
-def record(**facts: Any) -> LayerRecord:
-    return LayerRecord(**{"smallest_kernel": 10, "roomy_kernel": 30, **facts})
+def record(**facts: Any) -> LayerGrowth:
+    return LayerGrowth(**{"smallest_kernel": 10, "roomy_kernel": 30, **facts})
 
 
 def situation(**facts: Any) -> Situation:
@@ -43,7 +43,7 @@ def why_not(now: Situation, **settings: Any) -> str:
 # --- where ----------------------------------------------------------------------------------------
 
 
-def test_the_layer_of_the_largest_gradient_times_input_grows() -> None:
+def test_among_layers_of_equally_many_grafts_the_largest_gradient_times_input_grows() -> None:
     request, reason = policy().decide(situation())
     assert request is not None
     assert request.layer_name == "a"
@@ -51,17 +51,17 @@ def test_the_layer_of_the_largest_gradient_times_input_grows() -> None:
     assert request.kernel_budget == 100
     assert request.epoch == 5
     assert request.reason == reason
-    assert reason.startswith("a promises most: 75% of gradient x input over 2 layer(s)")
-    assert reason.endswith("0 of 0 grafts kept there; the held-out loss falls 1.0% an epoch")
+    assert reason.startswith("a has had fewest grafts, 0 (0 kept), and 75% of gradient x input")
+    assert reason.endswith("over 2 layer(s) that can grow; the held-out loss falls 1.0% an epoch")
 
 
-def test_the_share_of_kept_grafts_weighs_the_promise() -> None:
-    # a: 6 x (0 + 1) / (4 + 2) = 1; b: 2 x (2 + 1) / (2 + 2) = 1.5
-    records = {"a": record(kept=0, judged=4), "b": record(kept=2, judged=2)}
+@pytest.mark.parametrize("kept", [0, 2])
+def test_the_layer_of_the_fewest_grafts_grows_whatever_was_kept(kept: int) -> None:
+    records = {"a": record(kept=kept, judged=3), "b": record(kept=2, judged=2)}
     request, _ = policy().decide(situation(records=records))
     assert request is not None
     assert request.layer_name == "b"
-    assert request.urgency == pytest.approx(1.5 / 2.5)
+    assert request.urgency == pytest.approx(2 / 8)
 
 
 @pytest.mark.parametrize(

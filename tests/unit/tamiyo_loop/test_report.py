@@ -31,7 +31,9 @@ def test_a_beginning_says_what_grows_where_and_why(reports: list[str]) -> None:
     text = next(text for text in reports if "germinated" in text)
     assert "fc1:1 (bottleneck) germinated: bottleneck of 44 parameters: untried" in text
     assert "fc1:1 (bottleneck) training: it trains in the shadow of the host" in text
-    assert re.search(r"fc1 promises most: \d\d% of gradient x input over 2 layer\(s\)", text)
+    assert re.search(
+        r"fc1 has had fewest grafts, 0 \(0 kept\), and \d\d% of gradient x input", text
+    )
 
 
 def test_an_end_says_what_the_kernel_was_worth(reports: list[str]) -> None:

@@ -2,11 +2,12 @@
 
 *When*: after a warm-up, between cooldowns, while the budget lasts, and once the held-out loss falls
 by less than a given share an epoch: what the host can learn by itself, it should learn first.
-*Where*: the layer that promises most. A kernel is zero at birth, so the first thing that it can do
-for the loss is the product of what it reads and of the gradient at what it writes; the promise of a
-layer is therefore ``gradient_rms * input_rms`` (the bound on the gradient of a new linear kernel,
-in the spirit of GradMax, Evci et al. 2022, section 3), times the share of its grafts that were kept
-so far.
+*Where*: the layer that has had the fewest grafts; among equals, the one that promises most. A
+kernel is zero at birth, so the first thing that it can do for the loss is the product of what it
+reads and of the gradient at what it writes; the promise of a layer is therefore
+``gradient_rms * input_rms`` (the bound on the gradient of a new linear kernel, in the spirit of
+GradMax, Evci et al. 2022, section 3). It says where the next step is steep, not where capacity is
+missing, so it breaks ties only (docs/decisions/0012).
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from esper.contracts.health import GraftRequest, HealthSignal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LayerRecord:
+class LayerGrowth:
     """What the policy knows of a layer beside its health.
 
     Attributes:
@@ -37,9 +38,9 @@ class LayerRecord:
     roomy_kernel: int = 0
 
     @property
-    def keep_rate(self) -> float:
-        """Share of kept grafts, with one kept and one culled imagined (Laplace's rule)."""
-        return (self.kept + 1) / (self.judged + 2)
+    def grafts(self) -> int:
+        """Grafts of this layer so far, those under way included."""
+        return self.judged + self.active
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +59,7 @@ class Situation:
     epoch: int
     losses: Sequence[float]
     signals: Sequence[HealthSignal]
-    records: Mapping[str, LayerRecord] = field(default_factory=dict)
+    records: Mapping[str, LayerGrowth] = field(default_factory=dict)
     used: int = 0
     last_graft_epoch: int | None = None
 
@@ -74,7 +75,7 @@ class HeuristicPolicy:
 
     growth: Growth
 
-    def kernel_budget(self, records: Mapping[str, LayerRecord]) -> int:
+    def kernel_budget(self, records: Mapping[str, LayerGrowth]) -> int:
         """Parameters that one kernel may cost: as set, or an eighth of the whole budget.
 
         An eighth that would leave some blueprint out is raised until each can build a kernel.
@@ -94,13 +95,14 @@ class HeuristicPolicy:
         promises = self._promises(now, limit) if limit >= wanted / 2 else {}
         if not promises:
             return None, self._nothing_fits(now, limit, wanted)
-        layer_name = max(promises, key=lambda name: promises[name])
+        grafts = {name: now.records[name].grafts for name in promises}
+        layer_name = min(promises, key=lambda name: (grafts[name], -promises[name]))
         total = sum(promises.values())
         urgency = promises[layer_name] / total if total > 0 else 1 / len(promises)
-        record = now.records.get(layer_name, LayerRecord())
+        record = now.records[layer_name]
         reason = (
-            f"{layer_name} promises most: {urgency:.0%} of gradient x input over "
-            f"{len(promises)} layer(s), {record.kept} of {record.judged} grafts kept there; "
+            f"{layer_name} has had fewest grafts, {record.judged} ({record.kept} kept), and "
+            f"{urgency:.0%} of gradient x input over {len(promises)} layer(s) that can grow; "
             f"{_trend_in_words(loss_trend(now.losses, self.growth.plateau_window))}"
         )
         request = GraftRequest(
@@ -133,10 +135,10 @@ class HeuristicPolicy:
     def _promises(self, now: Situation, limit: int) -> dict[str, float]:
         promises = {}
         for signal in now.signals:
-            record = now.records.get(signal.layer_name, LayerRecord())
+            record = now.records.get(signal.layer_name)
             promise = _promise(signal)
-            if promise is not None and not _objection(record, limit):
-                promises[signal.layer_name] = promise * record.keep_rate
+            if record and promise is not None and not _objection(record, limit):
+                promises[signal.layer_name] = promise
         return promises
 
     def _nothing_fits(self, now: Situation, limit: int, wanted: int) -> str:
@@ -164,7 +166,7 @@ def _promise(signal: HealthSignal) -> float | None:
     return promise if isfinite(promise) else None
 
 
-def _objection(record: LayerRecord, limit: int) -> str:
+def _objection(record: LayerGrowth, limit: int) -> str:
     if record.smallest_kernel is None:
         return "fits none of its blueprints"
     if record.active:

@@ -35,7 +35,7 @@ from esper.services.tamiyo.governor import Governor
 from esper.services.tamiyo.graft import Baseline, Training
 from esper.services.tamiyo.history import KINDS
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
-from esper.services.tamiyo.policy import HeuristicPolicy, LayerRecord, Situation, loss_trend
+from esper.services.tamiyo.policy import HeuristicPolicy, LayerGrowth, Situation, loss_trend
 from esper.services.tamiyo.report import EpochReport, Verdict
 from esper.services.tamiyo.run_log import RunLog
 from esper.services.tamiyo.seed_selector import SeedSelector
@@ -312,10 +312,10 @@ class Tamiyo:
             last_graft_epoch=self._last_graft_epoch,
         )
 
-    def _record_of(self, layer_name: str) -> LayerRecord:
+    def _record_of(self, layer_name: str) -> LayerGrowth:
         metrics = self.tracker.get_layer_metrics(layer_name).values()
         sizes = self._sizes[layer_name]
-        return LayerRecord(
+        return LayerGrowth(
             kept=sum(m.successful_grafts for m in metrics),
             judged=sum(m.total_outcomes for m in metrics),
             active=self.grafts.count(layer_name),
