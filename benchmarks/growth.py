@@ -5,6 +5,7 @@ three share the seed (initial weights as far as shapes agree, batches, epochs). 
 nothing.
 """
 
+import sys
 import tempfile
 from pathlib import Path
 from statistics import mean
@@ -23,7 +24,12 @@ SEEDS = range(5)
 
 def rows() -> list[tuple[str, str, str]]:
     """The table of this file: means over seeds, differences with bootstrap 95 % intervals."""
-    return [row for name in TASKS.names() for row in _task(name)]
+    found = []
+    for name in TASKS.names():
+        for row in _task(name):
+            print(*row, sep=" | ", file=sys.stderr, flush=True)  # a quarter of an hour is long
+            found.append(row)
+    return found
 
 
 def _task(name: str) -> list[tuple[str, str, str]]:

@@ -24,7 +24,7 @@ class Letter(Task):
     layers = ("fc1", "fc2", "fc3")
     seeds = ("lowrank", "bottleneck", "gate", "glu")
     width = 8
-    default_epochs = 80
+    default_epochs = 60
     batch_size = 64
     default_budget = 2000
     learning_rate = 5e-3
