@@ -161,15 +161,14 @@ def test_a_finished_run_is_not_resumed_but_shown(place: Path) -> None:
 
 def stop(begin: tuple[str, ...], at: str, blow: signal.Signals, cwd: Path) -> tuple[int, str]:
     """Begin, strike once a line that starts with ``at`` is told; exit code, and what was told."""
-    process = subprocess.Popen(
-        [*ESPER, *begin],
-        cwd=cwd,
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell ignores SIGINT in what it runs in the background, and that is inherited.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
+    # A shell ignores SIGINT in what it runs in the background, and that is inherited.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        process = subprocess.Popen(
+            [*ESPER, *begin], cwd=cwd, env=environment(), stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert process.stderr is not None
     with process.stderr as told:
         for line in told:
