@@ -105,6 +105,7 @@ class SelectionReason:
         reason: One sentence for a person.
         fallback: Whether a soft constraint was overridden to choose at all.
         alternatives_considered: The other viable seeds.
+        features: What a contextual strategy saw of the chosen seed; it learns from them later.
     """
 
     strategy: str
@@ -115,6 +116,7 @@ class SelectionReason:
     reason: str  # type: ignore[misc]  # the descriptor above gives no default
     fallback: bool = False
     alternatives_considered: tuple[int, ...] = ()
+    features: tuple[float, ...] = ()
 
     def __init__(  # noqa: PLR0913, PLR0917 (its fields)
         self,
@@ -126,6 +128,7 @@ class SelectionReason:
         reason: str,
         fallback: bool = False,
         alternatives_considered: tuple[int, ...] = (),
+        features: tuple[float, ...] = (),
     ) -> None:
         # One is made at every choice; what dataclass writes for a frozen class is slower.
         values = self.__dict__
@@ -137,6 +140,7 @@ class SelectionReason:
         values["reason"] = reason
         values["fallback"] = fallback
         values["alternatives_considered"] = alternatives_considered
+        values["features"] = features
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +155,7 @@ class Decision:
         epoch: When it was made.
         reason: Strategy, scores, propensity and sentence.
         random_key: What the random state was derived from: run seed, layer, number of the choice.
+        layer_type: Class name of the host layer, as ``"Linear"``; empty if unknown.
     """
 
     decision_id: str
@@ -160,6 +165,7 @@ class Decision:
     epoch: int
     reason: SelectionReason
     random_key: tuple[int, str, int]
+    layer_type: str = ""
 
 
 def reason_data(reason: SelectionReason) -> dict[str, Any]:
@@ -172,6 +178,7 @@ def reason_data(reason: SelectionReason) -> dict[str, Any]:
         "reason": reason.reason,
         "fallback": reason.fallback,
         "alternatives": list(reason.alternatives_considered),
+        "features": list(reason.features),
     }
 
 
@@ -184,6 +191,7 @@ def decision_data(decision: Decision) -> dict[str, Any]:
         "blueprint": decision.blueprint,
         "epoch": decision.epoch,
         "random_key": list(decision.random_key),
+        "layer_type": decision.layer_type,
         **reason_data(decision.reason),
     }
 
@@ -206,6 +214,7 @@ def decision_from(data: Mapping[str, Any]) -> Decision:
         blueprint=data["blueprint"],
         epoch=data["epoch"],
         random_key=(run_seed, layer_name, number),
+        layer_type=data.get("layer_type", ""),
         reason=SelectionReason(
             strategy=data["strategy"],
             seed_idx=data["seed"],
@@ -215,6 +224,7 @@ def decision_from(data: Mapping[str, Any]) -> Decision:
             reason=data["reason"],
             fallback=data["fallback"],
             alternatives_considered=tuple(data["alternatives"]),
+            features=tuple(data.get("features", ())),
         ),
     )
 

@@ -70,6 +70,8 @@ class SeedSelector:
             )
         self.strategy = strategy
         self.performance_tracker = PerformanceTracker() if tracker is None else tracker
+        if type(strategy).begin is not SelectionStrategy.begin:
+            self.performance_tracker.follow(strategy.begin)
         self.seed = seed
         self.constraints = constraints
         self._layers: dict[str, _Slots] = {}
@@ -227,6 +229,7 @@ class SeedSelector:
                 epoch=epoch,
                 reason=reason,
                 random_key=(self.seed, layer_name, number),
+                layer_type=context.layer_type,
             )
             record = tracker.record_selection(layer_name, seed_idx, decision=decision)
             self._layers[layer_name] = slots

@@ -11,8 +11,9 @@ from math import isfinite, sqrt
 from typing import Any, ClassVar, NamedTuple, final
 
 from esper.contracts.errors import ConfigError, SelectionError
-from esper.contracts.performance import SeedStatistics
-from esper.contracts.selection import Decision, SelectionContext, SelectionReason
+from esper.contracts.performance import SeedPerformanceMetrics, SeedStatistics
+from esper.contracts.selection import SelectionContext, SelectionReason
+from esper.services.tamiyo.history import LayerKnowledge, SeedRecord
 from esper.services.tamiyo.randomness import Draws
 
 Metrics = Mapping[int, SeedStatistics]
@@ -61,8 +62,31 @@ class SelectionStrategy(ABC):
             The seed, and why, with the probability of this choice.
         """
 
-    def learn(self, decision: Decision, reward: float) -> None:  # noqa: B027 (most keep nothing)
-        """Take in what came of ``decision``; called once for each, in any order, however late."""
+    def begin(self, layer_name: str) -> LayerKnowledge | None:
+        """Begin to learn a layer; ``None``: the strategy reads the records alone, as most do.
+
+        What this makes is taught every outcome in the order of the log and handed to `decide` as
+        ``metrics.knowledge``.
+        """
+        del layer_name
+        return None
+
+    @final
+    def knowledge(self, metrics: Metrics) -> LayerKnowledge:
+        """What `begin` began and the log has taught; made up from the windows where it is missing.
+
+        It is missing where somebody calls `decide` with metrics of his own.
+        """
+        found = getattr(metrics, "knowledge", None)
+        if found is not None:
+            return found  # type: ignore[no-any-return]
+        made = self.begin("")
+        if made is None:
+            raise SelectionError(f"strategy {self.name!r} reads the records alone")
+        for seed_idx in sorted(metrics):
+            for reward in rewards_of(metrics[seed_idx]):
+                made.learn(seed_idx, reward, None)
+        return made
 
     def state_dict(self) -> dict[str, Any]:
         """What was learnt and is not in the metrics, as JSON data; empty for most."""
@@ -108,6 +132,13 @@ class SelectionStrategy(ABC):
                 "same thread or task and with no other strategy in between, or use decide()"
             )
         return last[1]
+
+
+def rewards_of(record: SeedStatistics) -> Sequence[float]:
+    """The rewards that a seed's window holds, oldest first."""
+    if isinstance(record, SeedRecord):
+        return record.measured()[0]
+    return record.window() if isinstance(record, SeedPerformanceMetrics) else ()
 
 
 class Units(NamedTuple):
