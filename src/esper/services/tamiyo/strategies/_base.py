@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple, final
 
 from esper.contracts.errors import ConfigError, SelectionError
 from esper.contracts.performance import SeedPerformanceMetrics, SeedStatistics
-from esper.contracts.selection import SelectionContext, SelectionReason
+from esper.contracts.selection import Propensities, SelectionContext, SelectionReason, spread
 from esper.services.tamiyo.history import LayerKnowledge, SeedRecord
 from esper.services.tamiyo.randomness import Draws
 
@@ -26,6 +26,9 @@ _SHRINKAGE = 1.0
 
 _ROUNDING = 1e-12
 """A spread below this share of the rewards' size is rounding, not information."""
+
+_PROBES = 64
+"""Choices that are tried out to find how likely each seed is, where a strategy does not say."""
 
 _last_reason: ContextVar["tuple[SelectionStrategy, SelectionReason] | None"] = ContextVar(
     "_last_reason", default=None
@@ -61,6 +64,28 @@ class SelectionStrategy(ABC):
         Returns:
             The seed, and why, with the probability of this choice.
         """
+
+    def propensities(
+        self, viable: Sequence[int], metrics: Metrics, context: SelectionContext
+    ) -> Propensities:
+        """How likely `decide` is to choose each of ``viable`` here.
+
+        What the reason of one choice says, if it knows them all. Otherwise choices are tried out
+        with random numbers of their own: each seed that comes up has the propensity that its reason
+        states, and what is left after 64 tries is spread evenly over the seeds that did not.
+
+        Returns:
+            Probabilities that add up to 1 within their error, which is 0 where they are exact.
+        """
+        known: dict[int, float] = {}
+        for number in range(_PROBES):
+            chosen, reason = self.decide(viable, metrics, context, Draws(0, "propensities", number))
+            if reason.knows_propensities:
+                return Propensities(reason.propensities, reason.propensity_error)
+            known[chosen] = reason.propensity
+            if len(known) == len(viable) or sum(known.values()) >= 1 - TIE:
+                break
+        return spread(known, sorted(viable))
 
     def begin(self, layer_name: str) -> LayerKnowledge | None:
         """Begin to learn a layer; ``None``: the strategy reads the records alone, as most do.
