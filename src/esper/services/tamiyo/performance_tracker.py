@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections import deque
+from hashlib import blake2b
 from secrets import token_hex
 from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any, final
@@ -260,6 +261,18 @@ class PerformanceTracker:
         delta = PerformanceDelta(latency_ms=latency_ms, memory_mb=memory_mb)
         require_finite(delta)
         self._record("timing", layer_name, seed_idx, decision, _measured(delta), stored=stored)
+
+    def declare(self, test: dict[str, Any]) -> None:
+        """Write down the A/B test that decisions will be part of; once, however often it is told.
+
+        Args:
+            test: As `Assignment.declaration` gives it.
+        """
+        if self._journal is not None:
+            # Not numbered: a resumed run tells it again, before it knows where it went on.
+            digest = blake2b(repr(sorted(test.items())).encode(), digest_size=8).hexdigest()
+            op_id = f"{_writer(self.scope, self.run)}/ab_test/{digest}"
+            self._journal.append(Event(op_id, "ab_test", self.scope, self.run, test))
 
     def record_of(self, decision: Decision) -> SeedRecord:
         """The live record that the outcome of ``decision`` will go to."""
