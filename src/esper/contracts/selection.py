@@ -19,6 +19,7 @@ class SelectionContext:
         health: The layer's latest health signal, if there is one.
         blueprints: Blueprint bound to each seed, where known.
         urgency: How much Tamiyo wants this graft, in [0, 1], if it asked for it.
+        parameters: Parameters that the kernel of each seed would have, where known.
 
     Raises:
         ConfigError: if ``current_epoch`` is not a whole number >= 0.
@@ -29,6 +30,7 @@ class SelectionContext:
     health: HealthSignal | None = None
     blueprints: Mapping[int, str] = field(default_factory=dict)
     urgency: float | None = None
+    parameters: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _require_whole("current_epoch", self.current_epoch, 0)

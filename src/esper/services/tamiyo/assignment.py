@@ -221,6 +221,12 @@ class KnowledgeOfArms(LayerKnowledge):
         for knowledge in self.by_arm.values():
             knowledge.forget(seed_idx)
 
+    @override
+    def join(self, other: LayerKnowledge) -> None:
+        if isinstance(other, KnowledgeOfArms):
+            for arm, knowledge in self.by_arm.items():
+                knowledge.join(other.by_arm[arm])
+
 
 def without_features(decision: Decision) -> Decision:
     """The decision as someone sees it who cannot read the chooser's features."""

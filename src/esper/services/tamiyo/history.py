@@ -212,6 +212,15 @@ class LayerKnowledge(ABC):
     def forget(self, seed_idx: int) -> None:
         """The seed stands for another blueprint from now on."""
 
+    def join(self, other: "LayerKnowledge") -> None:  # noqa: B027 (most share nothing)
+        """Share what layers have in common with one of the same history that was begun earlier.
+
+        Called at most once, before anything is learnt. By default layers have nothing in common.
+
+        Args:
+            other: What the same strategy makes of the history's first layer.
+        """
+
 
 @final
 class LayerMetrics(dict[int, SeedRecord]):
@@ -335,14 +344,20 @@ class History:
         self.layers: dict[str, LayerRecord] = {}
         self.writers: set[str] = set()
         self.open: dict[str, Decision] = {}
+        self._first: LayerKnowledge | None = None
 
     def layer(self, name: str) -> LayerRecord:
         """The record of a layer, begun if there is none."""
         record = self.layers.get(name)
         if record is None:
-            knowledge = None if self.begin is None else self.begin(name)
-            record = self.layers[name] = LayerRecord(name, knowledge)
+            record = self.layers[name] = LayerRecord(name, self._begun(name))
         return record
+
+    def begin_anew(self, begin: BeginKnowledge) -> None:
+        """Let another strategy begin to learn every layer; it knows nothing yet."""
+        self.begin, self._first = begin, None
+        for name, layer in self.layers.items():
+            layer.seeds.knowledge = self._begun(name)
 
     def teach(self, record: SeedRecord, reward: float, decision_id: str) -> None:
         """Let the strategy learn from one outcome, if it is one that learns."""
@@ -356,6 +371,15 @@ class History:
         """Every seed under its blueprint of now."""
         for layer in self.layers.values():
             yield from layer.seeds.values()
+
+    def _begun(self, name: str) -> LayerKnowledge | None:
+        knowledge = None if self.begin is None else self.begin(name)
+        if knowledge is not None:
+            if self._first is None:
+                self._first = knowledge
+            else:
+                knowledge.join(self._first)
+        return knowledge
 
 
 def fold(history: History, event: Event) -> None:

@@ -340,7 +340,7 @@ class PerformanceTracker:
         self.flush()
         with self.lock:
             history = self._history
-            history.begin = begin
+            history.begin_anew(begin)
             if self._journal is not None:
                 bound = {name: layer.bindings() for name, layer in history.layers.items()}
                 self._load(self._written)
@@ -348,8 +348,8 @@ class PerformanceTracker:
                     for seed_idx, blueprint in blueprints.items():
                         self.bind(name, seed_idx, blueprint)
                 return
-            for name, layer in history.layers.items():
-                knowledge = layer.seeds.knowledge = begin(name)
+            for layer in history.layers.values():
+                knowledge = layer.seeds.knowledge
                 if knowledge is None:
                     continue
                 for seed_idx, record in layer.seeds.items():
