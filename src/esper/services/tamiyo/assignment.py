@@ -163,14 +163,15 @@ class Assignment:
         return {
             "test": self.salt,
             "unit": self.unit,
-            "arms": {
-                name: {
+            "arms": [
+                {
+                    "arm": name,
                     "strategy": arm.name,
                     "settings": _settings(arm),
                     "weight": self.weights[name],
                 }
                 for name, arm in self.arms.items()
-            },
+            ],
             "guardrails": self.guardrails,
         }
 
