@@ -24,8 +24,8 @@ from esper.studies.replay import replay as replayed
 
 _ESTIMATES = {
     "logged": "what was earned",
-    "ips": "inverse propensities",
-    "snips": "the same, self-normalised",
+    "ips": "ips",
+    "snips": "self-normalised",
     "dr": "doubly robust",
 }
 
@@ -133,20 +133,23 @@ def _replay_document(found: Replay) -> dict[str, Any]:
 
 def _show_replay(console: Console, found: Replay) -> None:
     console.print(Text(f"Replay of {found.strategy}", style="bold"))
-    shared = f", {found.shared} of them first tries or fallbacks, alike for every strategy"
-    console.print(
-        Text(
-            f"{found.decisions} decisions of {', '.join(found.choosers)}; {found.outcomes} with "
-            f"an outcome{shared if found.shared else ''}; they count as {found.sample:.0f} of "
-            f"{found.strategy}'s own (effective sample size; largest weight "
-            f"{found.largest_weight:.1%})"
-        )
-    )
+    said = f"{found.decisions} decisions of {', '.join(found.choosers)}, {found.outcomes} outcomes"
+    console.print(Text(said))
+    for why in found.left_out.values():
+        if not found.refusal:
+            console.print(Text(f"left out: {why}", style="yellow"))
     if found.refusal:
         console.print(Text(f"no estimate: {found.refusal}", style="yellow"))
         return
-    right = ("reward", "95 % interval", "gain", "95 % of gain")
-    made = show.table("", "by", *right, right=right)
+    console.print(
+        Text(
+            f"{found.used} outcomes count as {found.sample:.0f} of {found.strategy}'s own "
+            f"(effective sample size; the largest weight is {found.largest_weight:.1%} of all); "
+            f"{found.shared} were first tries or fallbacks, alike for every strategy"
+        )
+    )
+    right = ("reward", "95 % interval", "gain", "95 % interval of it")
+    made = show.table("", *right, right=right)
     for one in found.estimates:
         made.add_row(*_cells(one), style="bold" if one.name == "dr" else "")
     console.print()
@@ -166,10 +169,13 @@ def _show_replay(console: Console, found: Replay) -> None:
 
 
 def _cells(one: Estimate) -> list[str]:
-    (low, high), (worst, best) = one.interval, one.gain_interval
-    cells = [one.name, _ESTIMATES[one.name], f"{one.value:+.4g}", f"{low:+.4g} to {high:+.4g}"]
-    return [*cells, *(["", ""] if one.name == "logged" else
-                      [f"{one.gain:+.4g}", f"{worst:+.4g} to {best:+.4g}"])]  # fmt: skip
+    def ends(pair: tuple[float, float]) -> str:
+        return f"{pair[0]:+.3g} to {pair[1]:+.3g}"
+
+    cells = [_ESTIMATES[one.name], f"{one.value:+.4g}", ends(one.interval)]
+    if one.name == "logged":
+        return [*cells, "", ""]
+    return [*cells, f"{one.gain:+.3g}", ends(one.gain_interval)]
 
 
 def _moral(found: Replay) -> str:
@@ -200,7 +206,8 @@ def _ab_document(found: AbResult) -> dict[str, Any]:
 def _show_ab(console: Console, found: AbResult) -> None:
     style = "green" if found.balance.even else "red"
     console.print(Text(f"A/B test {found.test!r}, by {found.unit}", style="bold"))
-    console.print(Text(found.verdict, style=style))
+    for said in found.verdicts:
+        console.print(Text(said, style=style))
     console.print()
     console.print(_arms_table(found.arms))
     for one in found.comparisons:

@@ -99,8 +99,9 @@ class Comparison:
         low: Low end of the confidence sequence; ``None`` while it is unbounded.
         high: High end.
         confidence: Probability with which it holds the difference at all looks.
-        state: ``"decided"``, ``"alike"``, ``"open"`` or ``"contradictory"``.
-        decided_after: Units after which it was decided.
+        state: ``"decided"``, ``"alike"``, ``"open"``, or ``"faded"``: it was decided, but 0 is in
+            the interval again.
+        decided_after: Units after which 0 was first outside.
         needed: Units that are still missing, if the difference stays; ``None`` if that is not
             known or hopeless.
         verdict: All this in a sentence.
@@ -153,7 +154,8 @@ class AbResult:
         arms: The arms, the first being what the others are compared with.
         comparisons: Each other arm against it.
         balance: Whether the split is what was asked for.
-        verdict: What to do, in words.
+        verdicts: What to make of it: a sentence for each comparison, and for each arm that does
+            harm; one alone if the split cannot be trusted.
     """
 
     test: str
@@ -161,7 +163,7 @@ class AbResult:
     arms: tuple[ArmResult, ...]
     comparisons: tuple[Comparison, ...]
     balance: Balance
-    verdict: str
+    verdicts: tuple[str, ...]
 
 
 def analyse(logs: Iterable[Log], *, test: str | None = None) -> AbResult:
@@ -190,7 +192,7 @@ def analyse(logs: Iterable[Log], *, test: str | None = None) -> AbResult:
         arms=tuple(found.result(arm) for arm in arms),
         comparisons=comparisons,
         balance=balance,
-        verdict=_verdict(balance, comparisons),
+        verdicts=tuple(_verdicts(balance, comparisons)),
     )
 
 
@@ -392,10 +394,8 @@ class _Finding:
         difference = float(path.difference[-1]) / sd
         at = path.decided_at
         needed = None
-        if low > high:
-            state = "contradictory"
-        elif at is not None:
-            state = "decided"
+        if at is not None:
+            state = "faded" if low <= 0 <= high else "decided"
         elif low > -ALIKE and high < ALIKE:
             state = "alike"
         else:
@@ -428,10 +428,10 @@ def _in_words(found: _Finding, arm: str, reference: str, units: str, alpha: floa
         return f"{earns}: decided after {found.decided_after} {units}"
     if found.state == "alike":
         return f"{arm} and {reference} are alike, within {ALIKE} sd ({band}): decided"
-    if found.state == "contradictory":
+    if found.state == "faded":
         return (
-            f"{earns}, but intervals of earlier and later looks exclude each other: the difference "
-            "changed over time. Look at the picture; begin anew with another salt"
+            f"{earns}: they differed after {found.decided_after} {units}, but less since; choose "
+            "either, or look at the picture and go on"
         )
     if found.needed is None:
         return (
@@ -483,10 +483,10 @@ def _guardrail(name: str, path: Sequence, limit: float, scale: float) -> Guardra
     )
 
 
-def _verdict(balance: Balance, comparisons: tuple[Comparison, ...]) -> str:
+def _verdicts(balance: Balance, comparisons: tuple[Comparison, ...]) -> list[str]:
     said = [one.verdict for one in comparisons]
     if not balance.even:
-        return f"no verdict: {balance.advice}"
+        return [f"no verdict: {balance.advice}"]
     for one in comparisons:
         said += [
             f"stop {one.arm}: its {rail.name.replace('_', ' ')} is worse than {one.reference}'s by "
@@ -494,7 +494,7 @@ def _verdict(balance: Balance, comparisons: tuple[Comparison, ...]) -> str:
             for rail in one.guardrails
             if rail.state == "crossed"
         ]
-    return "; ".join(said)
+    return said
 
 
 def _mean(values: list[float]) -> float | None:

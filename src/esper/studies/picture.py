@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe & Ito (2008), as in the picture of a run.
-_INK, _GREY, _BLUE, _GREEN, _RED = "#222222", "#6b6b6b", "#0072b2", "#009e73", "#d55e00"
+_INK, _GREY, _BLUE, _GREEN, _ORANGE = "#222222", "#6b6b6b", "#0072b2", "#009e73", "#e69f00"
 
 
 def draw_ab(result: AbResult, path: Path) -> None:
@@ -54,8 +54,9 @@ def draw_replay(result: Replay, path: Path) -> None:
     axes.set_yticks(range(len(result.estimates)), [one.name for one in result.estimates])
     axes.set_ylim(len(result.estimates) - 0.5, -0.5)
     axes.set_xlabel("mean reward of a graft, with 95 % interval")
-    said = f"{result.strategy}, replayed on {result.outcomes} outcomes of "
-    axes.set_title(said + ", ".join(result.choosers), fontsize=11, loc="left", color=_INK)
+    used = [chooser for chooser in result.choosers if chooser not in result.left_out]
+    said = f"{result.strategy}, replayed on {result.used} outcomes of {', '.join(used)}"
+    axes.set_title(said, fontsize=11, loc="left", color=_INK)
     _bare(axes)
     _save(figure, path)
 
@@ -73,7 +74,7 @@ def _draw_sequence(axes: "Axes", one: Comparison, unit: str) -> None:
         return
     sd = float(path.sd[-1])
     counts, low, high = (path.counts[shown], path.low[shown] / sd, path.high[shown] / sd)
-    colour = {"decided": _GREEN, "contradictory": _RED}.get(one.state, _BLUE)
+    colour = {"decided": _GREEN, "faded": _ORANGE}.get(one.state, _BLUE)
     axes.fill_between(counts, low, high, color=colour, alpha=0.2, linewidth=0, step="post")
     axes.step(counts, low, color=colour, linewidth=0.9, where="post")
     axes.step(counts, high, color=colour, linewidth=0.9, where="post")

@@ -21,7 +21,7 @@ from esper.contracts.selection import Propensities, SelectionContext, spread
 from esper.services.tamiyo.history import History, fold
 from esper.services.tamiyo.strategies import SelectionStrategy
 from esper.studies.logs import Log
-from esper.studies.off_policy import Estimate, effective_sample_size, estimates
+from esper.studies.off_policy import Array, Estimate, effective_sample_size, estimates
 
 FLOOR = 1e-3
 """A logged propensity below this is as good as 0: such a choice hardly ever stands in a log."""
@@ -46,7 +46,7 @@ class Step:
 
     Attributes:
         decision_id: Which.
-        chooser: The strategy that chose.
+        chooser: The strategy that chose, and the arm, if it was part of an A/B test.
         reward: What came of it.
         propensity: Logged probability of what was chosen.
         target: Probability with which the other strategy would have chosen the same.
@@ -79,8 +79,12 @@ class Replay:
         choosers: The strategies that made the logged decisions.
         decisions: Logged decisions.
         outcomes: Those whose outcome is known; only they count.
-        shared: Those in which every strategy would have done the same: first tries and fallbacks.
-        gap: Mean probability with which the strategy would have chosen what the log could not.
+        left_out: Why the decisions of some choosers do not count, by chooser.
+        used: Outcomes that do.
+        shared: Those of them in which every strategy would have done the same: first tries and
+            fallbacks.
+        gap: Mean probability, in those that count, with which the strategy would have chosen what
+            the log could not; in all, if none do.
         sample: Effective sample size.
         largest_weight: The largest share of one decision in the total weight.
         propensity_error: Largest error of a propensity that was used.
@@ -92,6 +96,8 @@ class Replay:
     choosers: tuple[str, ...]
     decisions: int
     outcomes: int
+    left_out: Mapping[str, str]
+    used: int
     shared: int
     gap: float
     sample: float
@@ -119,45 +125,63 @@ def replay(logs: Iterable[Log], strategy: SelectionStrategy) -> Replay:
         raise ConfigError(
             f"none of the {decisions} decisions in these logs has an outcome yet; wait for one"
         )
-    weights = np.array([step.target / step.propensity for step in found])
+    left_out = _left_out(found, strategy.name)
+    usable = [step for step in found if step.chooser not in left_out]
+    used = usable or found
+    weights = np.array([step.target / step.propensity for step in used])
     sample = effective_sample_size(weights)
-    gap = float(np.mean([step.gap for step in found]))
-    refusal = _refusal(found, strategy.name, gap, sample)
-    rewards, expected, predicted = (
-        np.array([getattr(step, name) for step in found])
-        for name in ("reward", "expected", "predicted")
-    )
+    refusal = "" if usable else f"{'; '.join(left_out.values())}. {_LOG_ANEW}"
+    if usable and sample < LEAST_SAMPLE:
+        refusal = (
+            f"the log agrees with {strategy.name} too seldom: {len(used)} outcomes count as "
+            f"{sample:.1f}, at least {LEAST_SAMPLE:.0f} are needed. Give more runs. {_LOG_ANEW}"
+        )
     return Replay(
         strategy=strategy.name,
         choosers=tuple(dict.fromkeys(step.chooser for step in found)),
         decisions=decisions,
         outcomes=len(found),
-        shared=sum(step.shared for step in found),
-        gap=gap,
-        sample=sample,
+        left_out=left_out,
+        used=len(usable),
+        shared=sum(step.shared for step in usable),
+        gap=_mean_gap(used),
+        sample=sample if usable else 0.0,
         largest_weight=float(weights.max() / weights.sum()) if weights.any() else 0.0,
-        propensity_error=max(step.error for step in found),
-        estimates=() if refusal else tuple(estimates(rewards, weights, expected, predicted)),
+        propensity_error=max(step.error for step in used),
+        estimates=() if refusal else tuple(_estimates(used, weights)),
         refusal=refusal,
     )
 
 
-def _refusal(found: Sequence[Step], name: str, gap: float, sample: float) -> str:
-    choosers = ", ".join(dict.fromkeys(step.chooser for step in found))
-    if gap > LARGEST_GAP:
-        free = [step for step in found if not step.shared]
-        certain = all(step.propensity >= 1 - 1e-9 for step in free)
-        why = "it is deterministic" if certain else "their logged probability is 0"
-        return (
-            f"{gap:.0%} of what {name} would have chosen could never stand in this log of "
-            f"{choosers}: {why}. {_LOG_ANEW}"
-        )
-    if sample < LEAST_SAMPLE:
-        return (
-            f"the log of {choosers} agrees with {name} too seldom: {len(found)} outcomes count as "
-            f"{sample:.1f}, at least {LEAST_SAMPLE:.0f} are needed. Give more runs. {_LOG_ANEW}"
-        )
-    return ""
+def _estimates(used: Sequence[Step], weights: Array) -> list[Estimate]:
+    rewards, expected, predicted = (
+        np.array([getattr(step, name) for step in used])
+        for name in ("reward", "expected", "predicted")
+    )
+    return estimates(rewards, weights, expected, predicted)
+
+
+def _left_out(found: Sequence[Step], name: str) -> dict[str, str]:
+    """Choosers in whose decisions the strategy's own choices could not have stood.
+
+    Who chose says nothing of what came of it, so leaving out all of his decisions is no bias.
+    """
+    why = {}
+    for chooser in dict.fromkeys(step.chooser for step in found):
+        theirs = [step for step in found if step.chooser == chooser]
+        gap = _mean_gap(theirs)
+        if gap > LARGEST_GAP:
+            certain = all(step.propensity >= 1 - 1e-9 for step in theirs if not step.shared)
+            because = "it is deterministic" if certain else "their logged probability is 0"
+            why[chooser] = (
+                f"{gap:.1%} of what {name} would have chosen could never stand in the log of "
+                f"{chooser}: {because}"
+            )
+    return why
+
+
+def _mean_gap(found: Sequence[Step]) -> float:
+    return float(np.mean([step.gap for step in found]))
 
 
 def steps(log: Log, strategy: SelectionStrategy) -> tuple[int, list[Step]]:
@@ -248,7 +272,7 @@ class _Player:
         floor = max(FLOOR, logged.error)
         self.open[data["decision"]] = {
             "decision_id": data["decision"],
-            "chooser": data["strategy"],
+            "chooser": data["strategy"] + (f" (arm {data['ab']['arm']})" if data.get("ab") else ""),
             "propensity": data["propensity"],
             "target": target.of(seed),
             "gap": 0.0 if shared else sum(target.of(s) for s in viable if logged.of(s) < floor),

@@ -11,7 +11,8 @@ of ``t = (mean_b - mean_a - delta) / (s / sqrt(m))``. Level and spread of the re
 drop out of ``t``, so for normal rewards the ratio is a martingale with mean 1 and exceeds
 ``1 / alpha`` at some look, ever, with a probability of at most ``alpha`` (Ville's inequality). For
 other rewards this holds in the limit. The differences that are not rejected are a confidence
-sequence: all its intervals hold at once, so their intersection does.
+sequence: with a probability of ``1 - alpha`` all its intervals, one for each look, hold at once.
+They are not intersected: strategies that learn may differ more later than at first.
 
 Sources: Robbins (1970), Statistical Methods Related to the Law of the Iterated Logarithm; Johari,
 Pekelis & Walsh (2017), Always Valid Inference (the mixture SPRT); Gönen, Johnson, Lu & Westfall
@@ -90,8 +91,8 @@ class Sequence:
     Attributes:
         counts: Outcomes of both arms so far, shape (looks,).
         difference: Difference of the means.
-        low: Low end of the confidence sequence: the highest of all intervals so far.
-        high: High end: the lowest so far.
+        low: Low end of the confidence sequence; -inf before it has one.
+        high: High end; inf before it has one.
         sd: Pooled standard deviation within the arms.
     """
 
@@ -103,7 +104,7 @@ class Sequence:
 
     @property
     def decided_at(self) -> int | None:
-        """Look at which 0 fell out of the sequence; ``None`` while it is in."""
+        """First look at which 0 was not in the interval; ``None`` if it always was."""
         out = np.flatnonzero((self.low > 0) | (self.high < 0))
         return int(out[0]) if len(out) else None
 
@@ -143,8 +144,8 @@ def compare(
         looked = (np.minimum(n_a, n_b) >= FIRST_LOOK) & (sd > rounding)
         half = largest_t(np.where(looked, pairs, 1.0), np.where(looked, freedom, 1.0), alpha)
         half = np.where(looked, half * sd / np.sqrt(pairs), np.inf)
-    low = np.maximum.accumulate(np.where(looked, difference - half, -np.inf))
-    high = np.minimum.accumulate(np.where(looked, difference + half, np.inf))
+    low = np.where(looked, difference - half, -np.inf)
+    high = np.where(looked, difference + half, np.inf)
     return Sequence(counts=counts, difference=difference, low=low, high=high, sd=sd)
 
 
