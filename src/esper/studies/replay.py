@@ -47,9 +47,10 @@ class Step:
     Attributes:
         decision_id: Which.
         chooser: The strategy that chose, and the arm, if it was part of an A/B test.
+        seed_idx: The chosen seed.
         reward: What came of it.
         propensity: Logged probability of what was chosen.
-        target: Probability with which the other strategy would have chosen the same.
+        chances: Probability with which the other strategy would have chosen each viable seed.
         gap: Probability with which it would have chosen what the log could not.
         error: Largest error of the two strategies' probabilities.
         expected: What the reward model expects of the other strategy here.
@@ -59,14 +60,20 @@ class Step:
 
     decision_id: str
     chooser: str
+    seed_idx: int
     reward: float
     propensity: float
-    target: float
+    chances: Mapping[int, float]
     gap: float
     error: float
     expected: float
     predicted: float
     shared: bool
+
+    @property
+    def weight(self) -> float:
+        """How much more likely the other strategy was to choose the same."""
+        return self.chances.get(self.seed_idx, 0.0) / self.propensity
 
 
 @final
@@ -128,7 +135,7 @@ def replay(logs: Iterable[Log], strategy: SelectionStrategy) -> Replay:
     left_out = _left_out(found, strategy.name)
     usable = [step for step in found if step.chooser not in left_out]
     used = usable or found
-    weights = np.array([step.target / step.propensity for step in used])
+    weights = np.array([step.weight for step in used])
     sample = effective_sample_size(weights)
     refusal = "" if usable else f"{'; '.join(left_out.values())}. {_LOG_ANEW}"
     if usable and sample < LEAST_SAMPLE:
@@ -265,16 +272,17 @@ class _Player:
             return
         self.decisions += 1
         logged = _logged(data, viable)
-        untried = [int(one) for one, score in data["scores"].items() if score is None]
-        shared = data["fallback"] or (len(untried) > 0 and len(untried) == len(data["scores"]))
-        target = logged if shared else self._target(layer, viable, data)
+        same = _selectors_own(data)
+        shared = same is not None
+        target = same or self._target(layer, viable, data)
         error = max(logged.error, target.error)
         floor = max(FLOOR, logged.error)
         self.open[data["decision"]] = {
             "decision_id": data["decision"],
             "chooser": data["strategy"] + (f" (arm {data['ab']['arm']})" if data.get("ab") else ""),
             "propensity": data["propensity"],
-            "target": target.of(seed),
+            "seed_idx": seed,
+            "chances": target.by_seed,
             "gap": 0.0 if shared else sum(target.of(s) for s in viable if logged.of(s) < floor),
             "error": error,
             "expected": sum(target.of(one) * self.means.of(keys[one]) for one in viable),
@@ -309,6 +317,16 @@ class _Player:
         if blueprint:
             return data.get("layer_type", ""), blueprint
         return data["layer"], str(seed)  # nothing is bound: the slot stands for itself
+
+
+def _selectors_own(data: Mapping[str, Any]) -> Propensities | None:
+    """Propensities of a fallback or first try, in which no strategy has a say; else ``None``."""
+    if data["fallback"]:
+        return Propensities({data["seed"]: 1.0})
+    untried = [int(seed) for seed, score in data["scores"].items() if score is None]
+    if untried and len(untried) == len(data["scores"]):
+        return Propensities(dict.fromkeys(untried, 1 / len(untried)))
+    return None
 
 
 def _logged(data: Mapping[str, Any], viable: Sequence[int]) -> Propensities:
