@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from esper import __version__
+from esper.cli import study
 from esper.cli.outermost import Outermost
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # with markup, --help alone would take three times as long
     pretty_exceptions_enable=False,
 )
+app.add_typer(study.app, name="study")
 
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder that holds the runs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
