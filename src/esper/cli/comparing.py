@@ -155,10 +155,11 @@ def _show(console: Console, asked: Asked, trials: Sequence[Trial]) -> None:
     for _, group in groupby(trials, key=lambda trial: trial.environment.name):
         console.print(_table(list(group)))
         console.print()
+    runs = f"{asked.runs} run" + ("s" if asked.runs > 1 else "")
     say = (
-        f"{asked.runs} run{'s' if asked.runs > 1 else ''}, seed {asked.seed}. Regret: mean reward of the best arm less that of "
-        "the chosen one, added up; ± is the standard error. Gain: what was earned, relative to "
-        "choosing evenly at random."
+        f"{runs}, seed {asked.seed}. Regret: mean reward of the best arm less that of the chosen "
+        "one, added up; ± is the standard error. Gain: what was earned, relative to choosing "
+        "evenly at random."
     )
     if not all(trial.full for trial in trials if trial.environment.goal):
         say += " Goals are for full runs: --full."

@@ -42,8 +42,8 @@ def check(path: Path) -> None:
 def draw_regret(trials: Sequence[Trial], path: Path) -> None:
     """Draw the median regret over the steps, on a logarithmic scale, one field per environment.
 
-    The band of the best three holds eight runs in ten. Where more than seven strategies took part, the seven that are
-    best over all environments, by mean rank, are drawn, and random.
+    The band of the best three holds eight runs in ten. Where more than seven strategies took part,
+    the seven that are best over all environments, by mean rank, are drawn, and random.
 
     Raises:
         ConfigError: as `check` does.
