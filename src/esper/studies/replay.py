@@ -237,12 +237,19 @@ class _Player:
         self.kinds: dict[str, tuple[str, str]] = {}
         self.open: dict[str, dict[str, Any]] = {}
         self.closed: list[dict[str, Any]] = []
-        # Which blueprint stands in a slot is no outcome: what the log says later may be used.
+        # What stands in a slot, and its size, is no outcome: what the log says later may be used.
         self.blueprints: dict[str, dict[int, str]] = {}
+        self.parameters: dict[str, dict[int, int]] = {}
         for event in log.events:
+            data = event.data
             if event.kind == "decision":
-                slots = self.blueprints.setdefault(event.data["layer"], {})
-                slots.setdefault(event.data["seed"], event.data["blueprint"])
+                self.blueprints.setdefault(data["layer"], {}).setdefault(
+                    data["seed"], data["blueprint"]
+                )
+            elif event.kind == "lifecycle" and data.get("parameters"):
+                self.parameters.setdefault(data["layer"], {}).setdefault(
+                    data["seed"], data["parameters"]
+                )
 
     def take(self, event: Event) -> None:
         data = event.data
@@ -299,6 +306,7 @@ class _Player:
             blueprints={
                 slot: name for slot, name in self.blueprints.get(layer, {}).items() if name
             },
+            parameters=self.parameters.get(layer, {}),
         )
         return self.strategy.propensities(viable, known.seeds if known else {}, context)
 
