@@ -198,6 +198,8 @@ class LayerKnowledge(ABC):
     outcomes, a second run, and a resumed one need nothing of their own.
     """
 
+    __slots__ = ()
+
     @abstractmethod
     def learn(self, seed_idx: int, reward: float, decision: Decision | None) -> None:
         """Take in one outcome.

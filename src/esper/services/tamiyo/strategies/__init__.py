@@ -10,6 +10,7 @@ _HERE = "esper.services.tamiyo.strategies"
 STRATEGIES: Registry[SelectionStrategy] = Registry(
     "strategy",
     {
+        "auto": f"{_HERE}.auto:Auto",
         "ucb": f"{_HERE}.ucb:UCB",
         "thompson": f"{_HERE}.thompson:Thompson",
         "epsilon_greedy": f"{_HERE}.epsilon_greedy:EpsilonGreedy",
