@@ -260,7 +260,11 @@ def _worked_out(
     given: float | Mapping[int, float] | Chance, seed_idx: int, viable: Sequence[int]
 ) -> Propensities:
     if isinstance(given, int | float):
-        return spread({seed_idx: given}, viable)
+        if given < 1.0 - _ROUNDING:
+            return spread({seed_idx: given}, viable)
+        found = dict.fromkeys(viable, 0.0)
+        found[seed_idx] = 1.0
+        return Propensities(found)
     if isinstance(given, Mapping):
         return Propensities({seed: given.get(seed, 0.0) for seed in viable})
     if hasattr(given, "all"):
