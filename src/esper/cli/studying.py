@@ -16,7 +16,8 @@ from esper.cli.outermost import FAILED
 from esper.contracts.errors import ConfigError
 from esper.services.tamiyo.strategies import STRATEGIES, SelectionStrategy
 from esper.studies import logs
-from esper.studies.ab import AbResult, ArmResult, Comparison, analyse
+from esper.studies.ab import AbResult, Comparison, analyse
+from esper.studies.ab_log import ArmResult
 from esper.studies.logs import Log
 from esper.studies.off_policy import Estimate
 from esper.studies.replay import Replay

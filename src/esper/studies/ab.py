@@ -6,15 +6,16 @@ Where runs or layers are assigned, each counts once, with the mean of its outcom
 layer yields is not independent.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from math import isfinite
-from typing import Any, final
+from typing import final
 
 import numpy as np
 
-from esper.contracts.errors import ConfigError, unknown_name
+from esper.contracts.errors import ConfigError
 from esper.services.tamiyo.assignment import arm_of
+from esper.studies.ab_log import ArmResult, LoggedTest, gather, the_test
 from esper.studies.logs import Log
 from esper.studies.sequential import (
     ALPHA,
@@ -32,37 +33,6 @@ UNEVEN = 0.001
 """p-value below which a split is not what the weights promise (Fabijan et al. 2019, KDD)."""
 
 _UNITS = {"run": "runs", "layer": "layers", "graft": "grafts"}
-_GUARDRAILS = {"failure_rate": 0.05, "culled_share": 0.10, "latency": 0.20}
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArmResult:
-    """One arm so far.
-
-    Attributes:
-        arm: Its name.
-        strategy: Who decides in it.
-        weight: Its share, relative.
-        units: What was assigned to it.
-        decisions: Choices that it made.
-        outcomes: Those whose outcome came, failures included.
-        mean: Mean reward of its units, in the reward's own units; ``None`` before the first.
-        failure_rate: Share of the outcomes that were failures.
-        culled_share: Share of the judged kernels that were culled.
-        latency_ms: Mean latency of its kernels, where the log has it.
-    """
-
-    arm: str
-    strategy: str
-    weight: float
-    units: int
-    decisions: int
-    outcomes: int
-    mean: float | None
-    failure_rate: float | None
-    culled_share: float | None
-    latency_ms: float | None
 
 
 @final
@@ -176,8 +146,8 @@ def analyse(logs: Iterable[Log], *, test: str | None = None) -> AbResult:
     Raises:
         ConfigError: if there is no such test, several to choose from, or only one arm.
     """
-    tests = _gather(logs)
-    found = _the_test(tests, test)
+    tests = gather(logs)
+    found = the_test(tests, test)
     arms = found.arms()
     if len(arms) < 2:
         raise ConfigError(
@@ -196,134 +166,7 @@ def analyse(logs: Iterable[Log], *, test: str | None = None) -> AbResult:
     )
 
 
-# --- reading --------------------------------------------------------------------------------------
-
-
-@final
-@dataclass(slots=True)
-class _Choice:
-    arm: str
-    unit: str
-    strategy: str
-    reward: float | None = None
-    failed: bool = False
-
-
-@final
-@dataclass(slots=True)
-class _Test:
-    """One test's declaration and decisions."""
-
-    salt: str
-    declared: list[Mapping[str, Any]] = field(default_factory=list)
-    choices: dict[str, _Choice] = field(default_factory=dict)
-    answered: list[_Choice] = field(default_factory=list)
-    judged: list[tuple[str, bool]] = field(default_factory=list)
-    latencies: list[tuple[str, float]] = field(default_factory=list)
-
-    @property
-    def unit(self) -> str:
-        return str(self.declared[-1]["unit"]) if self.declared else "graft"
-
-    @property
-    def guardrails(self) -> dict[str, float]:
-        return _GUARDRAILS | (dict(self.declared[-1]["guardrails"]) if self.declared else {})
-
-    @property
-    def weights(self) -> dict[str, float]:
-        if self.declared:
-            return {arm["arm"]: float(arm["weight"]) for arm in self.declared[-1]["arms"]}
-        return dict.fromkeys(sorted({choice.arm for choice in self.choices.values()}), 1.0)
-
-    def arms(self) -> list[str]:
-        # An arm that only an earlier declaration had is still in the log.
-        return list(dict.fromkeys([*self.weights, *(c.arm for c in self.choices.values())]))
-
-    def units(self, arm: str) -> set[str]:
-        return {choice.unit for choice in self.choices.values() if choice.arm == arm}
-
-    def rewards(self) -> list[tuple[str, float]]:
-        """Arm and mean reward of every unit, in the order in which they were first heard of."""
-        by_unit: dict[tuple[str, str], list[float]] = {}
-        for choice in self.answered:
-            if choice.reward is not None:
-                by_unit.setdefault((choice.arm, choice.unit), []).append(choice.reward)
-        return [(arm, sum(found) / len(found)) for (arm, _), found in by_unit.items()]
-
-    def result(self, arm: str) -> ArmResult:
-        made = [choice for choice in self.choices.values() if choice.arm == arm]
-        strategies = dict.fromkeys(choice.strategy for choice in made)
-        declared = {a["arm"]: a["strategy"] for a in (self.declared or [{"arms": []}])[-1]["arms"]}
-        answered = [choice for choice in self.answered if choice.arm == arm]
-        rewards = [reward for name, reward in self.rewards() if name == arm]
-        return ArmResult(
-            arm=arm,
-            strategy=", ".join(strategies) or declared.get(arm, ""),
-            weight=self.weights.get(arm, 0.0),
-            units=len(self.units(arm)),
-            decisions=len(made),
-            outcomes=len(answered),
-            mean=_mean(rewards),
-            failure_rate=_mean([float(choice.failed) for choice in answered]),
-            culled_share=_mean([float(culled) for name, culled in self.judged if name == arm]),
-            latency_ms=_mean([value for name, value in self.latencies if name == arm]),
-        )
-
-
-def _gather(logs: Iterable[Log]) -> dict[str, _Test]:
-    tests: dict[str, _Test] = {}
-    for log in logs:
-        chosen: dict[str, tuple[_Test, _Choice]] = {}
-        for event in log.events:
-            data = event.data
-            if event.kind == "ab_test":
-                found = tests.setdefault(data["test"], _Test(data["test"]))
-                if data not in found.declared:
-                    found.declared.append(data)
-            elif event.kind == "decision" and data.get("ab"):
-                ab = data["ab"]
-                found = tests.setdefault(ab["test"], _Test(ab["test"]))
-                choice = _Choice(ab["arm"], ab["unit"], data["strategy"])
-                found.choices[data["decision"]] = choice
-                chosen[data["decision"]] = (found, choice)
-            elif data.get("decision") in chosen:
-                _take(event.kind, data, *chosen[data["decision"]])
-    return tests
-
-
-def _take(kind: str, data: Mapping[str, Any], test: _Test, choice: _Choice) -> None:
-    if kind in ("outcome", "failure") and choice.reward is None:  # a second one does not count
-        choice.reward = float(data.get("reward", 0.0))
-        choice.failed = kind == "failure"
-        test.answered.append(choice)
-    elif kind == "verdict":
-        test.judged.append((choice.arm, not data["kept"]))
-    if kind in ("outcome", "timing") and data.get("latency_ms") is not None:
-        test.latencies.append((choice.arm, float(data["latency_ms"])))
-
-
-def _the_test(tests: Mapping[str, _Test], salt: str | None) -> _Test:
-    if not tests:
-        raise ConfigError(
-            "no decision in this log is part of an A/B test; begin one with an ab_test section in "
-            "the settings (unit, salt, and at least two arms, each with a strategy)"
-        )
-    if salt is not None:
-        if salt not in tests:
-            raise ConfigError(unknown_name("A/B test", salt, tests))
-        return tests[salt]
-    if len(tests) > 1:
-        raise ConfigError(
-            f"there are {len(tests)} A/B tests in this log, {', '.join(tests)}; say which with "
-            "--test"
-        )
-    return next(iter(tests.values()))
-
-
-# --- judging --------------------------------------------------------------------------------------
-
-
-def _balance(test: _Test, arms: list[str]) -> Balance:
+def _balance(test: LoggedTest, arms: list[str]) -> Balance:
     weights = test.weights
     counts = {arm: len(test.units(arm)) for arm in arms}
     known = [arm for arm in arms if arm in weights]
@@ -351,7 +194,7 @@ def _balance(test: _Test, arms: list[str]) -> Balance:
     return Balance(chi_square=value, p_value=p_value, moved=moved, even=even, advice=advice)
 
 
-def _compare(test: _Test, reference: str, arm: str, alpha: float) -> Comparison:
+def _compare(test: LoggedTest, reference: str, arm: str, alpha: float) -> Comparison:
     rewards = [(name, reward) for name, reward in test.rewards() if name in (reference, arm)]
     values = np.array([reward for _, reward in rewards])
     second = np.array([name == arm for name, _ in rewards], dtype=bool)
@@ -443,7 +286,7 @@ def _in_words(found: _Finding, arm: str, reference: str, units: str, alpha: floa
     )
 
 
-def _guardrails(test: _Test, reference: str, arm: str, alpha: float) -> tuple[Guardrail, ...]:
+def _guardrails(test: LoggedTest, reference: str, arm: str, alpha: float) -> tuple[Guardrail, ...]:
     failed = [(choice.arm, choice.failed) for choice in test.answered]
     limits = test.guardrails
     found = []
@@ -495,10 +338,6 @@ def _verdicts(balance: Balance, comparisons: tuple[Comparison, ...]) -> list[str
             if rail.state == "crossed"
         ]
     return said
-
-
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 def _rounded(number: int) -> str:
