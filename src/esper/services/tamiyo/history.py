@@ -440,6 +440,11 @@ def _failure(history: History, data: Mapping[str, Any]) -> None:
     history.teach(record, 0.0, data["decision"])
 
 
+def _withdrawal(history: History, data: Mapping[str, Any]) -> None:
+    _record(history, data).close(data["decision"])
+    history.open.pop(data["decision"], None)
+
+
 def _verdict(history: History, data: Mapping[str, Any]) -> None:
     _record(history, data).successful_grafts += bool(data["kept"])
 
@@ -468,6 +473,7 @@ _FOLDS: dict[str, Callable[[History, Mapping[str, Any]], None]] = {
     "decision": _decision,
     "outcome": _outcome,
     "failure": _failure,
+    "withdrawal": _withdrawal,
     "verdict": _verdict,
     "timing": _timing,
 }

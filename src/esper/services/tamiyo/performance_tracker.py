@@ -283,8 +283,9 @@ class PerformanceTracker:
     def withdraw(self, decision: Decision) -> None:
         """No longer wait for the outcome of a decision that came to nothing."""
         with self.lock:
-            self.record_of(decision).close(decision.decision_id)
-            self._history.open.pop(decision.decision_id, None)
+            where = self._where(self.record_of(decision), decision.decision_id)
+            self._apply("withdrawal", where)
+        self.flush()
 
     def decision_id(self, layer_name: str, number: int) -> str:
         """Id of the ``number``-th choice in a layer, unique in the store."""
