@@ -77,4 +77,4 @@ class Sparse(Noise):
     @override
     def draw(self, generator: np.random.Generator, means: Table) -> Table:
         hit = generator.random(means.shape) < self.share
-        return hit * generator.exponential(1.0, means.shape) * means / self.share
+        return np.where(hit, generator.exponential(1.0, means.shape) * means / self.share, 0.0)
