@@ -18,6 +18,9 @@ STRATEGIES: Registry[SelectionStrategy] = Registry(
         "random": f"{_HERE}.uniform:Uniform",
         "round_robin": f"{_HERE}.round_robin:RoundRobin",
         "fixed": f"{_HERE}.fixed:Fixed",
+        "linucb": f"{_HERE}.linucb:LinUCB",
+        "lin_ts": f"{_HERE}.lin_ts:LinTS",
+        "neural": f"{_HERE}.neural:Neural",
     },
     group="esper.strategies",
 )
