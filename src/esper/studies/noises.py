@@ -77,4 +77,6 @@ class Sparse(Noise):
     @override
     def draw(self, generator: np.random.Generator, means: Table) -> Table:
         hit = generator.random(means.shape) < self.share
-        return np.where(hit, generator.exponential(1.0, means.shape) * means / self.share, 0.0)
+        rewards: Table = generator.exponential(1.0, means.shape) * means / self.share
+        rewards[~hit] = 0.0
+        return rewards
