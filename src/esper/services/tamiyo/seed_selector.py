@@ -33,14 +33,17 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_NOTHING_KNOWN = SelectionContext()
+
 
 @final
 class SeedSelector:
     """Chooses seeds by a strategy, within constraints.
 
     What all strategies share lives here: every viable seed is tried once before the strategy is
-    asked; a seed that was chosen is reserved until `release`, or until its first outcome; once
-    committed it is busy until `free`. Safe to use from several threads and asyncio tasks.
+    asked, but for those that it has evidence on already; a seed that was chosen is reserved until
+    `release`, or until its first outcome; once committed it is busy until `free`. Safe to use from
+    several threads and asyncio tasks.
 
     Args:
         strategy: Who decides among seeds that have been tried; or an A/B test of several.
@@ -224,9 +227,9 @@ class SeedSelector:
                 seed_idx, reason = _fall_back(strategy, layer_name, cooling, slots.freed, epoch)
             else:
                 rng = Draws(self.seed, layer_name, number)
-                seed_idx, reason = first_try(strategy, viable, metrics, rng) or strategy.decide(
-                    viable, metrics, context, rng
-                )
+                seed_idx, reason = first_try(
+                    strategy, viable, metrics, rng, context
+                ) or strategy.decide(viable, metrics, context, rng)
                 if seed_idx not in viable:
                     raise SelectionError(
                         f"strategy {strategy.name!r} chose seed {seed_idx!r}, which is not among "
@@ -269,14 +272,24 @@ class SeedSelector:
 
 
 def first_try(
-    strategy: SelectionStrategy, viable: list[int], metrics: Mapping[int, SeedRecord], rng: Draws
+    strategy: SelectionStrategy,
+    viable: list[int],
+    metrics: Mapping[int, SeedRecord],
+    rng: Draws,
+    context: SelectionContext = _NOTHING_KNOWN,
 ) -> tuple[int, SelectionReason] | None:
-    """One of the seeds never tried, all alike; ``None`` if each was, and ``strategy`` decides."""
+    """One of the seeds never tried, all alike; ``None`` if there is none, and ``strategy`` decides.
+
+    A seed on which the strategy has evidence from elsewhere is left to the strategy.
+    """
     untried = [
         seed
         for seed in viable
-        if (known := metrics.get(seed)) is None or not (known.outcomes or known.total_activations)
+        if (record := metrics.get(seed)) is None
+        or not (record.outcomes or record.total_activations)
     ]
+    if untried and (known := strategy.knows(viable, metrics, context)):
+        untried = [seed for seed in untried if seed not in known]
     if not untried:
         return None
     chosen = untried[rng.index(len(untried))]

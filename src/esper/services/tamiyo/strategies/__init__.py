@@ -13,6 +13,7 @@ STRATEGIES: Registry[SelectionStrategy] = Registry(
         "auto": f"{_HERE}.auto:Auto",
         "ucb": f"{_HERE}.ucb:UCB",
         "thompson": f"{_HERE}.thompson:Thompson",
+        "hierarchical": f"{_HERE}.hierarchical:Hierarchical",
         "epsilon_greedy": f"{_HERE}.epsilon_greedy:EpsilonGreedy",
         "performance_weighted": f"{_HERE}.performance_weighted:PerformanceWeighted",
         "random": f"{_HERE}.uniform:Uniform",

@@ -5,7 +5,7 @@ everything it may use, decides, and remembers nothing: what it knows is in the m
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextvars import ContextVar
 from math import isfinite, sqrt
 from typing import Any, ClassVar, NamedTuple, final
@@ -86,6 +86,17 @@ class SelectionStrategy(ABC):
             if len(known) == len(viable) or sum(known.values()) >= 1 - TIE:
                 break
         return spread(known, sorted(viable))
+
+    def knows(
+        self, viable: Sequence[int], metrics: Metrics, context: SelectionContext
+    ) -> Collection[int]:
+        """The seeds of ``viable`` that need no first try, since there is evidence on them already.
+
+        None, for most: all that is known of a seed is its own outcomes. A strategy that says more
+        must choose such a seed in the end, whatever it takes it to be worth.
+        """
+        del viable, metrics, context
+        return ()
 
     def begin(self, layer_name: str) -> LayerKnowledge | None:
         """Begin to learn a layer; ``None``: the strategy reads the records alone, as most do.
