@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from math import sqrt
 from typing import final
 
 import numpy as np
@@ -51,7 +52,7 @@ class StudentT(Noise):
 
     @override
     def draw(self, generator: np.random.Generator, means: Table) -> Table:
-        unit = np.sqrt(self.freedom / (self.freedom - 2))
+        unit = sqrt(self.freedom / (self.freedom - 2))
         return means + self.sd / unit * generator.standard_t(self.freedom, means.shape)
 
 
