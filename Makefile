@@ -3,7 +3,7 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 
-.PHONY: default run test bench check fix clean
+.PHONY: default run test bench bench-peers check fix clean
 default: check test
 
 .venv/.torch:
@@ -28,6 +28,15 @@ test: .venv/.dev
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks
 
+# Other people's libraries stay out of the environment that tests run in.
+.venv-peers/.peers: pyproject.toml
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet "$(TORCH)" -e ".[peers]"
+	touch $@
+
+bench-peers: .venv-peers/.peers
+	.venv-peers/bin/python -m benchmarks.peers
+
 check: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -39,4 +48,4 @@ fix: .venv/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-peers build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -22,10 +22,16 @@ Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 faile
 
 def page(app: Typer = app) -> str:
     """The whole page, the same on every machine."""
-    commands = getattr(get_command(app), "commands", {})
-    sections = [_HEAD, _section("esper", [])]
-    sections += [_section(f"esper {name}", [name]) for name in commands]
-    return "\n".join(sections)
+    named = _commands(get_command(app), [])
+    sections = [_section(" ".join(["esper", *words]), words) for words in named]
+    return "\n".join([_HEAD, *sections])
+
+
+def _commands(command: object, words: list[str]) -> list[list[str]]:
+    found = [words]
+    for name, inner in getattr(command, "commands", {}).items():
+        found += _commands(inner, [*words, name])
+    return found
 
 
 def _section(title: str, words: list[str]) -> str:

@@ -15,10 +15,10 @@ class TestEveryStrategy(StrategyLaws):
         return partial(STRATEGIES.create, request.param)
 
 
-class TestGaussianThompson(StrategyLaws):
-    @pytest.fixture
-    def make(self) -> Make:
-        return partial(Thompson, posterior="gaussian")
+class TestThompson(StrategyLaws):
+    @pytest.fixture(params=["gaussian", "nig"])
+    def make(self, request: pytest.FixtureRequest) -> Make:
+        return partial(Thompson, posterior=request.param)
 
 
 @pytest.mark.parametrize("name", STRATEGIES.names())

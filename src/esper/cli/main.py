@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from esper import __version__
+from esper.cli import study
 from esper.cli.outermost import Outermost
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # with markup, --help alone would take three times as long
     pretty_exceptions_enable=False,
 )
+app.add_typer(study.app, name="study")
 
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder that holds the runs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
@@ -150,6 +152,75 @@ def inspect(
     from esper.cli import looking
 
     looking.inspect(run, runs=runs, events=events, picture=picture, json=json)
+
+
+@app.command()
+def replay(  # noqa: PLR0913, PLR0917 (one for each option)
+    strategy: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Who might have chosen; see: esper strategies."),
+    ],
+    run: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN", help="Names of runs, or their folders.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of it; may be repeated."),
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Replay what is in this store, instead of runs."),
+    ] = None,
+    scope: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Whose history in the store.  [default: all]"),
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the estimates into this file, .png or .svg."),
+    ] = None,
+    runs: Runs = _RUNS,
+    json: Json = False,
+) -> None:
+    """Estimate from logs what another strategy would have earned.
+
+    Weighs every logged outcome by how likely the strategy was to choose the same. Where the logs
+    cannot tell, it says so, and exits with 1.
+    """
+    from esper.cli import studying
+
+    source = studying.Source(runs=runs, names=run or [], store=store, scope=scope)
+    studying.replay(source, strategy, settings or [], json=json, picture=picture)
+
+
+@app.command()
+def ab(
+    store: Annotated[
+        str, typer.Argument(metavar="STORE", help="sqlite:///history.db, redis://..., or a file.")
+    ],
+    scope: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Whose history in the store.  [default: all]"),
+    ] = None,
+    test: Annotated[
+        str | None,
+        typer.Option(metavar="SALT", help="Which test, where the store has several."),
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Draw the confidence sequence into this file, .png or .svg."
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Say what an A/B test has shown so far, and whether it is decided.
+
+    Look as often as you like: looking does not inflate the 5 % risk of a wrong decision.
+    """
+    from esper.cli import studying
+
+    studying.ab(store, scope=scope, test=test, json=json, picture=picture)
 
 
 @app.command()

@@ -89,9 +89,47 @@ class Reward(_Section):
     rent_per_ms: float = Field(0.0, ge=0, description="loss charged per millisecond of latency")
 
 
+class Arm(_Section):
+    """One arm of an A/B test: a strategy, how it is set, and its share."""
+
+    strategy: str = Field(description="which strategy decides in this arm")
+    settings: dict[str, Any] = Field({}, description="its settings; defaults where left out")
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="its share, relative")
+
+
+class Guardrails(_Section):
+    """How much worse than the first arm another may be; beyond that the test says stop."""
+
+    failure_rate: float = Field(0.05, ge=0, description="more failed grafts, as a share of all")
+    culled_share: float = Field(0.10, ge=0, description="more culled kernels, as a share of judged")
+    latency: float = Field(0.20, ge=0, description="slower kernels, relative to the first arm's")
+
+
+class AbTest(_Section):
+    """An A/B test in production: who is split between which strategies, and how."""
+
+    unit: Literal["run", "layer", "graft"] = Field(
+        "graft", description="what is assigned: a run, a layer of a run, or each graft"
+    )
+    arms: dict[str, Arm] = Field(description="at least two; the first is what others are held to")
+    salt: str = Field(min_length=1, description="name of the test; another salt, another split")
+    guardrails: Guardrails = Guardrails()
+
+    @field_validator("arms")
+    @classmethod
+    def _arms(cls, arms: dict[str, Arm]) -> dict[str, Arm]:
+        if len(arms) < 2:
+            raise ConfigError(
+                f"ab_test.arms has {len(arms)} arm(s); a test compares at least two. Leave ab_test "
+                "out to use one strategy"
+            )
+        return arms
+
+
 class Config(_Section):
     """Everything that can be set."""
 
     seed_selection: SeedSelection = SeedSelection()
     growth: Growth = Growth()
     reward: Reward = Reward()
+    ab_test: AbTest | None = None

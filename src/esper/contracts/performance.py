@@ -126,6 +126,10 @@ class SeedStatistics(Protocol):
     def total_activations(self) -> int:
         """Times the seed was chosen, ever."""
 
+    @property
+    def pending(self) -> int:
+        """Choices whose outcome has not come yet."""
+
 
 @dataclass(slots=True)
 class SeedPerformanceMetrics:
@@ -180,18 +184,18 @@ class SeedPerformanceMetrics:
     @property
     def count(self) -> int:
         """Outcomes inside the window."""
-        return len(self._rewards())
+        return len(self.window())
 
     @property
     def mean(self) -> float:
         """Mean reward of the window; 0 if it is empty."""
-        rewards = self._rewards()
+        rewards = self.window()
         return fsum(rewards) / len(rewards) if rewards else 0.0
 
     @property
     def m2(self) -> float:
         """Sum of squared deviations from the mean over the window."""
-        rewards = self._rewards()
+        rewards = self.window()
         mean = self.mean
         return fsum((value - mean) ** 2 for value in rewards)
 
@@ -201,17 +205,23 @@ class SeedPerformanceMetrics:
         if self.recent_reward is not None:
             return self.recent_reward
         recent = weight = 0.0
-        for value in self._rewards():
+        for value in self.window():
             weight = weight * self.decay_factor + 1.0
             recent += (value - recent) / weight
         return recent
+
+    @property
+    def pending(self) -> int:
+        """Choices whose outcome has not come yet."""
+        return max(self.total_activations - self.outcomes, 0)
 
     @property
     def outcomes(self) -> int:
         """Outcomes ever, failures included."""
         return max(self.total_outcomes, self.count)
 
-    def _rewards(self) -> list[float]:
+    def window(self) -> list[float]:
+        """Rewards of the window, oldest first; worked out if they were not given."""
         if self.rewards or not (self.accuracy_improvements or self.loss_reductions):
             return self.rewards
         # The newest values belong together; a shorter window lacks the oldest.

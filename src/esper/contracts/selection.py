@@ -1,7 +1,7 @@
 """A choice, from its question to its record: context, constraints, reason, decision."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from math import inf, isinf
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ class SelectionContext:
         health: The layer's latest health signal, if there is one.
         blueprints: Blueprint bound to each seed, where known.
         urgency: How much Tamiyo wants this graft, in [0, 1], if it asked for it.
+        parameters: Parameters that the kernel of each seed would have, where known.
 
     Raises:
         ConfigError: if ``current_epoch`` is not a whole number >= 0.
@@ -29,6 +30,7 @@ class SelectionContext:
     health: HealthSignal | None = None
     blueprints: Mapping[int, str] = field(default_factory=dict)
     urgency: float | None = None
+    parameters: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _require_whole("current_epoch", self.current_epoch, 0)
@@ -66,25 +68,94 @@ class SelectionConstraints:
 class Chance(Protocol):
     """The propensities of a choice, worked out only when somebody reads them.
 
-    A value: immutable, comparable, and the same answer at every call.
+    A value: immutable, comparable, and the same answer at every call. One that can give all of
+    them more cheaply than one by one is a `Chances`.
     """
 
     def of(self, seed_idx: int) -> float:
-        """Probability with which ``seed_idx`` was chosen, in (0, 1]."""
+        """Probability with which ``seed_idx`` is chosen; in (0, 1] for the seed that was."""
         ...
 
 
+class Chances(Chance, Protocol):
+    """A `Chance` that knows the propensities of all viable seeds at once; `of` is one of `all`."""
+
+    @property
+    def error(self) -> float:
+        """Largest absolute error of a propensity; 0 where they are exact."""
+        ...
+
+    def all(self) -> Mapping[int, float]:
+        """Probability of every viable seed; what is not in it has 0."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Propensities:
+    """Propensities of all viable seeds, as plain numbers; a `Chances`.
+
+    Attributes:
+        by_seed: Seed to probability; they add up to 1.
+        error: Largest absolute error of one of them; 0 where they are exact.
+    """
+
+    by_seed: Mapping[int, float]
+    error: float = 0.0
+
+    def of(self, seed_idx: int) -> float:
+        """Probability of one seed."""
+        return self.by_seed.get(seed_idx, 0.0)
+
+    def all(self) -> Mapping[int, float]:
+        """Probability of every seed."""
+        return self.by_seed
+
+
+def spread(known: Mapping[int, float], viable: Sequence[int]) -> Propensities:
+    """The propensities of all of ``viable`` where only some are known.
+
+    What the known ones leave is spread evenly; the error is as far off as that can be.
+
+    Example:
+        A seed has 0.7; the other two share 0.3, and either could have all of it:
+
+        >>> spread({0: 0.7}, [0, 1, 2])
+        Propensities(by_seed={0: 0.7, 1: 0.15000000000000002, 2: 0.15000000000000002}, error=0.15)
+        >>> spread({0: 0.7}, [0, 1]).error, spread({0: 1.0}, [0, 1, 2]).error
+        (0.0, 0.0)
+    """
+    total = sum(known.values())
+    unknown = [seed for seed in viable if seed not in known]
+    left = 1.0 - total
+    if left <= _ROUNDING:
+        unknown, left = [], 0.0
+    share = left / len(unknown) if unknown else 0.0
+    if unknown:
+        error = max(share, left - share) if len(unknown) > 1 else 0.0
+        found = {seed: known.get(seed, share) for seed in viable}
+    else:
+        error = abs(1.0 - total)
+        found = {seed: known.get(seed, 0.0) / total for seed in viable}
+    return Propensities(found, round(error, 12))
+
+
+_ROUNDING = 1e-9
+"""Probabilities that differ by less are the same."""
+
+
 class _Propensity:
-    """A float, or a `Chance` that becomes one when it is first read."""
+    """A float, or a `Chance` or mapping that becomes one when it is first read."""
 
     def __get__(self, reason: "SelectionReason | None", owner: type | None = None) -> float:
         if reason is None:
             raise AttributeError("propensity")  # the field has no default
-        value: float | Chance = reason.__dict__["propensity"]
+        values = reason.__dict__
+        value: float | Mapping[int, float] | Chance = values["propensity"]
         if isinstance(value, int | float):
             return value
-        chance = value.of(reason.seed_idx)
-        reason.__dict__["propensity"] = chance
+        values["_chance"] = value
+        chance = value[reason.seed_idx] if isinstance(value, Mapping) else value.of(reason.seed_idx)
+        values["propensity"] = chance
         return chance
 
     def __set__(self, reason: "SelectionReason", value: object) -> None:
@@ -101,10 +172,11 @@ class SelectionReason:
         score: Its score, in the strategy's own units; ``inf`` for a seed never tried.
         scores: Score of every viable seed.
         propensity: Probability, in (0, 1], with which the strategy chose this seed here. Given as a
-            number or as a `Chance`; always read as a number.
+            number, as a `Chance`, or as the probabilities of all seeds; always read as a number.
         reason: One sentence for a person.
         fallback: Whether a soft constraint was overridden to choose at all.
         alternatives_considered: The other viable seeds.
+        features: What a contextual strategy saw of the chosen seed; it learns from them later.
     """
 
     strategy: str
@@ -115,6 +187,7 @@ class SelectionReason:
     reason: str  # type: ignore[misc]  # the descriptor above gives no default
     fallback: bool = False
     alternatives_considered: tuple[int, ...] = ()
+    features: tuple[float, ...] = ()
 
     def __init__(  # noqa: PLR0913, PLR0917 (its fields)
         self,
@@ -122,10 +195,11 @@ class SelectionReason:
         seed_idx: int,
         score: float,
         scores: Mapping[int, float],
-        propensity: float | Chance,
+        propensity: float | Mapping[int, float] | Chance,
         reason: str,
         fallback: bool = False,
         alternatives_considered: tuple[int, ...] = (),
+        features: tuple[float, ...] = (),
     ) -> None:
         # One is made at every choice; what dataclass writes for a frozen class is slower.
         values = self.__dict__
@@ -137,6 +211,82 @@ class SelectionReason:
         values["reason"] = reason
         values["fallback"] = fallback
         values["alternatives_considered"] = alternatives_considered
+        values["features"] = features
+
+    @property
+    def propensities(self) -> Mapping[int, float]:
+        """Probability of every viable seed, worked out when it is first read.
+
+        Of a reason that only has a number, what that leaves is spread evenly over the others.
+        """
+        return self._spread().by_seed
+
+    @property
+    def propensity_error(self) -> float:
+        """Largest absolute error of one of `propensities`; 0 where they are exact."""
+        return self._spread().error
+
+    @property
+    def knows_propensities(self) -> bool:
+        """Whether `propensities` are more than what one number implies."""
+        values = self.__dict__
+        value = values.get("_chance", values["propensity"])
+        if not isinstance(value, int | float):
+            return True
+        return value >= 1.0 - _ROUNDING or len(self.alternatives_considered) < 2
+
+    def with_propensities(self, chances: Propensities) -> "SelectionReason":
+        """The same reason, knowing the probabilities of all seeds."""
+        made = object.__new__(SelectionReason)
+        made.__dict__.update(self.__dict__)
+        made.__dict__["_chance"] = chances
+        made.__dict__.pop("_found", None)
+        return made
+
+    def _spread(self) -> Propensities:
+        values = self.__dict__
+        found: Propensities | None = values.get("_found")
+        if found is None:
+            given = values.get("_chance", values["propensity"])
+            viable = sorted({self.seed_idx, *self.alternatives_considered})
+            found = values["_found"] = _worked_out(given, self.seed_idx, viable)
+            if not isinstance(values["propensity"], int | float):
+                values["_chance"] = given
+                values["propensity"] = found.by_seed[self.seed_idx]
+        return found
+
+
+def _worked_out(
+    given: float | Mapping[int, float] | Chance, seed_idx: int, viable: Sequence[int]
+) -> Propensities:
+    if isinstance(given, int | float):
+        if given < 1.0 - _ROUNDING:
+            return spread({seed_idx: given}, viable)
+        found = dict.fromkeys(viable, 0.0)
+        found[seed_idx] = 1.0
+        return Propensities(found)
+    if isinstance(given, Mapping):
+        return Propensities({seed: given.get(seed, 0.0) for seed in viable})
+    if hasattr(given, "all"):
+        chances = given.all()
+        return Propensities({seed: chances.get(seed, 0.0) for seed in viable}, given.error)  # type: ignore[attr-defined]  # a Chances, then
+    chances = {seed: given.of(seed) for seed in viable}
+    return Propensities(chances, round(abs(1.0 - sum(chances.values())), 9))
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """The part that a choice plays in an A/B test.
+
+    Attributes:
+        test: The test's salt, which is its name.
+        arm: The arm that decided.
+        unit: What was assigned to it: a run, a layer of a run, or one graft.
+    """
+
+    test: str
+    arm: str
+    unit: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +301,8 @@ class Decision:
         epoch: When it was made.
         reason: Strategy, scores, propensity and sentence.
         random_key: What the random state was derived from: run seed, layer, number of the choice.
+        layer_type: Class name of the host layer, as ``"Linear"``; empty if unknown.
+        ab: Its part in an A/B test; ``None`` outside of one.
     """
 
     decision_id: str
@@ -160,6 +312,8 @@ class Decision:
     epoch: int
     reason: SelectionReason
     random_key: tuple[int, str, int]
+    layer_type: str = ""
+    ab: Assigned | None = None
 
 
 def reason_data(reason: SelectionReason) -> dict[str, Any]:
@@ -168,15 +322,26 @@ def reason_data(reason: SelectionReason) -> dict[str, Any]:
         "strategy": reason.strategy,
         "score": _finite(reason.score),
         "scores": {str(seed): _finite(score) for seed, score in reason.scores.items()},
-        "propensity": reason.propensity,
+        **_propensity_data(reason),
         "reason": reason.reason,
         "fallback": reason.fallback,
         "alternatives": list(reason.alternatives_considered),
+        "features": list(reason.features),
+    }
+
+
+def _propensity_data(reason: SelectionReason) -> dict[str, Any]:
+    chances, error = reason.propensities, reason.propensity_error  # first: cheaper than one by one
+    return {
+        "propensity": reason.propensity,
+        "propensities": {str(seed): chance for seed, chance in chances.items()},
+        **({"propensity_error": error} if error else {}),
     }
 
 
 def decision_data(decision: Decision) -> dict[str, Any]:
     """A decision as JSON data, the ``data`` of an event of kind ``"decision"``."""
+    arm = {} if decision.ab is None else {"ab": asdict(decision.ab)}
     return {
         "decision": decision.decision_id,
         "layer": decision.layer_name,
@@ -184,6 +349,8 @@ def decision_data(decision: Decision) -> dict[str, Any]:
         "blueprint": decision.blueprint,
         "epoch": decision.epoch,
         "random_key": list(decision.random_key),
+        "layer_type": decision.layer_type,
+        **arm,
         **reason_data(decision.reason),
     }
 
@@ -206,17 +373,29 @@ def decision_from(data: Mapping[str, Any]) -> Decision:
         blueprint=data["blueprint"],
         epoch=data["epoch"],
         random_key=(run_seed, layer_name, number),
-        reason=SelectionReason(
-            strategy=data["strategy"],
-            seed_idx=data["seed"],
-            score=_infinite(data["score"]),
-            scores={int(seed): _infinite(score) for seed, score in data["scores"].items()},
-            propensity=data["propensity"],
-            reason=data["reason"],
-            fallback=data["fallback"],
-            alternatives_considered=tuple(data["alternatives"]),
-        ),
+        layer_type=data.get("layer_type", ""),
+        ab=Assigned(**data["ab"]) if data.get("ab") else None,
+        reason=_reason_from(data),
     )
+
+
+def _reason_from(data: Mapping[str, Any]) -> SelectionReason:
+    reason = SelectionReason(
+        strategy=data["strategy"],
+        seed_idx=data["seed"],
+        score=_infinite(data["score"]),
+        scores={int(seed): _infinite(score) for seed, score in data["scores"].items()},
+        propensity=data["propensity"],
+        reason=data["reason"],
+        fallback=data["fallback"],
+        alternatives_considered=tuple(data["alternatives"]),
+        features=tuple(data.get("features", ())),
+    )
+    logged = data.get("propensities")
+    if logged is None:  # written by an older version
+        return reason
+    chances = {int(seed): chance for seed, chance in logged.items()}
+    return reason.with_propensities(Propensities(chances, data.get("propensity_error", 0.0)))
 
 
 def _require_whole(name: str, value: object, least: int) -> None:

@@ -29,6 +29,7 @@ from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.services.tamiyo.strategies import SelectionStrategy
+from esper.stores.memory import MemoryStore
 
 Make = Callable[[], SelectionStrategy]
 
@@ -131,6 +132,35 @@ class StrategyLaws:
             spread = sqrt(propensity * (1 - propensity) / draws)
             assert abs(count[seed] / draws - propensity) <= 4.5 * spread + 0.002
         assert sum(claimed.values()) <= 1 + 0.01 * len(claimed)
+
+    def test_propensities_of_all_seeds_are_how_often_each_is_chosen(self, make: Make) -> None:
+        strategy, metrics, viable, draws = make(), _metrics(), [0, 1, 3], 400
+        found = strategy.propensities(viable, metrics, CONTEXT)
+        assert set(found.by_seed) == set(viable)
+        assert abs(sum(found.by_seed.values()) - 1) <= found.error + 1e-6
+        count = dict.fromkeys(viable, 0)
+        for number in range(draws):
+            chosen, reason = strategy.decide(viable, metrics, CONTEXT, _draws(number))
+            count[chosen] += 1
+            assert abs(found.of(chosen) - reason.propensity) <= found.error + 1e-6
+            if number < 3:
+                assert set(reason.propensities) == set(viable)
+                assert reason.propensities[chosen] == reason.propensity
+        for seed, chance in found.by_seed.items():
+            spread = sqrt(max(chance * (1 - chance), 0.0) / draws)
+            assert abs(count[seed] / draws - chance) <= 4.5 * spread + found.error + 0.002
+
+    def test_the_log_has_the_propensities_of_all_viable_seeds(self, make: Make) -> None:
+        store = MemoryStore()
+        selector = SeedSelector(make(), tracker=PerformanceTracker(store=store), seed=1)
+        _loop(selector, GAINS, choices=12)
+        for _, event in store.read(kinds=["decision"]):
+            chances = event.data["propensities"]
+            error = event.data.get("propensity_error", 0.0)
+            assert set(chances) == {"0", "1", "2", "3"}
+            assert chances[str(event.data["seed"])] == event.data["propensity"]
+            assert abs(sum(chances.values()) - 1) <= error + 1e-6
+            assert error < 0.1
 
     def test_reason_survives_copying_and_json(self, make: Make) -> None:
         decision = SeedSelector(make(), tracker=_tracker()).decide(LAYER, [0, 1, 2, 3], CONTEXT)

@@ -12,8 +12,8 @@ from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.services.tamiyo.strategies import STRATEGIES
 from esper.services.tamiyo.strategies._base import standardise
+from esper.services.tamiyo.strategies._posteriors import BestDraw, Parameters, Posterior, draw
 from esper.services.tamiyo.strategies.epsilon_greedy import EpsilonGreedy
-from esper.services.tamiyo.strategies.thompson import BestDraw
 from esper.services.tamiyo.strategies.ucb import UCB
 
 CONTEXT = SelectionContext()
@@ -36,6 +36,7 @@ def seeds(*rewards: list[float], chosen: int = 1) -> dict[int, SeedPerformanceMe
         ("thompson", {"prior_beta": float("nan")}),
         ("thompson", {"prior_count": -1}),
         ("thompson", {"posterior": "betta"}),
+        ("thompson", {"prior_shape": 0}),
         ("epsilon_greedy", {"epsilon": 1.5}),
         ("epsilon_greedy", {"decay_rate": 0}),
         ("performance_weighted", {"temperature": 0}),
@@ -113,21 +114,26 @@ def test_scores_that_differ_by_rounding_are_ties() -> None:
     assert reason.propensity == 0.5
 
 
-@pytest.mark.parametrize("posterior", ["beta", "gaussian"])
-def test_chances_of_thompson_agree_with_drawing(posterior: str) -> None:
-    parameters = (
-        ((0, (1.0, 1.0)), (1, (3.0, 9.0)), (2, (40.0, 30.0)), (3, (0.4, 0.3)))
-        if posterior == "beta"
-        else ((0, (0.0, 1.0)), (1, (0.5, 0.2)), (2, (1.0, 0.05)), (3, (0.9, 0.3)))
-    )
+@pytest.mark.parametrize(
+    ("posterior", "parameters"),
+    [
+        ("beta", ((0, (1.0, 1.0)), (1, (3.0, 9.0)), (2, (40.0, 30.0)), (3, (0.4, 0.3)))),
+        ("gaussian", ((0, (0.0, 1.0)), (1, (0.5, 0.2)), (2, (1.0, 0.05)), (3, (0.9, 0.3)))),
+        ("nig", ((0, (0.0, 1.0, 1.0)), (1, (0.5, 0.2, 4.0)), (2, (1.0, 0.05, 40.0)))),
+    ],
+)
+def test_chances_of_thompson_agree_with_drawing(
+    posterior: Posterior, parameters: tuple[tuple[int, Parameters], ...]
+) -> None:
     chance, rng, draws = BestDraw(posterior, parameters), Draws(2, "x", 0), 20_000
-    draw = rng.beta if posterior == "beta" else rng.normal
     won = [0] * len(parameters)
     for _ in range(draws):
-        values = [draw(*both) for _, both in parameters]
+        values = [draw(posterior, own, rng) for _, own in parameters]
         won[values.index(max(values))] += 1
     claimed = [chance.of(seed) for seed, _ in parameters]
     assert sum(claimed) == pytest.approx(1, abs=0.002)
+    assert chance.all() == dict(enumerate(claimed))
+    assert chance.error == 0.002
     assert claimed == pytest.approx([count / draws for count in won], abs=0.014)
 
 

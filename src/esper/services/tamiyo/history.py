@@ -5,6 +5,7 @@ records as having been there. Records keep sums, so that choosing never walks ov
 windows themselves are rings of doubles, about one kilobyte per seed when full.
 """
 
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from math import fsum, isnan, nan
@@ -12,6 +13,7 @@ from typing import Any, final
 
 from esper.contracts.errors import StoreError
 from esper.contracts.events import Event
+from esper.contracts.selection import Decision, decision_from
 
 _OPEN = 32
 """Decisions without an outcome that are remembered per seed; older ones count as expired."""
@@ -112,6 +114,11 @@ class SeedRecord:
         self._measured: Ring | None = None
         self._timed: Ring | None = None
 
+    @property
+    def pending(self) -> int:
+        """Choices whose outcome has not come yet."""
+        return len(self.open)
+
     def choose(self, decision_id: str, epoch: int) -> None:
         """Note a choice; an id that is not empty waits for its outcome."""
         self.total_activations += 1
@@ -183,6 +190,55 @@ class SeedRecord:
         self.m2 = fsum([(value - self.mean) ** 2 for value in rewards])
 
 
+class LayerKnowledge(ABC):
+    """What a strategy makes of one layer's outcomes, where sums over a window are not enough.
+
+    A strategy that needs more than the records (discounted sums, change detection, a regression)
+    keeps it here and not in itself, so that it is folded from the log like everything else: late
+    outcomes, a second run, and a resumed one need nothing of their own.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def learn(self, seed_idx: int, reward: float, decision: Decision | None) -> None:
+        """Take in one outcome.
+
+        Args:
+            seed_idx: The seed that was measured.
+            reward: What it earned, in the reward's own units.
+            decision: The choice that this is the outcome of, where it is known.
+        """
+
+    @abstractmethod
+    def forget(self, seed_idx: int) -> None:
+        """The seed stands for another blueprint from now on."""
+
+    def join(self, other: "LayerKnowledge") -> None:  # noqa: B027 (most share nothing)
+        """Share what layers have in common with one of the same history that was begun earlier.
+
+        Called at most once, before anything is learnt. By default layers have nothing in common.
+
+        Args:
+            other: What the same strategy makes of the history's first layer.
+        """
+
+
+@final
+class LayerMetrics(dict[int, SeedRecord]):
+    """The records of a layer's seeds, and what its strategy has made of their outcomes.
+
+    Attributes:
+        knowledge: ``None`` for a strategy that reads the records alone.
+    """
+
+    __slots__ = ("knowledge",)
+
+    def __init__(self, knowledge: LayerKnowledge | None) -> None:
+        super().__init__()
+        self.knowledge = knowledge
+
+
 @final
 class LayerRecord:
     """The seeds of one layer, each under the blueprint that is bound to it now.
@@ -195,9 +251,9 @@ class LayerRecord:
 
     __slots__ = ("_aside", "_bound", "choices", "name", "seeds")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, knowledge: LayerKnowledge | None = None) -> None:
         self.name = name
-        self.seeds: dict[int, SeedRecord] = {}
+        self.seeds = LayerMetrics(knowledge)
         self.choices = 0
         self._aside: dict[tuple[int, str], SeedRecord] | None = None
         self._bound: set[int] | None = None
@@ -231,6 +287,10 @@ class LayerRecord:
         bound.add(seed_idx)
         self._turn_to(seed_idx, blueprint)
 
+    def bindings(self) -> dict[int, str]:
+        """Seeds that `bind` was called for, and what they stand for."""
+        return {seed_idx: self.seeds[seed_idx].blueprint for seed_idx in sorted(self._bound or ())}
+
     def follow(self, seed_idx: int, blueprint: str) -> None:
         """Let the seed stand for ``blueprint`` unless `bind` said what it stands for."""
         if not (self._bound and seed_idx in self._bound):
@@ -243,6 +303,8 @@ class LayerRecord:
         aside = self._aside = {} if self._aside is None else self._aside
         if current is not None:
             aside[seed_idx, current.blueprint] = current
+            if self.seeds.knowledge is not None:
+                self.seeds.knowledge.forget(seed_idx)
         record = aside.pop((seed_idx, blueprint), None)
         self._place(record or SeedRecord(self.name, seed_idx, blueprint))
 
@@ -255,6 +317,10 @@ class LayerRecord:
             self.seeds[seed] = self.seeds.pop(seed)
 
 
+BeginKnowledge = Callable[[str], LayerKnowledge | None]
+"""Takes the name of a layer; gives nothing for a strategy that reads the records alone."""
+
+
 @final
 class History:
     """All layers of one scope.
@@ -262,29 +328,60 @@ class History:
     Args:
         window_size: Outcomes of a seed that are remembered, >= 1.
         decay_factor: Weight of an outcome relative to the one after it, in (0, 1].
+        begin: Makes the strategy's knowledge of a new layer, given its name; ``None`` for a
+            strategy that reads the records alone.
 
     Attributes:
         layers: Name to record.
         writers: Who made the decisions in it.
+        open: Decisions whose outcome has not come, by id; kept only for a strategy that learns.
     """
 
-    def __init__(self, window_size: int, decay_factor: float) -> None:
+    def __init__(
+        self, window_size: int, decay_factor: float, begin: BeginKnowledge | None = None
+    ) -> None:
         self.window_size = window_size
         self.decay_factor = decay_factor
+        self.begin = begin
         self.layers: dict[str, LayerRecord] = {}
         self.writers: set[str] = set()
+        self.open: dict[str, Decision] = {}
+        self._first: LayerKnowledge | None = None
 
     def layer(self, name: str) -> LayerRecord:
         """The record of a layer, begun if there is none."""
         record = self.layers.get(name)
         if record is None:
-            record = self.layers[name] = LayerRecord(name)
+            record = self.layers[name] = LayerRecord(name, self._begun(name))
         return record
+
+    def begin_anew(self, begin: BeginKnowledge) -> None:
+        """Let another strategy begin to learn every layer; it knows nothing yet."""
+        self.begin, self._first = begin, None
+        for name, layer in self.layers.items():
+            layer.seeds.knowledge = self._begun(name)
+
+    def teach(self, record: SeedRecord, reward: float, decision_id: str) -> None:
+        """Let the strategy learn from one outcome, if it is one that learns."""
+        metrics = self.layers[record.layer_name].seeds
+        if metrics.knowledge is not None:
+            decision = self.open.pop(decision_id, None)
+            if metrics.get(record.seed_idx) is record:
+                metrics.knowledge.learn(record.seed_idx, reward, decision)
 
     def records(self) -> Iterator[SeedRecord]:
         """Every seed under its blueprint of now."""
         for layer in self.layers.values():
             yield from layer.seeds.values()
+
+    def _begun(self, name: str) -> LayerKnowledge | None:
+        knowledge = None if self.begin is None else self.begin(name)
+        if knowledge is not None:
+            if self._first is None:
+                self._first = knowledge
+            else:
+                knowledge.join(self._first)
+        return knowledge
 
 
 def fold(history: History, event: Event) -> None:
@@ -313,6 +410,8 @@ def _decision(history: History, data: Mapping[str, Any]) -> None:
     layer.choices += 1
     layer.follow(data["seed"], data["blueprint"])
     layer.under(data["seed"], data["blueprint"]).choose(decision_id, data["epoch"])
+    if history.begin is not None and decision_id:
+        history.open[decision_id] = decision_from(data)
     if decision_id:
         history.writers.add(writer_of(decision_id, layer_name))
 
@@ -330,6 +429,7 @@ def _outcome(history: History, data: Mapping[str, Any]) -> None:
         decay_factor=history.decay_factor,
     )
     record.time(data.get("latency_ms"), data.get("memory_mb"), history.window_size)
+    history.teach(record, data["reward"], data["decision"])
 
 
 def _failure(history: History, data: Mapping[str, Any]) -> None:
@@ -337,6 +437,12 @@ def _failure(history: History, data: Mapping[str, Any]) -> None:
     record.close(data["decision"])
     record.failed_attempts += 1
     record.add(0.0, None, None, window_size=history.window_size, decay_factor=history.decay_factor)
+    history.teach(record, 0.0, data["decision"])
+
+
+def _withdrawal(history: History, data: Mapping[str, Any]) -> None:
+    _record(history, data).close(data["decision"])
+    history.open.pop(data["decision"], None)
 
 
 def _verdict(history: History, data: Mapping[str, Any]) -> None:
@@ -367,6 +473,7 @@ _FOLDS: dict[str, Callable[[History, Mapping[str, Any]], None]] = {
     "decision": _decision,
     "outcome": _outcome,
     "failure": _failure,
+    "withdrawal": _withdrawal,
     "verdict": _verdict,
     "timing": _timing,
 }

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections import deque
+from hashlib import blake2b
 from secrets import token_hex
 from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any, final
@@ -16,7 +17,15 @@ from esper.contracts.performance import (
     reward,
 )
 from esper.contracts.selection import Decision, decision_data
-from esper.services.tamiyo.history import KINDS, History, LayerRecord, SeedRecord, fold, writer_of
+from esper.services.tamiyo.history import (
+    KINDS,
+    BeginKnowledge,
+    History,
+    LayerRecord,
+    SeedRecord,
+    fold,
+    writer_of,
+)
 from esper.services.tamiyo.strategies._base import standardise
 from esper.services.tamiyo.strategies.thompson import Thompson
 from esper.services.tamiyo.strategies.ucb import UCB
@@ -148,6 +157,8 @@ class PerformanceTracker:
                 record.choose("", -1)
             else:
                 record.choose(decision.decision_id, decision.epoch)
+                if self._history.begin is not None:
+                    self._history.open[decision.decision_id] = decision
                 self._history.writers.add(self._writer)
             if self._journal is not None:
                 data = self._where(record, "") | {"epoch": -1}
@@ -251,6 +262,18 @@ class PerformanceTracker:
         require_finite(delta)
         self._record("timing", layer_name, seed_idx, decision, _measured(delta), stored=stored)
 
+    def declare(self, test: dict[str, Any]) -> None:
+        """Write down the A/B test that decisions will be part of; once, however often it is told.
+
+        Args:
+            test: As `Assignment.declaration` gives it.
+        """
+        if self._journal is not None:
+            # Not numbered: a resumed run tells it again, before it knows where it went on.
+            digest = blake2b(repr(sorted(test.items())).encode(), digest_size=8).hexdigest()
+            op_id = f"{_writer(self.scope, self.run)}/ab_test/{digest}"
+            self._journal.append(Event(op_id, "ab_test", self.scope, self.run, test))
+
     def record_of(self, decision: Decision) -> SeedRecord:
         """The live record that the outcome of ``decision`` will go to."""
         with self.lock:
@@ -260,7 +283,9 @@ class PerformanceTracker:
     def withdraw(self, decision: Decision) -> None:
         """No longer wait for the outcome of a decision that came to nothing."""
         with self.lock:
-            self.record_of(decision).close(decision.decision_id)
+            where = self._where(self.record_of(decision), decision.decision_id)
+            self._apply("withdrawal", where)
+        self.flush()
 
     def decision_id(self, layer_name: str, number: int) -> str:
         """Id of the ``number``-th choice in a layer, unique in the store."""
@@ -304,6 +329,34 @@ class PerformanceTracker:
             logger.warning("what others learnt cannot be read now: %s", error)
         return count
 
+    def follow(self, begin: BeginKnowledge) -> None:
+        """From now on keep a strategy's own knowledge of every layer, beside the records.
+
+        What is known already is learnt first: all of the history from the store; without a store,
+        what the windows still hold, seed by seed.
+
+        Args:
+            begin: Makes the knowledge of a layer, given its name.
+        """
+        self.flush()
+        with self.lock:
+            history = self._history
+            history.begin_anew(begin)
+            if self._journal is not None:
+                bound = {name: layer.bindings() for name, layer in history.layers.items()}
+                self._load(self._written)
+                for name, blueprints in bound.items():
+                    for seed_idx, blueprint in blueprints.items():
+                        self.bind(name, seed_idx, blueprint)
+                return
+            for layer in history.layers.values():
+                knowledge = layer.seeds.knowledge
+                if knowledge is None:
+                    continue
+                for seed_idx, record in layer.seeds.items():
+                    for value in record.measured()[0]:
+                        knowledge.learn(seed_idx, value, None)
+
     @property
     def position(self) -> int:
         """How many events this run has written; goes into a checkpoint, for `rewind`."""
@@ -330,7 +383,8 @@ class PerformanceTracker:
     def _load(self, position: int | None) -> None:
         if self._journal is None:
             return
-        history = History(self._history.window_size, self._history.decay_factor)
+        old = self._history
+        history = History(old.window_size, old.decay_factor, old.begin)
         own, written, cursor = self._op_id(""), 0, ""
         for place, event in self._journal.read(scope=self.scope, kinds=KINDS):
             cursor = place
@@ -367,6 +421,7 @@ class PerformanceTracker:
                 decay_factor=history.decay_factor,
             )
             record.time(delta.latency_ms, delta.memory_mb, history.window_size)
+            history.teach(record, value, decision_id)
             if self._journal is not None:
                 data = self._where(record, decision_id) | _measured(delta)
                 data["reward"] = value

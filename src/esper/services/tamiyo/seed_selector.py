@@ -16,6 +16,7 @@ from esper.contracts.selection import (
     decision_data,
     decision_from,
 )
+from esper.services.tamiyo.assignment import Assignment
 from esper.services.tamiyo.constraints import Occupancy, refusal, sift
 from esper.services.tamiyo.history import SeedRecord
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
@@ -32,17 +33,20 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_NOTHING_KNOWN = SelectionContext()
+
 
 @final
 class SeedSelector:
     """Chooses seeds by a strategy, within constraints.
 
     What all strategies share lives here: every viable seed is tried once before the strategy is
-    asked; a seed that was chosen is reserved until `release`, or until its first outcome; once
-    committed it is busy until `free`. Safe to use from several threads and asyncio tasks.
+    asked, but for those that it has evidence on already; a seed that was chosen is reserved until
+    `release`, or until its first outcome; once committed it is busy until `free`. Safe to use from
+    several threads and asyncio tasks.
 
     Args:
-        strategy: Who decides among seeds that have been tried.
+        strategy: Who decides among seeds that have been tried; or an A/B test of several.
         tracker: What is known of the seeds; by default a new one without a store.
         seed: Seed of all randomness; a choice draws from it, the layer's name and the number of
             the choice in that layer.
@@ -58,18 +62,25 @@ class SeedSelector:
 
     def __init__(
         self,
-        strategy: SelectionStrategy,
+        strategy: SelectionStrategy | Assignment,
         *,
         tracker: PerformanceTracker | None = None,
         seed: int = 0,
         constraints: SelectionConstraints | None = None,
     ) -> None:
-        if not isinstance(strategy, SelectionStrategy):
+        if not isinstance(strategy, SelectionStrategy | Assignment):
             raise ConfigError(
                 f"strategy is {strategy!r}; give an object, as STRATEGIES.create('ucb') makes it"
             )
         self.strategy = strategy
         self.performance_tracker = PerformanceTracker() if tracker is None else tracker
+        if isinstance(strategy, Assignment):
+            self.performance_tracker.declare(strategy.declaration())
+            learns = strategy.learns
+        else:
+            learns = type(strategy).begin is not SelectionStrategy.begin
+        if learns:
+            self.performance_tracker.follow(strategy.begin)
         self.seed = seed
         self.constraints = constraints
         self._layers: dict[str, _Slots] = {}
@@ -204,71 +215,47 @@ class SeedSelector:
             for seed, blueprint in context.blueprints.items():
                 tracker.bind(layer_name, seed, blueprint)
             layer = tracker.layer(layer_name)
-            metrics = layer.seeds if layer else {}
+            metrics: Mapping[int, SeedRecord] = layer.seeds if layer else {}
             number = layer.choices if layer else 0
+            decision_id = tracker.decision_id(layer_name, number)
+            assigned, strategy = None, self.strategy
+            if isinstance(strategy, Assignment):
+                test = strategy
+                assigned, strategy = test.turn(decision_id, layer_name)
+                metrics = test.seen_by(assigned.arm, metrics)
             if fallback:
-                seed_idx, reason = self._fall_back(layer_name, cooling, slots.freed, epoch)
+                seed_idx, reason = _fall_back(strategy, layer_name, cooling, slots.freed, epoch)
             else:
                 rng = Draws(self.seed, layer_name, number)
-                seed_idx, reason = self._first_try(viable, metrics, rng) or self.strategy.decide(
-                    viable, metrics, context, rng
-                )
+                seed_idx, reason = first_try(
+                    strategy, viable, metrics, rng, context
+                ) or strategy.decide(viable, metrics, context, rng)
                 if seed_idx not in viable:
                     raise SelectionError(
-                        f"strategy {self.strategy.name!r} chose seed {seed_idx!r}, which is not "
-                        f"among the viable ones, {viable}; that is a mistake in the strategy"
+                        f"strategy {strategy.name!r} chose seed {seed_idx!r}, which is not among "
+                        f"the viable ones, {viable}; that is a mistake in the strategy"
                     )
+                if tracker.journal is not None and not reason.knows_propensities:
+                    # Now, because the log wants them and the choice changes the metrics.
+                    chances = strategy.propensities(viable, metrics, context)
+                    reason = reason.with_propensities(chances)
             known = metrics.get(seed_idx)
             decision = Decision(
-                decision_id=tracker.decision_id(layer_name, number),
+                decision_id=decision_id,
                 layer_name=layer_name,
                 seed_idx=seed_idx,
                 blueprint=known.blueprint if known else "",
                 epoch=epoch,
                 reason=reason,
                 random_key=(self.seed, layer_name, number),
+                layer_type=context.layer_type,
+                ab=assigned,
             )
             record = tracker.record_selection(layer_name, seed_idx, decision=decision)
             self._layers[layer_name] = slots
             slots.reserved[seed_idx] = (decision, record)
             slots.active.add(seed_idx)
         return decision
-
-    def _first_try(
-        self, viable: list[int], metrics: Mapping[int, SeedRecord], rng: Draws
-    ) -> tuple[int, SelectionReason] | None:
-        untried = [
-            seed
-            for seed in viable
-            if (known := metrics.get(seed)) is None
-            or not (known.outcomes or known.total_activations)
-        ]
-        if not untried:
-            return None
-        chosen = untried[rng.index(len(untried))]
-        return chosen, SelectionReason(
-            self.strategy.name,
-            chosen,
-            inf,
-            dict.fromkeys(untried, inf),
-            1 / len(untried),
-            f"untried, like {len(untried)} of {len(viable)} viable seeds; drawn",
-            False,
-            others(viable, chosen),
-        )
-
-    def _fall_back(
-        self, layer_name: str, cooling: list[int], freed: Mapping[int, int], epoch: int
-    ) -> tuple[int, SelectionReason]:
-        chosen = cooling[0]
-        rested = epoch - freed[chosen]
-        why = f"every seed that is free cools down; the lowest, after {rested} epochs of rest"
-        logger.warning(
-            "layer %s, epoch %d: fallback to seed %d: %s", layer_name, epoch, chosen, why
-        )
-        return chosen, SelectionReason(
-            self.strategy.name, chosen, 0.0, {}, 1.0, why, True, others(cooling, chosen)
-        )
 
     def _reserved(self, layer_name: str, seed_idx: int, what: str) -> "_Slots":
         slots = self._layers.get(layer_name)
@@ -282,6 +269,56 @@ class SeedSelector:
             f"{what}() has nothing to do; a reservation is made by choosing the seed and ends "
             "with commit(), release() or the seed's first outcome"
         )
+
+
+def first_try(
+    strategy: SelectionStrategy,
+    viable: list[int],
+    metrics: Mapping[int, SeedRecord],
+    rng: Draws,
+    context: SelectionContext = _NOTHING_KNOWN,
+) -> tuple[int, SelectionReason] | None:
+    """One of the seeds never tried, all alike; ``None`` if there is none, and ``strategy`` decides.
+
+    A seed on which the strategy has evidence from elsewhere is left to the strategy.
+    """
+    untried = [
+        seed
+        for seed in viable
+        if (record := metrics.get(seed)) is None
+        or not (record.outcomes or record.total_activations)
+    ]
+    if untried and (known := strategy.knows(viable, metrics, context)):
+        untried = [seed for seed in untried if seed not in known]
+    if not untried:
+        return None
+    chosen = untried[rng.index(len(untried))]
+    return chosen, SelectionReason(
+        strategy.name,
+        chosen,
+        inf,
+        dict.fromkeys(untried, inf),
+        dict.fromkeys(untried, 1 / len(untried)),
+        f"untried, like {len(untried)} of {len(viable)} viable seeds; drawn",
+        False,
+        others(viable, chosen),
+    )
+
+
+def _fall_back(
+    strategy: SelectionStrategy,
+    layer_name: str,
+    cooling: list[int],
+    freed: Mapping[int, int],
+    epoch: int,
+) -> tuple[int, SelectionReason]:
+    chosen = cooling[0]
+    rested = epoch - freed[chosen]
+    why = f"every seed that is free cools down; the lowest, after {rested} epochs of rest"
+    logger.warning("layer %s, epoch %d: fallback to seed %d: %s", layer_name, epoch, chosen, why)
+    return chosen, SelectionReason(
+        strategy.name, chosen, 0.0, {}, 1.0, why, True, others(cooling, chosen)
+    )
 
 
 @final

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from esper.contracts.config import Config, SeedSelection
+from esper.contracts.config import AbTest, Config, SeedSelection
 from esper.contracts.errors import ConfigError, unknown_name
 from esper.services.tamiyo.strategies import STRATEGIES
 
@@ -62,6 +63,7 @@ rent_per_kparam, rent_per_ms. Did you mean 'kind'?
     except ValidationError as error:
         raise ConfigError(f"{source}: {_in_words(error)}") from error
     _check_strategies(config.seed_selection, source)
+    _check_arms(config.ab_test, source)
     return config
 
 
@@ -95,25 +97,42 @@ def _in_words(error: ValidationError) -> str:
 def _mistake(detail: dict[str, Any]) -> str:
     *parents, last = detail["loc"] or ("the file",)
     place = ".".join([str(part) for part in parents])
+    path = ".".join([str(part) for part in detail["loc"]])
+    value = detail["input"]
+    wanted = detail["msg"].removeprefix("Input should be ")
+    text = f"{path} is {value!r}; it must be {wanted}"
     if detail["type"] == "extra_forbidden":
         kind = f"key in {place}:" if place else "key"
-        return unknown_name(kind, last, _known_keys(parents))
-    path = ".".join([str(part) for part in detail["loc"]])
-    if detail["type"] == "invalid_key":
-        return f"key {last!r} in {place} is not a word; keys are names"
-    if detail["type"] == "value_error":  # an error of ours, which names the setting
-        return f"{place}: {detail['ctx']['error']}" if place else str(detail["ctx"]["error"])
-    if detail["type"] in _NO_MAPPING:
-        return f"{path} is {detail['input']!r}; it must be a mapping of keys to values"
-    wanted = detail["msg"].removeprefix("Input should be ")
-    return f"{path} is {detail['input']!r}; it must be {wanted}"
+        text = unknown_name(kind, last, _known_keys(parents))
+    elif detail["type"] == "missing":
+        text = f"{path} is missing"
+    elif last == "[key]":  # of a mapping whose keys are the user's
+        text = f"key {value!r} in {'.'.join(map(str, parents[:-1]))} is not a word; keys are names"
+    elif detail["type"] == "invalid_key":
+        text = f"key {last!r} in {place} is not a word; keys are names"
+    elif detail["type"] == "string_too_short":
+        text = f"{path} is empty; it must be a name"
+    elif detail["type"] == "value_error":  # an error of ours, which names the setting
+        error = str(detail["ctx"]["error"])
+        text = f"{place}: {error}" if place else error
+    elif detail["type"] in _NO_MAPPING:
+        text = f"{path} is {value!r}; it must be a mapping of keys to values"
+    return text
 
 
 def _known_keys(parents: list[Any]) -> list[str]:
     section: Any = Config
     for name in parents:
-        section = section.model_fields[name].annotation
+        inside = getattr(section, "model_fields", {}).get(name)
+        section = _section(inside.annotation if inside else get_args(section)[-1])
     return list(section.model_fields)
+
+
+def _section(annotation: Any) -> Any:
+    """What an optional section is, where there is one."""
+    if get_origin(annotation) is UnionType:
+        return next(part for part in get_args(annotation) if part is not type(None))
+    return annotation
 
 
 def _check_strategies(selection: SeedSelection, source: str) -> None:
@@ -137,3 +156,11 @@ def _check_strategies(selection: SeedSelection, source: str) -> None:
             STRATEGIES.create(name, **values)
         except ConfigError as error:
             raise ConfigError(f"{source}: seed_selection: {error}") from error
+
+
+def _check_arms(test: AbTest | None, source: str) -> None:
+    for name, arm in ({} if test is None else test.arms).items():
+        try:
+            STRATEGIES.create(arm.strategy, **arm.settings)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: ab_test.arms.{name}: {error}") from error

@@ -30,6 +30,7 @@ from esper.execution.quiet import keeps_statistics, quiet
 from esper.execution.shapes import observe_shapes
 from esper.execution.surgery import kasmina_layers
 from esper.services.tamiyo.active_grafts import ActiveGrafts
+from esper.services.tamiyo.assignment import Assignment
 from esper.services.tamiyo.blueprint_integration import BlueprintIntegration, smallest_kernels
 from esper.services.tamiyo.governor import Governor
 from esper.services.tamiyo.graft import Baseline, Training
@@ -422,7 +423,12 @@ class Tamiyo:
 
     def _make_selector(self, seed: int) -> SeedSelector:
         settings = self.config.seed_selection
-        strategy = STRATEGIES.create(settings.strategy, **settings.settings_of(settings.strategy))
+        test = self.config.ab_test
+        strategy = (
+            Assignment.of(test)
+            if test
+            else STRATEGIES.create(settings.strategy, **settings.settings_of(settings.strategy))
+        )
         return SeedSelector(
             strategy, tracker=self.tracker, seed=seed, constraints=settings.constraints
         )

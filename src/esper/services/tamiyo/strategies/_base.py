@@ -5,14 +5,15 @@ everything it may use, decides, and remembers nothing: what it knows is in the m
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextvars import ContextVar
 from math import isfinite, sqrt
 from typing import Any, ClassVar, NamedTuple, final
 
 from esper.contracts.errors import ConfigError, SelectionError
-from esper.contracts.performance import SeedStatistics
-from esper.contracts.selection import Decision, SelectionContext, SelectionReason
+from esper.contracts.performance import SeedPerformanceMetrics, SeedStatistics
+from esper.contracts.selection import Propensities, SelectionContext, SelectionReason, spread
+from esper.services.tamiyo.history import LayerKnowledge, SeedRecord
 from esper.services.tamiyo.randomness import Draws
 
 Metrics = Mapping[int, SeedStatistics]
@@ -25,6 +26,9 @@ _SHRINKAGE = 1.0
 
 _ROUNDING = 1e-12
 """A spread below this share of the rewards' size is rounding, not information."""
+
+_PROBES = 64
+"""Choices that are tried out to find how likely each seed is, where a strategy does not say."""
 
 _last_reason: ContextVar["tuple[SelectionStrategy, SelectionReason] | None"] = ContextVar(
     "_last_reason", default=None
@@ -61,8 +65,64 @@ class SelectionStrategy(ABC):
             The seed, and why, with the probability of this choice.
         """
 
-    def learn(self, decision: Decision, reward: float) -> None:  # noqa: B027 (most keep nothing)
-        """Take in what came of ``decision``; called once for each, in any order, however late."""
+    def propensities(
+        self, viable: Sequence[int], metrics: Metrics, context: SelectionContext
+    ) -> Propensities:
+        """How likely `decide` is to choose each of ``viable`` here.
+
+        What the reason of one choice says, if it knows them all. Otherwise choices are tried out
+        with random numbers of their own: each seed that comes up has the propensity that its reason
+        states, and what is left after 64 tries is spread evenly over the seeds that did not.
+
+        Returns:
+            Probabilities that add up to 1 within their error, which is 0 where they are exact.
+        """
+        known: dict[int, float] = {}
+        for number in range(_PROBES):
+            chosen, reason = self.decide(viable, metrics, context, Draws(0, "propensities", number))
+            if reason.knows_propensities:
+                return Propensities(reason.propensities, reason.propensity_error)
+            known[chosen] = reason.propensity
+            if len(known) == len(viable) or sum(known.values()) >= 1 - TIE:
+                break
+        return spread(known, sorted(viable))
+
+    def knows(
+        self, viable: Sequence[int], metrics: Metrics, context: SelectionContext
+    ) -> Collection[int]:
+        """The seeds of ``viable`` that need no first try, since there is evidence on them already.
+
+        None, for most: all that is known of a seed is its own outcomes. A strategy that says more
+        must choose such a seed in the end, whatever it takes it to be worth.
+        """
+        del viable, metrics, context
+        return ()
+
+    def begin(self, layer_name: str) -> LayerKnowledge | None:
+        """Begin to learn a layer; ``None``: the strategy reads the records alone, as most do.
+
+        What this makes is taught every outcome in the order of the log and handed to `decide` as
+        ``metrics.knowledge``.
+        """
+        del layer_name
+        return None
+
+    @final
+    def knowledge(self, metrics: Metrics) -> LayerKnowledge:
+        """What `begin` began and the log has taught; made up from the windows where it is missing.
+
+        It is missing where somebody calls `decide` with metrics of his own.
+        """
+        found = getattr(metrics, "knowledge", None)
+        if found is not None:
+            return found  # type: ignore[no-any-return]
+        made = self.begin("")
+        if made is None:
+            raise SelectionError(f"strategy {self.name!r} reads the records alone")
+        for seed_idx in sorted(metrics):
+            for reward in rewards_of(metrics[seed_idx]):
+                made.learn(seed_idx, reward, None)
+        return made
 
     def state_dict(self) -> dict[str, Any]:
         """What was learnt and is not in the metrics, as JSON data; empty for most."""
@@ -108,6 +168,13 @@ class SelectionStrategy(ABC):
                 "same thread or task and with no other strategy in between, or use decide()"
             )
         return last[1]
+
+
+def rewards_of(record: SeedStatistics) -> Sequence[float]:
+    """The rewards that a seed's window holds, oldest first."""
+    if isinstance(record, SeedRecord):
+        return record.measured()[0]
+    return record.window() if isinstance(record, SeedPerformanceMetrics) else ()
 
 
 class Units(NamedTuple):

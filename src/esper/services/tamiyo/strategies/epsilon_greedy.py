@@ -73,9 +73,9 @@ class EpsilonGreedy(SelectionStrategy):
         exploring = epsilon > 0 and rng.uniform() < epsilon
         pool = sorted(viable) if exploring else best
         chosen = pool[rng.index(len(pool))] if len(pool) > 1 else pool[0]
-        propensity = epsilon / len(viable)
-        if chosen in best:
-            propensity += (1 - epsilon) / len(best)
+        chances = dict.fromkeys(viable, epsilon / len(viable))
+        for seed in best:
+            chances[seed] += (1 - epsilon) / len(best)
         record = metrics.get(chosen)
         why = "exploring" if exploring else "best mean reward so far"
         return chosen, SelectionReason(
@@ -83,7 +83,7 @@ class EpsilonGreedy(SelectionStrategy):
             chosen,
             scores[chosen],
             scores,
-            propensity,
+            chances,
             f"{why}: {scores[chosen]:+.2f} sd, {tried(record.count if record else 0)}; "
             f"epsilon {epsilon:.3f}",
             False,

@@ -73,7 +73,7 @@ class PerformanceWeighted(SelectionStrategy):
             chosen,
             scores[chosen],
             scores,
-            chances[chosen],
+            chances,
             f"drawn with probability {chances[chosen]:.2f}; recent rewards "
             f"{scores[chosen]:+.2f} sd from the layer's mean",
             False,

@@ -1,9 +1,8 @@
 """Thompson sampling: draw what each seed may be worth, take the best draw."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import erfc, exp, log, log1p, sqrt
-from typing import ClassVar, Literal, final
+from typing import ClassVar, final
 
 from typing_extensions import override
 
@@ -19,10 +18,17 @@ from esper.services.tamiyo.strategies._base import (
     standardise,
     tried,
 )
+from esper.services.tamiyo.strategies._posteriors import (
+    BestDraw,
+    Parameters,
+    Posterior,
+    beta_posterior,
+    draw,
+    gaussian_posterior,
+    nig_posterior,
+)
 
-Parameters = tuple[float, float]
-_POSTERIORS = ("beta", "gaussian")
-_POINTS = 200
+_POSTERIORS = ("beta", "gaussian", "nig")
 
 
 @final
@@ -35,22 +41,29 @@ class Thompson(SelectionStrategy):
     posterior is Beta(``prior_alpha`` + successes, ``prior_beta`` + failures).
 
     ``gaussian``: Normal with mean ``z * n / (n + prior_count)`` and standard deviation
-    ``1 / sqrt(n + prior_count)``.
+    ``1 / sqrt(n + prior_count)``: the noise is the layer's, known.
 
-    Neither a shift of all rewards nor a factor on them changes a choice.
+    ``nig``: Normal-inverse-gamma: every seed has noise of its own, unknown, so a mean is Student-t
+    (`nig_posterior` has the formula).
+
+    A choice whose outcome has not come counts as one more outcome of the seed's own mean. Neither a
+    shift of all rewards nor a factor on them changes a choice.
 
     Args:
-        prior_alpha: Successes assumed beforehand, > 0.
-        prior_beta: Failures assumed beforehand, > 0.
-        posterior: ``"beta"`` or ``"gaussian"``.
-        prior_count: Average outcomes assumed beforehand by ``gaussian``, > 0.
+        prior_alpha: Successes assumed beforehand by ``beta``, > 0.
+        prior_beta: Failures assumed beforehand by ``beta``, > 0.
+        posterior: ``"beta"``, ``"gaussian"`` or ``"nig"``.
+        prior_count: Average outcomes assumed beforehand by ``gaussian`` and ``nig``, > 0.
+        prior_shape: Weight of the layer's noise in a seed's own, in half outcomes, > 0; for
+            ``nig``.
 
     Raises:
         ConfigError: if a setting is out of range.
 
     Source:
         Chapelle & Li (2011), An Empirical Evaluation of Thompson Sampling, algorithm 2 (Beta);
-        Agrawal & Goyal (2013), Further Optimal Regret Bounds, algorithm 2 (Gaussian).
+        Agrawal & Goyal (2013), Further Optimal Regret Bounds, algorithm 2 (Gaussian); Murphy
+        (2007), Conjugate Bayesian Analysis of the Gaussian Distribution, section 6 (nig).
 
     Example:
         Rewards 1 and 3, once each: spread ``sqrt(2)``, z is -/+ 0.7071, p is 0.2398 and 0.7602; the
@@ -60,18 +73,27 @@ class Thompson(SelectionStrategy):
         >>> metrics = {0: Seed(0, "fc1", rewards=[1.0]), 1: Seed(1, "fc1", rewards=[3.0])}
         >>> [(round(a, 2), round(b, 2)) for a, b in Thompson().posteriors([0, 1], metrics).values()]
         [(1.24, 1.76), (1.76, 1.24)]
+
+        By ``nig`` with a prior of 1 and 2: kappa 2, a 2.5, ``b = 2 + 0.5 / 4``; Student-t with 5
+        degrees of freedom at -/+ 0.354, scale ``sqrt(2.125 / 5) = 0.652``.
+
+        >>> nig = Thompson(posterior="nig").posteriors([0, 1], metrics)
+        >>> [round(value, 3) for value in nig[1]]
+        [0.354, 0.652, 5.0]
     """
 
     name: ClassVar[str] = "thompson"
     prior_alpha: float = 1.0
     prior_beta: float = 1.0
-    posterior: Literal["beta", "gaussian"] = "beta"
+    posterior: Posterior = "beta"
     prior_count: float = 1.0
+    prior_shape: float = 2.0
 
     def __post_init__(self) -> None:
         require_number("thompson.prior_alpha", self.prior_alpha, above=0)
         require_number("thompson.prior_beta", self.prior_beta, above=0)
         require_number("thompson.prior_count", self.prior_count, above=0)
+        require_number("thompson.prior_shape", self.prior_shape, above=0)
         if self.posterior not in _POSTERIORS:
             raise ConfigError(unknown_name("thompson.posterior", self.posterior, _POSTERIORS))
 
@@ -80,8 +102,9 @@ class Thompson(SelectionStrategy):
         self, viable: Sequence[int], metrics: Metrics, context: SelectionContext, rng: Draws
     ) -> tuple[int, SelectionReason]:
         posteriors = self.posteriors(sorted(viable), metrics)
-        draw = rng.beta if self.posterior == "beta" else rng.normal
-        scores = {seed: draw(first, second) for seed, (first, second) in posteriors.items()}
+        scores = {
+            seed: draw(self.posterior, parameters, rng) for seed, parameters in posteriors.items()
+        }
         chosen, _ = pick_best(scores, rng)
         record = metrics.get(chosen)
         return chosen, SelectionReason(
@@ -97,103 +120,24 @@ class Thompson(SelectionStrategy):
         )
 
     def posteriors(self, viable: Sequence[int], metrics: Metrics) -> dict[int, Parameters]:
-        """Alpha and beta, or mean and standard deviation, of each seed."""
+        """The parameters of each seed's posterior, in standard deviations of the layer."""
         centre, scale, _ = standardise(metrics)
         found = {}
         for seed in viable:
             record = metrics.get(seed)
             count = record.count if record else 0
+            pending = record.pending if record else 0
             z = (record.mean - centre) / scale if record and count else 0.0
             if self.posterior == "gaussian":
-                weight = count + self.prior_count
-                found[seed] = (z * count / weight, 1 / sqrt(weight))
+                found[seed] = gaussian_posterior(z, count + pending, self.prior_count)
+            elif self.posterior == "beta":
+                prior = (self.prior_alpha, self.prior_beta)
+                found[seed] = beta_posterior(z, count + pending, prior)
             else:
-                successes = count * 0.5 * erfc(-z / sqrt(2))
-                found[seed] = (self.prior_alpha + successes, self.prior_beta + count - successes)
+                # A pending choice adds a mean, and as much noise as the seed has shown so far.
+                m2 = record.m2 / scale / scale if record else 0.0
+                squares = m2 * (count + pending) / count if count else 0.0
+                found[seed] = nig_posterior(
+                    z, count + pending, squares, self.prior_count, self.prior_shape
+                )
         return found
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class BestDraw:
-    """Probability that a seed's draw is the highest, by quadrature; absolute error below 0.002.
-
-    ``P(i is best) = integral of f_i * product of F_j``, over the draws themselves (``gaussian``) or
-    their logits (``beta``, where the density has no poles), by the trapezoid rule.
-
-    Attributes:
-        posterior: ``"beta"`` or ``"gaussian"``.
-        parameters: Seed and the two parameters of its posterior.
-
-    Example:
-        Beta(1, 1) against Beta(2, 1): the second is higher with probability 2/3.
-
-        >>> chance = BestDraw("beta", ((0, (1.0, 1.0)), (1, (2.0, 1.0))))
-        >>> round(chance.of(0), 2), round(chance.of(1), 2)
-        (0.33, 0.67)
-    """
-
-    posterior: str
-    parameters: tuple[tuple[int, Parameters], ...]
-
-    def of(self, seed_idx: int) -> float:
-        """Probability that the draw of ``seed_idx`` is the highest, in (0, 1]."""
-        if len(self.parameters) == 1:
-            return 1.0
-        shape = _beta_shape if self.posterior == "beta" else _normal_shape
-        shapes = {seed: shape(first, second) for seed, (first, second) in self.parameters}
-        grid = _grid(list(shapes.values()))
-        chance = [0.0] * len(grid)
-        below = [1.0] * len(grid)
-        for seed, (_, _, log_density) in shapes.items():
-            density = [exp(log_density(point)) * width for point, width in grid]
-            total = sum(density)
-            if seed == seed_idx:
-                chance = [value / total for value in density]
-                continue
-            reached = 0.0
-            for index, value in enumerate(density):
-                below[index] *= (reached + value / 2) / total
-                reached += value
-        best = sum([value * under for value, under in zip(chance, below, strict=True)])
-        return min(max(best, 1e-12), 1.0)
-
-
-_Shape = tuple[float, float, Callable[[float], float]]
-"""Where a density begins and ends for our purposes, and its logarithm, 0 at the mode."""
-
-
-def _beta_shape(alpha: float, beta: float) -> _Shape:
-    mode = log(alpha / beta)
-    spread = sqrt(1 / alpha + 1 / beta)
-    peak = alpha * mode - (alpha + beta) * _softplus(mode)
-    # In logits the tails fall like exp(alpha * t) and exp(-beta * t).
-    return (
-        mode - 8 * spread - 20 / alpha,
-        mode + 8 * spread + 20 / beta,
-        lambda t: alpha * t - (alpha + beta) * _softplus(t) - peak,
-    )
-
-
-def _normal_shape(mean: float, sd: float) -> _Shape:
-    return mean - 8 * sd, mean + 8 * sd, lambda t: -0.5 * ((t - mean) / sd) ** 2
-
-
-def _softplus(t: float) -> float:
-    return t + log1p(exp(-t)) if t > 0 else log1p(exp(t))
-
-
-def _grid(shapes: Sequence[_Shape]) -> list[tuple[float, float]]:
-    # Every density brings its own points, so that narrow and wide ones are resolved alike.
-    points = sorted(
-        [
-            low + (high - low) * (index + 0.5) / _POINTS
-            for low, high, _ in shapes
-            for index in range(_POINTS)
-        ]
-    )
-    ends = [points[0], *points, points[-1]]
-    return [
-        (point, (after - before) / 2)
-        for before, point, after in zip(ends, points, ends[2:], strict=False)
-    ]

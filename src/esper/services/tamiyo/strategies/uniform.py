@@ -29,13 +29,14 @@ class Uniform(SelectionStrategy):
         self, viable: Sequence[int], metrics: Metrics, context: SelectionContext, rng: Draws
     ) -> tuple[int, SelectionReason]:
         chance = 1 / len(viable)
+        chances = dict.fromkeys(viable, chance)
         chosen = sorted(viable)[rng.index(len(viable))]
         return chosen, SelectionReason(
             "random",
             chosen,
             chance,
-            dict.fromkeys(viable, chance),
-            chance,
+            chances,
+            chances,
             f"drawn at random from {len(viable)}",
             False,
             others(viable, chosen),

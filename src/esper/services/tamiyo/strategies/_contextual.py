@@ -1,0 +1,305 @@
+"""What linear contextual strategies learn: regressions of rewards on features.
+
+``disjoint``: one regression for each blueprint, over all layers of a history; a seed without a
+blueprint has one of its own in its layer. ``shared``: one for everything, on the features, and on a
+sketch of (seed or blueprint) x (features), by which what suits one need not suit another.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, final
+
+import numpy as np
+from typing_extensions import override
+
+from esper.contracts.errors import ConfigError
+from esper.contracts.selection import Decision, SelectionContext
+from esper.services.tamiyo.history import LayerKnowledge
+from esper.services.tamiyo.strategies._base import Metrics, rewards_of, tried
+from esper.services.tamiyo.strategies._features import (
+    WIDTH,
+    Features,
+    code,
+    identity,
+    of_decision,
+    of_seeds,
+)
+from esper.services.tamiyo.strategies._ridge import Array, Ridges
+
+Model = Literal["shared", "disjoint"]
+MODELS = ("disjoint", "shared")
+
+_SKETCH = 48
+"""Numbers that (blueprint) x (features) are told by in the shared regression."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What is expected of each viable seed.
+
+    Attributes:
+        seeds: The seeds, in ascending order.
+        means: Standardised rewards.
+        variances: Of these means, choices without an outcome counted as trials.
+        covariance: The same with what lies between seeds; ``None`` if they are independent.
+        features: What was seen of each seed.
+        outcomes: How many outcomes stand behind each seed, in words.
+        total: How many stand behind all of them.
+    """
+
+    seeds: list[int]
+    means: list[float]
+    variances: list[float]
+    covariance: Array | None
+    features: dict[int, Features]
+    outcomes: dict[int, str]
+    total: int
+
+
+@final
+class Pool:
+    """Regressions that the layers of one history share.
+
+    Attributes:
+        model: ``"shared"`` or ``"disjoint"``.
+        ridges: One regression, or one for each of ``rows``.
+        rows: Blueprint to its regression; empty if all share one.
+    """
+
+    def __init__(self, model: Model, ridge: float) -> None:
+        self.model: Model = model
+        shared = model == "shared"
+        self.ridges = Ridges(WIDTH + _SKETCH if shared else WIDTH, ridge)
+        self.rows: dict[str, int] = {}
+        if shared:
+            self.ridges.add()
+
+
+@final
+class LinearKnowledge(LayerKnowledge):
+    """One layer's view of the pool, and regressions of its seeds that have no blueprint.
+
+    Args:
+        layer_name: The layer.
+        model: ``"shared"`` or ``"disjoint"``.
+        ridge: As of `Ridges`.
+    """
+
+    __slots__ = ("_alone", "_rows", "layer_name", "pool")
+
+    def __init__(self, layer_name: str, model: Model, ridge: float) -> None:
+        self.layer_name = layer_name
+        self.pool = Pool(model, ridge)
+        self._alone: Ridges | None = None
+        self._rows: dict[int, int] = {}
+
+    @override
+    def join(self, other: LayerKnowledge) -> None:
+        if isinstance(other, LinearKnowledge):
+            self.pool = other.pool
+
+    @override
+    def learn(self, seed_idx: int, reward: float, decision: Decision | None) -> None:
+        if decision is None:
+            self.take(seed_idx, "", of_seeds(SelectionContext(), [0])[0], reward)
+        else:
+            self.take(seed_idx, decision.blueprint, of_decision(decision), reward)
+
+    def take(self, seed_idx: int, blueprint: str, seen: Features, reward: float) -> None:
+        """Take in one outcome of a seed under ``blueprint``, chosen when ``seen`` was the case."""
+        if self.pool.model == "shared":
+            name = identity(self.layer_name, seed_idx, blueprint)
+            self.pool.ridges.learn(0, _together([name], [seen])[0], reward)
+        else:
+            ridges, arm = self._regression(seed_idx, blueprint)
+            ridges.learn(arm, np.array(seen), reward)
+
+    @override
+    def forget(self, seed_idx: int) -> None:
+        # What was learnt of a blueprint is true of it still; what a bare seed earned is not.
+        if self._alone is not None and seed_idx in self._rows:
+            self._alone.reset(self._rows[seed_idx])
+
+    def predict(
+        self, viable: Sequence[int], metrics: Metrics, context: SelectionContext
+    ) -> Prediction:
+        """What is expected of each of ``viable`` now; changes nothing."""
+        seeds = sorted(viable)
+        blueprints = [blueprint_of(metrics, context, seed) for seed in seeds]
+        seen = of_seeds(context, seeds)
+        trials = [unheard(metrics, seed) for seed in seeds]
+        if self.pool.model == "shared":
+            return self._predict_shared(seeds, blueprints, seen, trials, metrics)
+        return self._predict_disjoint(seeds, blueprints, seen, trials)
+
+    def _predict_shared(
+        self,
+        seeds: list[int],
+        blueprints: list[str],
+        seen: dict[int, Features],
+        trials: list[int],
+        metrics: Metrics,
+    ) -> Prediction:
+        names = [
+            identity(self.layer_name, seed, blueprint)
+            for seed, blueprint in zip(seeds, blueprints, strict=True)
+        ]
+        x_KD = _together(names, list(seen.values()))
+        means_K, covariance_KK = self.pool.ridges.over(0, x_KD)
+        covariance_KK = after_trials(covariance_KK, trials)
+        total = tried(self.pool.ridges.outcomes)
+        counts = {seed: metrics[seed].count if seed in metrics else 0 for seed in seeds}
+        return Prediction(
+            seeds,
+            means_K.tolist(),
+            covariance_KK.diagonal().tolist(),
+            covariance_KK,
+            seen,
+            {seed: f"{tried(counts[seed])} here, {total} in all" for seed in seeds},
+            self.pool.ridges.outcomes,
+        )
+
+    def _predict_disjoint(
+        self,
+        seeds: list[int],
+        blueprints: list[str],
+        seen: dict[int, Features],
+        trials: list[int],
+    ) -> Prediction:
+        asked: dict[tuple[int, Features], tuple[list[float], list[float]]] = {}
+        means, variances, outcomes = [], [], {}
+        yardstick: Ridges | None = None
+        for seed, blueprint, waiting in zip(seeds, blueprints, trials, strict=True):
+            ridges = self.pool.ridges if blueprint else self._alone
+            arm = self.pool.rows.get(blueprint) if blueprint else self._rows.get(seed)
+            known = 0
+            if ridges is None or arm is None:
+                mean, variance = 0.0, float(np.square(seen[seed]).sum()) / self.pool.ridges.ridge
+            else:
+                key = (id(ridges), seen[seed])
+                found = asked.get(key) or asked.setdefault(key, ridges.at(np.array(seen[seed])))
+                mean, variance, known = found[0][arm], found[1][arm], ridges.counts[arm]
+                yardstick = yardstick or ridges
+                if ridges is not yardstick:
+                    mean, variance = _in_units_of(yardstick, ridges, mean, variance)
+            means.append(mean)
+            variances.append(variance / (1 + waiting * variance))
+            outcomes[seed] = f"{tried(known)} of {blueprint!r}" if blueprint else tried(known)
+        total = yardstick.outcomes if yardstick else 0
+        return Prediction(seeds, means, variances, None, seen, outcomes, total)
+
+    def _regression(self, seed_idx: int, blueprint: str) -> tuple[Ridges, int]:
+        if blueprint:
+            pool = self.pool
+            if blueprint not in pool.rows:
+                pool.rows[blueprint] = pool.ridges.add()
+            return pool.ridges, pool.rows[blueprint]
+        if self._alone is None:
+            self._alone = Ridges(WIDTH, self.pool.ridges.ridge)
+        if seed_idx not in self._rows:
+            self._rows[seed_idx] = self._alone.add()
+        return self._alone, self._rows[seed_idx]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that was learnt as JSON data, the pool included."""
+        return {
+            "model": self.pool.model,
+            "pool": self.pool.ridges.state_dict(),
+            "blueprints": dict(self.pool.rows),
+            "alone": None if self._alone is None else self._alone.state_dict(),
+            "seeds": list(self._rows.items()),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up where `state_dict` was asked; the layers that share the pool do so too.
+
+        Raises:
+            ConfigError: if the state is of another model.
+        """
+        if state.get("model") != self.pool.model:
+            raise ConfigError(
+                f"the state is of model {state.get('model')!r}, not of {self.pool.model!r}; resume "
+                "with the settings that the run began with"
+            )
+        pool, ridge = Pool(self.pool.model, self.pool.ridges.ridge), self.pool.ridges.ridge
+        pool.ridges.load_state_dict(state["pool"])
+        alone = None if state["alone"] is None else Ridges(WIDTH, ridge)
+        if alone is not None:
+            alone.load_state_dict(state["alone"])
+        self.pool.ridges, self.pool.rows = pool.ridges, dict(state["blueprints"])
+        self._alone, self._rows = alone, dict(state["seeds"])
+
+
+def known_of(
+    metrics: Metrics, context: SelectionContext, model: Model, ridge: float
+) -> LinearKnowledge:
+    """What was learnt; of hand-made metrics, their rewards, as if earned in ``context``."""
+    found = getattr(metrics, "knowledge", None)
+    if isinstance(found, LinearKnowledge):
+        return found
+    made = LinearKnowledge("", model, ridge)
+    for seed in sorted(metrics):
+        blueprint, seen = blueprint_of(metrics, context, seed), of_seeds(context, [seed])[seed]
+        for reward in rewards_of(metrics[seed]):
+            made.take(seed, blueprint, seen, reward)
+    return made
+
+
+def after_trials(covariance_KK: Array, trials: Sequence[int]) -> Array:
+    """The covariance once each seed is tried so often again, whatever comes of it.
+
+    Example:
+        Variance 1, tried three times more with noise of variance 1: a quarter.
+
+        >>> after_trials(np.array([[1.0]]), [3])
+        array([[0.25]])
+    """
+    waiting = [index for index, count in enumerate(trials) if count]
+    if not waiting:
+        return covariance_KK
+    noise_JJ = np.diag([1.0 / trials[index] for index in waiting])
+    seen_KJ = covariance_KK[:, waiting]
+    return covariance_KK - seen_KJ @ np.linalg.solve(seen_KJ[waiting] + noise_JJ, seen_KJ.T)
+
+
+def _in_units_of(
+    yardstick: Ridges, ridges: Ridges, mean: float, variance: float
+) -> tuple[float, float]:
+    """A prediction in the units of ``yardstick`` that was made in those of ``ridges``."""
+    factor = ridges.scale / yardstick.scale
+    if not 0 < factor < float("inf"):  # one of them knows of no spread
+        return 0.0, variance
+    return mean * factor + (
+        ridges.centre - yardstick.centre
+    ) / yardstick.scale, variance * factor**2
+
+
+def _together(names: Sequence[str], seen: Sequence[Features]) -> Array:
+    x_KW = np.array(seen)
+    sketch_KS = [_sketch(name) @ x_W for name, x_W in zip(names, x_KW, strict=True)]
+    return np.concatenate([x_KW, np.array(sketch_KS)], axis=1)
+
+
+@lru_cache(maxsize=1024)
+def _sketch(name: str) -> Array:
+    """Random signs: products of two such sketches are, on average, those of the features alone."""
+    signs = code(name, _SKETCH * WIDTH)
+    sketch_SW: Array = np.array(signs).reshape(_SKETCH, WIDTH) * WIDTH**0.5
+    return sketch_SW
+
+
+def blueprint_of(metrics: Metrics, context: SelectionContext, seed_idx: int) -> str:
+    """What the seed stands for; empty if that is not known."""
+    blueprint: str = getattr(metrics.get(seed_idx), "blueprint", "")
+    return context.blueprints.get(seed_idx, blueprint)
+
+
+def unheard(metrics: Metrics, seed_idx: int) -> int:
+    """Choices without an outcome that count as trials, so that parallel choices spread."""
+    record = metrics.get(seed_idx)
+    if record is None:
+        return 0
+    waiting: int = record.pending
+    return waiting if record.outcomes else max(waiting, record.total_activations)

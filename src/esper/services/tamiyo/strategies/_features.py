@@ -1,0 +1,147 @@
+"""What contextual strategies see of a choice: a fixed list of numbers, about as large as 1.
+
+Every number is a fixed function of the context, so features of different layers, runs and years
+mean the same. Unmeasured is neither zero nor healthy: what is missing is 0, which is the middle of
+its scale, and raises a flag of its own.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from math import copysign, inf, isfinite, log1p
+
+from esper.contracts.health import HealthSignal
+from esper.contracts.selection import Decision, SelectionContext
+
+Features = tuple[float, ...]
+
+_HEALTH: tuple[tuple[str, float, float, float], ...] = (
+    ("gradient_rms", 0.1, 1.8, 0.8),
+    ("input_rms", 1.0, 1.7, 0.6),
+    ("activation_sd", 1.0, 1.0, 0.4),
+    ("dead_fraction", 0.1, 0.4, 0.5),
+    ("holdout_loss", 1.0, 0.9, 0.3),
+    ("loss_trend", 0.01, -1.5, 1.0),
+)
+"""Measurement ``v``, and ``unit``, ``centre``, ``spread`` of its scale:
+``(sign(v) * log1p(|v| / unit) - centre) / spread``; centre and spread are those of small networks
+on the shipped tasks."""
+
+_TYPE = 6
+"""Signs that a layer type is told by."""
+
+_FAR = 3.0
+"""No feature is farther from the middle of its scale, in spreads."""
+
+_WEIGHT = 0.5
+"""Of every feature but the constant: a priori they all together matter about as much as it."""
+
+NAMES: tuple[str, ...] = (
+    "constant",
+    "epoch",
+    "urgency",
+    "urgency missing",
+    *[name for name, *_ in _HEALTH],
+    *[f"{name} missing" for name, *_ in _HEALTH],
+    *[f"layer type, sign {index}" for index in range(_TYPE)],
+    "parameters",
+    "parameters missing",
+)
+"""What each feature stands for."""
+
+WIDTH = len(NAMES)
+"""How many features there are."""
+
+
+def of_seeds(context: SelectionContext, seeds: Sequence[int]) -> dict[int, Features]:
+    """The features of choosing each of ``seeds`` in ``context``, in the order of `NAMES`.
+
+    Example:
+        Nothing is known but the epoch, 19: ``0.5 * (ln 20 - 3) / 1.5`` is about zero, everything
+        else is missing.
+
+        >>> seen = of_seeds(SelectionContext(current_epoch=19), [0])[0]
+        >>> {name: round(value, 3) for name, value in zip(NAMES[:4], seen)}
+        {'constant': 1.0, 'epoch': -0.001, 'urgency': 0.0, 'urgency missing': 0.5}
+    """
+    layer = _of_layer(context.current_epoch, context.urgency, context.health, context.layer_type)
+    if not context.parameters:
+        return dict.fromkeys(seeds, (*layer, 0.0, _WEIGHT))
+    return {seed: (*layer, *_of_kernel(context.parameters.get(seed))) for seed in seeds}
+
+
+def of_decision(decision: Decision) -> Features:
+    """The features of a choice that was made.
+
+    Those it was made by, where it has them; a seed's first try, and other strategies, log none.
+    Then those that can still be told from the record: epoch and layer type.
+    """
+    seen = decision.reason.features
+    if len(seen) == WIDTH and all(map(isfinite, seen)):
+        return seen
+    layer = _of_layer(decision.epoch, None, None, decision.layer_type)
+    return (*layer, *_of_kernel(None))
+
+
+def _of_layer(
+    epoch: int, urgency: float | None, health: HealthSignal | None, layer_type: str
+) -> Features:
+    values, missing = [], []
+    for name, unit, centre, spread in _HEALTH:
+        value = None if health is None else getattr(health, name)
+        if value is None or not isfinite(value):
+            values.append(0.0)
+            missing.append(_WEIGHT)
+        else:
+            values.append(_scaled(copysign(log1p(abs(value) / unit), value), centre, spread))
+            missing.append(0.0)
+    known = urgency is not None and isfinite(urgency)
+    return (
+        1.0,
+        _scaled(log1p(epoch), 3.0, 1.5),
+        _scaled(urgency, 0.5, 0.3) if known and urgency is not None else 0.0,
+        0.0 if known else _WEIGHT,
+        *values,
+        *missing,
+        *(code(layer_type, _TYPE, _WEIGHT) if layer_type else (0.0,) * _TYPE),
+    )
+
+
+def _of_kernel(parameters: float | None) -> Features:
+    if parameters is None or not 0 <= parameters < inf:
+        return 0.0, _WEIGHT
+    return _scaled(log1p(parameters), 6.9, 2.5), 0.0
+
+
+def _scaled(value: float, centre: float, spread: float) -> float:
+    return _WEIGHT * min(max((value - centre) / spread, -_FAR), _FAR)
+
+
+def identity(layer_name: str, seed_idx: int, blueprint: str) -> str:
+    """What a seed is the same as: its blueprint, in any layer; without one, only itself.
+
+    Example:
+        >>> identity("fc1", 2, "glu"), identity("fc1", 2, "")
+        ('glu', 'fc1/2')
+    """
+    return blueprint or f"{layer_name}/{seed_idx}"
+
+
+@lru_cache(maxsize=4096)
+def code(name: str, size: int, length: float = 1.0) -> Features:
+    """A name as a vector of signs, nearly at right angles to that of any other name.
+
+    Args:
+        name: Any string.
+        size: Numbers in the vector; two names share one with probability ``2 ** -size``.
+        length: Euclidean length of the vector.
+
+    Example:
+        >>> code("glu", 4) == code("glu", 4), code("glu", 32) == code("conv", 32), len(code("", 70))
+        (True, False, 70)
+    """
+    words = -(-size // 512)
+    digest = b"".join([blake2b(f"{block}/{name}".encode()).digest() for block in range(words)])
+    bits = int.from_bytes(digest, "big")
+    value = length / size**0.5
+    return tuple([value if bits >> index & 1 else -value for index in range(size)])

@@ -1,0 +1,119 @@
+"""Discounted Thompson sampling: posteriors in which older rewards count less."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, final
+
+from typing_extensions import override
+
+from esper.contracts.errors import ConfigError, unknown_name
+from esper.contracts.selection import SelectionContext, SelectionReason
+from esper.services.tamiyo.randomness import Draws
+from esper.services.tamiyo.strategies._base import (
+    Metrics,
+    SelectionStrategy,
+    others,
+    pick_best,
+    require_number,
+)
+from esper.services.tamiyo.strategies._forgetting import Discounted
+from esper.services.tamiyo.strategies._learned import learned_as, standing
+from esper.services.tamiyo.strategies._posteriors import (
+    BestDraw,
+    Parameters,
+    beta_posterior,
+    draw,
+    gaussian_posterior,
+)
+
+_POSTERIORS = ("beta", "gaussian")
+
+
+@final
+@dataclass(frozen=True)
+class DiscountedThompson(SelectionStrategy):
+    """Draw from every seed's discounted posterior and take the highest draw.
+
+    Each outcome of the layer weighs ``discount`` times as much as the next. ``n`` is the sum of a
+    seed's weights and ``z`` its discounted mean, in standard deviations of the rewards about their
+    seeds' means: a seed that is left alone falls back to the prior and is drawn widely again. A
+    choice whose outcome has not come counts as a trial.
+
+    Args:
+        discount: Weight of an outcome relative to the layer's next, in (0, 1].
+        posterior: ``"gaussian"``: Normal with mean ``z * n / (n + prior_count)`` and standard
+            deviation ``1 / sqrt(n + prior_count)``; or ``"beta"``: ``n * Phi(z)`` successes and the
+            rest failures, after ``prior_count`` of each.
+        prior_count: Average outcomes assumed beforehand, > 0.
+
+    Raises:
+        ConfigError: if a setting is out of range.
+
+    Source:
+        Raj & Kalyani (2017), Taming Non-stationary Bandits: A Bayesian Approach, algorithm 1 (Beta;
+        Gaussian likewise).
+
+    Example:
+        Discount 0.5, rewards 1 and 4 of seed 0, then 9 of seed 1: ``n`` 0.75 and 1, means 3 and 9,
+        noise 3.228 (as for ``discounted_ucb``), so z is -/+ 0.929; means ``-0.929 * 0.75 / 1.75``
+        and ``0.929 / 2``, deviations ``1 / sqrt(1.75)`` and ``1 / sqrt(2)``.
+
+        >>> strategy = DiscountedThompson(discount=0.5)
+        >>> learned = strategy.begin("fc1")
+        >>> for seed, reward in ((0, 1.0), (0, 4.0), (1, 9.0)):
+        ...     learned.learn(seed, reward, None)
+        >>> found = strategy.posteriors([0, 1], {}, learned)
+        >>> [[round(value, 3) for value in own] for own in found.values()]
+        [[-0.398, 0.756], [0.465, 0.707]]
+    """
+
+    name: ClassVar[str] = "discounted_thompson"
+    discount: float = 0.995
+    posterior: Literal["beta", "gaussian"] = "gaussian"
+    prior_count: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_number("discounted_thompson.discount", self.discount, above=0, at_most=1)
+        require_number("discounted_thompson.prior_count", self.prior_count, above=0)
+        if self.posterior not in _POSTERIORS:
+            raise ConfigError(
+                unknown_name("discounted_thompson.posterior", self.posterior, _POSTERIORS)
+            )
+
+    @override
+    def begin(self, layer_name: str) -> Discounted:
+        return Discounted(self.discount)
+
+    @override
+    def decide(
+        self, viable: Sequence[int], metrics: Metrics, context: SelectionContext, rng: Draws
+    ) -> tuple[int, SelectionReason]:
+        learned = learned_as(Discounted, self.knowledge(metrics))
+        posteriors = self.posteriors(sorted(viable), metrics, learned)
+        scores = {
+            seed: draw(self.posterior, parameters, rng) for seed, parameters in posteriors.items()
+        }
+        chosen, _ = pick_best(scores, rng)
+        return chosen, SelectionReason(
+            "discounted_thompson",
+            chosen,
+            scores[chosen],
+            scores,
+            BestDraw(self.posterior, tuple(posteriors.items())),
+            f"highest draw, {scores[chosen]:.2f}, of {len(scores)}; {learned.evidence(chosen)}",
+            False,
+            others(viable, chosen),
+        )
+
+    def posteriors(
+        self, viable: Sequence[int], metrics: Metrics, learned: Discounted
+    ) -> dict[int, Parameters]:
+        """The parameters of each seed's posterior."""
+        standings = standing(viable, metrics, learned.means(), learned.noise())
+        if self.posterior == "gaussian":
+            return {
+                seed: gaussian_posterior(z, trials, self.prior_count)
+                for seed, (z, trials) in standings.items()
+            }
+        prior = (self.prior_count, self.prior_count)
+        return {seed: beta_posterior(z, trials, prior) for seed, (z, trials) in standings.items()}

@@ -1,0 +1,1 @@
+"""Studies: questions that a user can put to the logs, and experiments to repeat."""

@@ -1,0 +1,288 @@
+"""`hierarchical`: what is pooled, how strongly, what it gains, and that no seed starves."""
+
+import json
+from collections.abc import Mapping, Sequence
+from math import exp, inf, log, sqrt
+from random import Random  # noqa: TID251 (the tests bring their own, seeded, world)
+from statistics import fmean, variance
+
+import pytest
+
+from esper.contracts.errors import ConfigError
+from esper.contracts.performance import PerformanceDelta, SeedPerformanceMetrics
+from esper.contracts.selection import SelectionContext
+from esper.services.tamiyo.history import LayerMetrics
+from esper.services.tamiyo.performance_tracker import PerformanceTracker
+from esper.services.tamiyo.randomness import Draws
+from esper.services.tamiyo.seed_selector import SeedSelector
+from esper.services.tamiyo.strategies import STRATEGIES
+from esper.services.tamiyo.strategies._kinds import Cell, Kind, Kinds, between
+from esper.services.tamiyo.strategies.hierarchical import Hierarchical
+from esper.stores.memory import MemoryStore
+
+BLUEPRINTS = ("glu", "lowrank", "bottleneck", "conv_block", "depthwise")
+
+
+def _context(order: Sequence[int] = range(5), layer_type: str = "Linear") -> SelectionContext:
+    blueprints = {seed: BLUEPRINTS[kind] for seed, kind in enumerate(order)}
+    return SelectionContext(layer_type=layer_type, blueprints=blueprints)
+
+
+def _answer(selector: SeedSelector, layer: str, context: SelectionContext, reward: float) -> int:
+    """One choice, and an outcome that does not depend on it."""
+    decision = selector.decide(layer, range(len(context.blueprints)), context)
+    delta = PerformanceDelta(reward=reward)
+    tracker = selector.performance_tracker
+    tracker.update_metrics_now(layer, decision.seed_idx, delta, decision=decision)
+    return decision.seed_idx
+
+
+def _learn(selector: SeedSelector, layer: str, rewards: Mapping[int, Sequence[float]]) -> None:
+    """Rewards of kinds in a layer, each kind in the seed of its number."""
+    for seed, values in rewards.items():
+        context = SelectionContext(layer_type="Linear", blueprints={seed: BLUEPRINTS[seed]})
+        for value in values:
+            decision = selector.decide(layer, [seed], context)
+            delta = PerformanceDelta(reward=value)
+            selector.performance_tracker.update_metrics_now(layer, seed, delta, decision=decision)
+
+
+def _gain(name: str, runs: int) -> float:
+    """What is earned relative to chance: six layers, five kinds, thirty choices in all."""
+    earned = chance = 0.0
+    for run in range(runs):
+        random = Random(run)
+        worth = [exp(random.uniform(log(0.001), log(0.18))) for _ in BLUEPRINTS]
+        noise = random.uniform(0.02, 0.05)
+        orders = [random.sample(range(5), 5) for _ in range(6)]
+        means = [[worth[kind] * exp(0.25 * random.gauss(0, 1)) for kind in row] for row in orders]
+        chance += 30 * fmean(mean for row in means for mean in row)
+        selector = SeedSelector(STRATEGIES.create(name), seed=run)
+        for _ in range(5):
+            for layer, row in enumerate(means):
+                context = _context(orders[layer])
+                decision = selector.decide(f"fc{layer}", range(5), context)
+                mean = row[decision.seed_idx]
+                delta = PerformanceDelta(reward=random.gauss(mean, noise))
+                selector.performance_tracker.update_metrics_now(
+                    f"fc{layer}", decision.seed_idx, delta, decision=decision
+                )
+                earned += mean
+    return earned / chance
+
+
+def test_layers_that_share_kinds_earn_twice_what_chance_does() -> None:
+    pooled = _gain("hierarchical", 60)
+    assert pooled > 1.9
+    assert pooled > 1.7 * _gain("auto", 60)
+    assert pooled > 1.7 * _gain("random", 60)
+
+
+def test_a_new_layer_begins_with_the_best_kind_and_says_so() -> None:
+    selector = SeedSelector(Hierarchical())
+    for layer in ("fc1", "fc2", "fc3"):
+        _learn(selector, layer, {0: (0.0, 0.2), 1: (1.0, 1.2), 2: (0.4, 0.6)})
+    decision = selector.decide("fc4", [0, 1, 2], _context((2, 0, 1)))
+    assert decision.blueprint == "lowrank"
+    sentence = "; no outcome yet here, pooled from 3 other Linear layers"
+    assert decision.reason.reason.endswith(sentence)
+    assert decision.reason.reason.startswith("best mean by ")
+
+
+def test_layers_of_another_type_share_nothing() -> None:
+    selector = SeedSelector(Hierarchical())
+    _learn(selector, "fc1", {0: (0.0, 0.2), 1: (1.0, 1.2)})
+    decision = selector.decide("conv1", [0, 1], _context((0, 1), layer_type="Conv2d"))
+    assert decision.reason.score == inf
+    assert decision.reason.reason.startswith("untried")
+
+
+def test_only_seeds_of_unknown_kinds_need_a_first_try() -> None:
+    selector = SeedSelector(Hierarchical())
+    _learn(selector, "fc1", {0: (0.0, 0.2), 1: (1.0, 1.2)})
+    decision = selector.decide("fc2", range(4), _context((0, 1, 2, 3)))
+    assert set(decision.reason.scores) == {2, 3}
+    assert decision.reason.propensity == 0.5
+
+
+def test_no_seed_starves_however_bad_its_kind_is_elsewhere() -> None:
+    selector = SeedSelector(Hierarchical())
+    for layer in ("fc1", "fc2", "fc3"):
+        _learn(selector, layer, {0: (9.0, 9.2), 1: (-9.0, -9.2), 2: (-99.0, -99.2)})
+    random = Random(1)
+    taken = [
+        _answer(selector, "fc4", _context((0, 1, 2)), random.gauss(9.0, 1.0)) for _ in range(66)
+    ]
+    assert set(taken[:60]) == {0}
+    assert set(taken) == {0, 1, 2}
+
+
+def test_own_outcomes_outweigh_the_others_in_the_end() -> None:
+    selector = SeedSelector(Hierarchical())
+    for layer in ("fc1", "fc2", "fc3"):
+        _learn(selector, layer, {0: (0.0, 0.2), 1: (1.0, 1.2)})
+    _learn(selector, "fc4", {0: (0.5, 0.7) * 10, 1: (0.3, 0.5) * 10})
+    record = selector.performance_tracker.layer("fc4")
+    assert record is not None
+    learned = record.seeds.knowledge
+    assert isinstance(learned, Kinds)
+    first, second = (learned.standing(seed, f"Linear/{BLUEPRINTS[seed]}") for seed in (0, 1))
+    assert first.mean > second.mean
+    assert second.mean > 0.4  # relative to 0.0, the first reward: pulled up by the other layers
+    assert first.layers == second.layers == 3
+
+
+def test_a_second_run_on_the_store_begins_where_the_first_ended() -> None:
+    store = MemoryStore()
+    first = SeedSelector(Hierarchical(), tracker=PerformanceTracker(store=store, run="a"))
+    _learn(first, "fc1", {0: (0.0, 0.2), 1: (1.0, 1.2)})
+    second = PerformanceTracker(store=store, run="b")
+    decision = SeedSelector(Hierarchical(), tracker=second).decide("fc1", [0, 1], _context((0, 1)))
+    assert decision.seed_idx == 1
+    assert decision.reason.reason.endswith("; 2 outcomes here")
+
+
+def test_shrinkage_is_that_of_known_variances() -> None:
+    """Many layers, one outcome each: the estimate is near what the rewards were drawn with."""
+    random, ratio = Random(4), 2.0
+    layers = {f"fc{index}": sqrt(ratio) * random.gauss(0, 1) for index in range(400)}
+    first = Kinds("fc0")
+    for name, level in layers.items():
+        knowledge = Kinds(name)
+        knowledge.join(first)
+        for _ in range(3):
+            knowledge.take(0, "Linear/glu", random.gauss(level, 1.0))
+    assert first.pool.noise() == pytest.approx(1.0, rel=0.2)
+    assert first.pool.ratio == pytest.approx(ratio, rel=0.35)
+
+
+def test_the_variance_between_layers_is_the_unweighted_estimate() -> None:
+    kind = Kind()
+    means, counts = (0.1, 0.9, 0.4, 0.0), (1.0, 3.0, 2.0, 8.0)
+    for index, (mean, count) in enumerate(zip(means, counts, strict=True)):
+        kind.cells[f"fc{index}"] = Cell(count, mean)
+    noise = 0.2
+    expected = variance(means) / noise**2 - fmean(1 / count for count in counts)
+    assert between({"a": kind}, noise) == pytest.approx((3 * expected + 1.5) / 9)
+    assert between({"a": kind}, inf) == 0.25
+    assert between({}, noise) == 0.25
+
+
+def test_running_sums_are_those_of_the_cells() -> None:
+    random, first = Random(2), Kinds("fc0")
+    knowledge = [first, *(Kinds(f"fc{index}") for index in range(1, 5))]
+    for one in knowledge[1:]:
+        one.join(first)
+    for _ in range(500):
+        one = knowledge[random.randrange(5)]
+        one.take(0, BLUEPRINTS[random.randrange(2)], random.gauss(3.0, 0.5))
+    for kind in first.pool.kinds.values():
+        weights = [1 / (first.pool.ratio + 1 / cell.count) for cell in kind.cells.values()]
+        means = [cell.mean for cell in kind.cells.values()]
+        assert kind.weight == pytest.approx(sum(weights), rel=1e-9)
+        weighted = sum(w * mean for w, mean in zip(weights, means, strict=True))
+        assert kind.weighted == pytest.approx(weighted, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize(("factor", "shift"), [(1000.0, 0.0), (1e-12, 0.0), (1.0, 100.0)])
+def test_factor_and_shift_change_no_choice(factor: float, shift: float) -> None:
+    def choices(factor: float, shift: float) -> list[int]:
+        random, selector = Random(6), SeedSelector(Hierarchical(), seed=2)
+        return [
+            _answer(selector, f"fc{step % 4}", _context(), factor * random.gauss(0, 1) + shift)
+            for step in range(200)
+        ]
+
+    assert choices(factor, shift) == choices(1.0, 0.0)
+
+
+def test_state_goes_on_to_the_last_bit() -> None:
+    random = Random(3)
+    one, two = Kinds("fc1"), Kinds("fc1")
+    other = Kinds("fc2")
+    other.join(one)
+    for step in range(300):
+        knowledge = (one, other)[step % 2]
+        knowledge.take(step % 3, ("", "Linear/glu", "Linear/mlp")[step % 3], random.gauss(0, 1))
+    two.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    for step in range(300):
+        reward = random.gauss(0.3, 1)
+        for knowledge in (one, two):
+            knowledge.take(step % 3, ("", "Linear/glu", "Linear/mlp")[step % 3], reward)
+    assert one.state_dict() == two.state_dict()
+    assert one.standing(1, "Linear/glu") == two.standing(1, "Linear/glu")
+
+
+@pytest.mark.parametrize("state", [{}, {"cells": []}, {"pool": {}, "kinds": {}, "alone": {}}])
+def test_a_foreign_state_is_refused_and_nothing_changes(state: dict[str, object]) -> None:
+    learned = Kinds("fc1")
+    learned.take(0, "Linear/glu", 1.0)
+    before = learned.state_dict()
+    with pytest.raises(ConfigError, match="pool, kinds and alone"):
+        learned.load_state_dict(state)
+    assert learned.state_dict() == before
+
+
+def test_a_rebound_seed_is_another_kind_and_the_old_one_stays_known() -> None:
+    selector = SeedSelector(Hierarchical())
+    _learn(selector, "fc1", {0: (0.0, 0.2), 1: (1.0, 1.2)})
+    decision = selector.decide("fc1", [0, 1], _context((1, 0)))  # they change places
+    assert decision.seed_idx == 0
+    assert decision.blueprint == "lowrank"
+
+
+def test_without_blueprints_seeds_are_learnt_alone() -> None:
+    learned = Kinds("fc1")
+    for reward in (1.0, 2.0):
+        learned.learn(0, reward, None)
+        learned.learn(1, reward + 1, None)
+    assert not learned.pool.kinds
+    assert [learned.standing(seed, "")[:2] for seed in (0, 1)] == [(0.5, 2.0), (1.5, 2.0)]
+    learned.forget(0)
+    assert learned.standing(0, "").weight == 0
+
+
+def test_pending_choices_count_so_parallel_trainers_spread() -> None:
+    selector = SeedSelector(Hierarchical())
+    _learn(selector, "fc1", {seed: (0.1 * seed - 0.5, 0.1 * seed + 0.5) for seed in range(4)})
+    taken = set()
+    for _ in range(10):
+        decision = selector.decide("fc2", range(4), _context(range(4)))
+        selector.commit("fc2", decision.seed_idx)
+        selector.free("fc2", decision.seed_idx, epoch=0)
+        taken.add(decision.seed_idx)
+    assert len(taken) >= 3
+
+
+def test_hand_made_metrics_are_read_with_their_blueprints() -> None:
+    metrics = {
+        seed: SeedPerformanceMetrics(seed, "fc1", rewards=rewards, blueprint="glu")
+        for seed, rewards in enumerate(([0.0, 0.2], [0.4, 0.6]))
+    }
+    _, reason = Hierarchical().decide([0, 1], metrics, SelectionContext(), Draws(0, "fc1", 0))
+    assert reason.scores[0] == reason.scores[1]  # one kind in one layer: one belief
+    assert reason.propensity == 0.5
+
+
+def test_a_layer_of_its_own_gives_its_reasons() -> None:
+    strategy = Hierarchical()
+    learned = strategy.begin("fc1")
+    metrics = LayerMetrics(learned)
+    draws = Draws(0, "fc1", 0)
+    why = strategy.decide([0], metrics, SelectionContext(), draws)[1].reason
+    assert why == "not ruled out: no outcome yet"
+    for reward in (0.0, 1.0) * 5:
+        learned.learn(0, reward, None)
+    why = strategy.decide([0], metrics, SelectionContext(), draws)[1].reason
+    assert why == "the only one with a mean; 10 outcomes here"
+    learned.learn(1, 0.2, None)
+    chosen, reason = strategy.decide([0, 1], metrics, SelectionContext(), draws)
+    assert chosen == 1
+    assert reason.reason.startswith("not ruled out: 0.6 sd behind; 1 outcome here")
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), inf, "1"])
+@pytest.mark.parametrize("setting", ["exploration", "horizon"])
+def test_bad_settings_are_refused(setting: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"hierarchical.{setting} is"):
+        Hierarchical(**{setting: value})  # type: ignore[arg-type]  # that is the point
