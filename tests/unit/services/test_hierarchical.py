@@ -16,7 +16,8 @@ from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.services.tamiyo.strategies import STRATEGIES
-from esper.services.tamiyo.strategies._kinds import Cell, Kind, Kinds, between
+from esper.services.tamiyo.strategies._kinds import Kinds
+from esper.services.tamiyo.strategies._pooling import Cell, Kind, between
 from esper.services.tamiyo.strategies.hierarchical import Hierarchical
 from esper.stores.memory import MemoryStore
 

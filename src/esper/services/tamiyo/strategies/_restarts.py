@@ -23,6 +23,9 @@ restart; surprises, restarts."""
 _SEED: Final = Struct("<dfffffHH")
 """Mean, outcomes; evidence for a rise and for a fall; mean and length of the run of each."""
 
+_STANDING: Final = Struct("<df20x")
+"""The first two of them alone, as every choice reads them."""
+
 _MEMORY: Final = 1000
 """Outcomes that means and noise remember."""
 
@@ -111,9 +114,9 @@ class Restarting(LayerKnowledge):
 
     def means(self) -> dict[int, tuple[float, float]]:
         """Mean reward and outcomes of every seed, as far as they still count."""
-        rows = _SEED.iter_unpack(memoryview(self._cells)[_HEAD.size :])
+        rows = _STANDING.iter_unpack(memoryview(self._cells)[_HEAD.size :])
         numbered = enumerate(rows) if self._seeds is None else zip(self._seeds, rows, strict=True)
-        return {seed: (row[0], row[1]) for seed, row in numbered if row[1]}
+        return {seed: row for seed, row in numbered if row[1]}
 
     def noise(self) -> float:
         """Standard deviation of a reward about its seed's mean; inf if rewards do not differ."""

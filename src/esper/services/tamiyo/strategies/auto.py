@@ -118,16 +118,13 @@ def _standings(
     found = {}
     for seed in viable:
         record, standing = metrics.get(seed), known.get(seed)
+        pending = record.pending if record else 0
         if standing is None:
             # Chosen, but nothing heard of it: an average seed, less promising at each try.
-            trials = (
-                max(record.pending, record.total_activations - record.outcomes) if record else 0
-            )
-            found[seed] = (_average(known), float(trials))
-        elif record is not None and record.pending:
-            found[seed] = (standing[0], standing[1] + record.pending)
+            lost = record.total_activations - record.outcomes if record else 0
+            found[seed] = (_average(known), float(max(pending, lost)))
         else:
-            found[seed] = standing
+            found[seed] = (standing[0], standing[1] + pending) if pending else standing
     return found
 
 
@@ -158,8 +155,7 @@ def _sentence(
 
 
 def _restarted(learned: Restarting, seeds: int) -> str:
-    since = learned.since
-    if not learned.restarts or since >= _FRESH * seeds:
+    if not learned.restarts or (since := learned.since) >= _FRESH * seeds:
         return ""
     return (
         f"; restarted after a change, {tried(since)} ago" if since else "; restarted after a change"

@@ -18,7 +18,8 @@ from esper.services.tamiyo.strategies._base import (
     tried,
 )
 from esper.services.tamiyo.strategies._imed import merits
-from esper.services.tamiyo.strategies._kinds import Kinds, Standing, kind_of
+from esper.services.tamiyo.strategies._kinds import Kinds, kind_of
+from esper.services.tamiyo.strategies._pooling import Standing
 from esper.services.tamiyo.strategies.auto import shared
 
 _PATIENCE = 20
