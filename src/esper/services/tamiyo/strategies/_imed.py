@@ -67,3 +67,14 @@ def merits(
         spent = exploration * log(trials) if trials <= horizon else beyond + steep * log(trials)
         found[seed] = -0.5 * gap * gap * trials * trials / (trials + _SALT) - spent
     return found
+
+
+def shared(scores: Mapping[int, float], share: float) -> dict[int, float]:
+    """The probability of every seed where the best are drawn from, each with ``share``.
+
+    Example:
+        >>> shared({0: 1.0, 1: 2.0, 2: 2.0}, 0.5)
+        {0: 0.0, 1: 0.5, 2: 0.5}
+    """
+    tied = sorted(scores, key=lambda seed: -scores[seed])[: round(1 / share)]
+    return {seed: share if seed in tied else 0.0 for seed in scores}

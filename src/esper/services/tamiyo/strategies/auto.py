@@ -17,7 +17,7 @@ from esper.services.tamiyo.strategies._base import (
     require_number,
     tried,
 )
-from esper.services.tamiyo.strategies._imed import merits
+from esper.services.tamiyo.strategies._imed import merits, shared
 from esper.services.tamiyo.strategies._learned import learned_as
 from esper.services.tamiyo.strategies._restarts import Restarting
 
@@ -99,17 +99,6 @@ class Auto(SelectionStrategy):
             False,
             others(viable, chosen),
         )
-
-
-def shared(scores: Mapping[int, float], share: float) -> dict[int, float]:
-    """The probability of every seed where the best are drawn from, each with ``share``.
-
-    Example:
-        >>> shared({0: 1.0, 1: 2.0, 2: 2.0}, 0.5)
-        {0: 0.0, 1: 0.5, 2: 0.5}
-    """
-    tied = sorted(scores, key=lambda seed: -scores[seed])[: round(1 / share)]
-    return {seed: share if seed in tied else 0.0 for seed in scores}
 
 
 def _standings(

@@ -17,10 +17,9 @@ from esper.services.tamiyo.strategies._base import (
     rewards_of,
     tried,
 )
-from esper.services.tamiyo.strategies._imed import merits
+from esper.services.tamiyo.strategies._imed import merits, shared
 from esper.services.tamiyo.strategies._kinds import Kinds, kind_of
 from esper.services.tamiyo.strategies._pooling import Standing
-from esper.services.tamiyo.strategies.auto import shared
 
 _PATIENCE = 20
 """Outcomes of a layer, per viable seed, after which each is tried for its own sake."""
