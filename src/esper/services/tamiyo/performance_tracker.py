@@ -283,8 +283,11 @@ class PerformanceTracker:
     def withdraw(self, decision: Decision) -> None:
         """No longer wait for the outcome of a decision that came to nothing."""
         with self.lock:
-            where = self._where(self.record_of(decision), decision.decision_id)
-            self._apply("withdrawal", where)
+            record = self.record_of(decision)
+            if self._journal is not None:
+                self._note("withdrawal", self._where(record, decision.decision_id))
+            record.close(decision.decision_id)
+            self._history.open.pop(decision.decision_id, None)
         self.flush()
 
     def decision_id(self, layer_name: str, number: int) -> str:
