@@ -1,6 +1,6 @@
 """A choice, from its question to its record: context, constraints, reason, decision."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import inf, isinf
 from typing import Any, Protocol
@@ -162,6 +162,22 @@ class _Propensity:
         raise AttributeError("a reason cannot be changed")
 
 
+class _Sentence:
+    """A string, or what makes one, which becomes one when it is first read."""
+
+    def __get__(self, reason: "SelectionReason | None", owner: type | None = None) -> str:
+        if reason is None:
+            raise AttributeError("reason")  # the field has no default
+        values = reason.__dict__
+        value: str | Callable[[], str] = values["reason"]
+        if not isinstance(value, str):
+            value = values["reason"] = value()
+        return value
+
+    def __set__(self, reason: "SelectionReason", value: object) -> None:
+        raise AttributeError("a reason cannot be changed")
+
+
 @dataclass(frozen=True, init=False)
 class SelectionReason:
     """Why a seed was chosen.
@@ -173,7 +189,10 @@ class SelectionReason:
         scores: Score of every viable seed.
         propensity: Probability, in (0, 1], with which the strategy chose this seed here. Given as a
             number, as a `Chance`, or as the probabilities of all seeds; always read as a number.
-        reason: One sentence for a person.
+        reason: One sentence for a person. Given as a string, or as a call without arguments that
+            makes it when it is first read, since most are never read; always read as a string. Such
+            a call must depend on nothing that changes after the choice: best a `functools.partial`
+            of a function and the numbers in the sentence.
         fallback: Whether a soft constraint was overridden to choose at all.
         alternatives_considered: The other viable seeds.
         features: What a contextual strategy saw of the chosen seed; it learns from them later.
@@ -184,7 +203,7 @@ class SelectionReason:
     score: float
     scores: Mapping[int, float]
     propensity: _Propensity = _Propensity()
-    reason: str  # type: ignore[misc]  # the descriptor above gives no default
+    reason: _Sentence = _Sentence()
     fallback: bool = False
     alternatives_considered: tuple[int, ...] = ()
     features: tuple[float, ...] = ()
@@ -196,7 +215,7 @@ class SelectionReason:
         score: float,
         scores: Mapping[int, float],
         propensity: float | Mapping[int, float] | Chance,
-        reason: str,
+        reason: str | Callable[[], str],
         fallback: bool = False,
         alternatives_considered: tuple[int, ...] = (),
         features: tuple[float, ...] = (),

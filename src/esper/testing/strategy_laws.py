@@ -168,6 +168,18 @@ class StrategyLaws:
         assert decision_from(json.loads(json.dumps(decision_data(decision)))) == decision
         assert asdict(decision.reason)["propensity"] == decision.reason.propensity
 
+    def test_a_reason_speaks_of_the_moment_of_the_choice_whenever_it_is_read(
+        self, make: Make
+    ) -> None:
+        at_once, later = (SeedSelector(make(), tracker=_tracker(), seed=2) for _ in range(2))
+        read = at_once.decide(LAYER, [0, 1, 2, 3], CONTEXT)
+        before = decision_data(read)
+        unread = later.decide(LAYER, [0, 1, 2, 3], CONTEXT)
+        for seed_idx in (0, 1, 2, 3) * 5:
+            delta = PerformanceDelta(reward=0.3 - 0.1 * seed_idx)
+            later.performance_tracker.update_metrics_now(LAYER, seed_idx, delta)
+        assert decision_data(unread) == before
+
     def test_select_and_get_reason_are_decide(self, make: Make) -> None:
         strategy = make()
         chosen = strategy.select([0, 1, 2, 3], _metrics(), CONTEXT)

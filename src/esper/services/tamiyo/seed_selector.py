@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from math import inf
 from operator import index
 from typing import Any, final
@@ -299,10 +300,14 @@ def first_try(
         inf,
         dict.fromkeys(untried, inf),
         dict.fromkeys(untried, 1 / len(untried)),
-        f"untried, like {len(untried)} of {len(viable)} viable seeds; drawn",
+        partial(_untried, len(untried), len(viable)),
         False,
         others(viable, chosen),
     )
+
+
+def _untried(untried: int, viable: int) -> str:
+    return f"untried, like {untried} of {viable} viable seeds; drawn"
 
 
 def _fall_back(

@@ -254,7 +254,9 @@ def pick_best(scores: Mapping[int, float], rng: Draws) -> tuple[int, float]:
 
 def others(viable: Sequence[int], seed_idx: int) -> tuple[int, ...]:
     """The seeds of ``viable`` that were not chosen."""
-    return tuple([seed for seed in viable if seed != seed_idx])
+    left = list(viable)
+    left.remove(seed_idx)
+    return tuple(left)
 
 
 def tried(outcomes: int) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, final
 
 from typing_extensions import override
@@ -77,15 +78,18 @@ class EpsilonGreedy(SelectionStrategy):
         for seed in best:
             chances[seed] += (1 - epsilon) / len(best)
         record = metrics.get(chosen)
-        why = "exploring" if exploring else "best mean reward so far"
         return chosen, SelectionReason(
             "epsilon_greedy",
             chosen,
             scores[chosen],
             scores,
             chances,
-            f"{why}: {scores[chosen]:+.2f} sd, {tried(record.count if record else 0)}; "
-            f"epsilon {epsilon:.3f}",
+            partial(_why, exploring, scores[chosen], record.count if record else 0, epsilon),
             False,
             others(viable, chosen),
         )
+
+
+def _why(exploring: bool, score: float, count: int, epsilon: float) -> str:
+    why = "exploring" if exploring else "best mean reward so far"
+    return f"{why}: {score:+.2f} sd, {tried(count)}; epsilon {epsilon:.3f}"

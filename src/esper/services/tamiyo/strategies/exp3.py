@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import erfc, exp, log, sqrt
 from typing import ClassVar, final
 
@@ -183,15 +184,13 @@ class Exp3(SelectionStrategy):
             left -= chance
             if left < 0:
                 break
-        place = sum([chance > chances[chosen] for chance in chances.values()]) + 1
         return chosen, SelectionReason(
             "exp3",
             chosen,
             chances[chosen],
             chances,
             chances,
-            f"drawn with probability {chances[chosen]:.2f}, {place}. of "
-            f"{len(chances)} by its losses so far; {tried(learned.count_of(chosen))}",
+            partial(_why, chances[chosen], tuple(chances.values()), learned.count_of(chosen)),
             False,
             others(viable, chosen),
         )
@@ -204,3 +203,11 @@ class Exp3(SelectionStrategy):
         weights = {seed: exp(-eta * (loss - least)) for seed, loss in found.items()}
         total = sum(weights.values())
         return {seed: weight / total for seed, weight in weights.items()}
+
+
+def _why(drawn: float, chances: Sequence[float], count: int) -> str:
+    place = sum([chance > drawn for chance in chances]) + 1
+    return (
+        f"drawn with probability {drawn:.2f}, {place}. of {len(chances)} by its losses so far; "
+        f"{tried(count)}"
+    )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import exp
 from typing import ClassVar, final
 
@@ -74,8 +75,7 @@ class PerformanceWeighted(SelectionStrategy):
             scores[chosen],
             scores,
             chances,
-            f"drawn with probability {chances[chosen]:.2f}; recent rewards "
-            f"{scores[chosen]:+.2f} sd from the layer's mean",
+            partial(_why, chances[chosen], scores[chosen]),
             False,
             others(viable, chosen),
         )
@@ -101,3 +101,9 @@ class PerformanceWeighted(SelectionStrategy):
         share = (1 - self.floor) / sum(weights.values())
         even = self.floor / len(weights)
         return scores, {seed: share * weight + even for seed, weight in weights.items()}
+
+
+def _why(chance: float, score: float) -> str:
+    return (
+        f"drawn with probability {chance:.2f}; recent rewards {score:+.2f} sd from the layer's mean"
+    )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, final
 
 from typing_extensions import override
@@ -113,8 +114,7 @@ class Thompson(SelectionStrategy):
             scores[chosen],
             scores,
             BestDraw(self.posterior, tuple(posteriors.items())),
-            f"highest draw, {scores[chosen]:.2f}, of {len(scores)}; "
-            f"{tried(record.count if record else 0)}",
+            partial(_why, scores[chosen], len(scores), record.count if record else 0),
             False,
             others(viable, chosen),
         )
@@ -141,3 +141,7 @@ class Thompson(SelectionStrategy):
                     z, count + pending, squares, self.prior_count, self.prior_shape
                 )
         return found
+
+
+def _why(score: float, viable: int, count: int) -> str:
+    return f"highest draw, {score:.2f}, of {viable}; {tried(count)}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import inf, log, sqrt
 from typing import ClassVar, final
 
@@ -70,14 +71,13 @@ class UCB(SelectionStrategy):
         chosen, propensity = pick_best(scores, rng)
         score = scores[chosen]
         record = metrics.get(chosen)
-        known = tried(record.count if record else 0)
         return chosen, SelectionReason(
             "ucb",
             chosen,
             score,
             scores,
             propensity,
-            f"highest upper bound, {score:.2f} sd, after {known}",
+            partial(_why, score, record.count if record else 0),
             False,
             others(viable, chosen),
         )
@@ -98,3 +98,7 @@ class UCB(SelectionStrategy):
                 tries = record.total_activations
                 scores[seed] = sqrt(width / tries) if tries else inf
         return scores
+
+
+def _why(score: float, count: int) -> str:
+    return f"highest upper bound, {score:.2f} sd, after {tried(count)}"
