@@ -1,21 +1,18 @@
 """Runs read back from their folders and event logs, without torch, so that looking is quick."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any, final
-from urllib.parse import urlsplit, urlunsplit
 
-from esper.app import run_lock
+from esper.app import facts, run_lock
+from esper.app.addresses import SQLITE, without_password
 from esper.app.run_folder import RunFolder, every, find
-from esper.contracts.errors import ConfigError, StoreError
+from esper.contracts.errors import StoreError
 from esper.contracts.events import Event
 from esper.contracts.seeds import SeedState
 from esper.stores import open_store
-
-_SQLITE = "sqlite:///"
 
 
 @final
@@ -66,11 +63,11 @@ class Run:
             StoreError: if the store cannot be read.
         """
         url = self.spec["store"]
-        place = Path(url.removeprefix(_SQLITE)) if url else self.folder.path / "history.db"
-        if url and not url.startswith(_SQLITE):
+        place = Path(url.removeprefix(SQLITE)) if url else self.folder.path / "history.db"
+        if url and not url.startswith(SQLITE):
             return _read(url, self.spec["run"])
         if place.exists():
-            return _read(f"{_SQLITE}{place.resolve()}", self.spec["run"])
+            return _read(f"{SQLITE}{place.resolve()}", self.spec["run"])
         if url:  # opening it would make an empty one
             raise StoreError(
                 f"the event log of run {self.folder.name!r} was in {place}, and there is no such "
@@ -203,27 +200,6 @@ def refusals(events: Iterable[Event]) -> list[dict[str, Any]]:
     return [dict(event.data) for event in events if event.kind == "refusal"]
 
 
-def log(events: Iterable[Event]) -> list[dict[str, Any]]:
-    """The event log as plain facts: two runs of the same spec and code give the same, to the byte.
-
-    Returns:
-        One dictionary for each event, with ``epoch``, ``kind`` and ``data``: without operation
-        ids and the run's name, which differ between runs, and without ``timing`` events, the only
-        ones that depend on a clock (`timings` has them).
-    """
-    return [_fact(event, at) for at, event in _dated(events) if event.kind != "timing"]
-
-
-def timings(events: Iterable[Event]) -> list[dict[str, Any]]:
-    """What `log` leaves out: how long kernels took on the machine of the day."""
-    return [_fact(event, at) for at, event in _dated(events) if event.kind == "timing"]
-
-
-def as_lines(facts: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Facts as JSON, one a line."""
-    return (json.dumps(fact) for fact in facts)
-
-
 def document(run: Run, events: list[Event]) -> dict[str, Any]:
     """Everything about a run, for machines."""
     return {
@@ -234,60 +210,9 @@ def document(run: Run, events: list[Event]) -> dict[str, Any]:
         "result": run.result,
         "seeds": [asdict(story) for story in seed_stories(run, events)],
         "refusals": refusals(events),
-        "events": log(events),
-        "timings": timings(events),
+        "events": facts.log(events),
+        "timings": facts.timings(events),
     }
-
-
-def check_store(url: str, scope: str) -> str:
-    """See that a run can keep its log in the store that ``url`` names, before it starts.
-
-    Args:
-        url: As ``open_store`` takes it; ``""`` for the run's own folder.
-        scope: Whose history will be read there.
-
-    Returns:
-        The URL, its path made absolute: a run is inspected and resumed from anywhere.
-
-    Raises:
-        ConfigError: if it names no store, or one that forgets.
-        StoreError: if the store cannot be opened, written or read.
-    """
-    url = absolute(url)
-    if not url:
-        return url
-    with open_store(url) as store:
-        if not store.durable:
-            raise ConfigError(
-                f"store {url!r} forgets everything when the command ends; leave --store out to "
-                "keep the log in the run's folder"
-            )
-        for _ in store.read(scope=scope):
-            pass  # a damaged page shows now, not after the control has been trained
-    return url
-
-
-def absolute(url: str) -> str:
-    """The URL of a store, so written that it names the same file from every folder."""
-    name = url.removeprefix(_SQLITE)
-    if name == url or not name.strip("/") or name.startswith((":", "/")):
-        return url
-    return f"{_SQLITE}{Path(name).expanduser().resolve()}"
-
-
-def without_password(url: str) -> str:
-    """A store's URL as it may be shown.
-
-    Example:
-        >>> without_password("redis://me:secret@host:6379/0")
-        'redis://me:***@host:6379/0'
-    """
-    parts = urlsplit(url)
-    if not parts.password:
-        return url
-    user, _, host = parts.netloc.rpartition("@")
-    netloc = f"{user.partition(':')[0]}:***@{host}"
-    return urlunsplit(parts._replace(netloc=netloc))
 
 
 class _Tally:
@@ -364,23 +289,3 @@ def _summary(run: Run) -> Summary:
 def _read(url: str, run: str) -> list[Event]:
     with open_store(url) as store:
         return [event for _, event in store.read(run=run)]
-
-
-def _dated(events: Iterable[Event]) -> Iterator[tuple[int, Event]]:
-    """Each event with its epoch: that of the ``epoch`` event that comes next and closes it."""
-    waiting: list[Event] = []
-    last = -1
-    for event in events:
-        waiting.append(event)
-        if event.kind == "epoch":
-            last = event.data["epoch"]
-            yield from ((last, one) for one in waiting)
-            waiting = []
-    yield from ((last + 1, one) for one in waiting)
-
-
-def _fact(event: Event, epoch: int) -> dict[str, Any]:
-    data = dict(event.data)
-    if isinstance(data.get("decision"), str):
-        data["decision"] = data["decision"].removeprefix(f"{event.scope}/{event.run}/")
-    return {"epoch": epoch, "kind": event.kind, "data": data}

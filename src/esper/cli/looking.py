@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 from rich.text import Text
 
-from esper.app import lookup
+from esper.app import facts, lookup
 from esper.cli import show
 from esper.contracts.errors import ConfigError
 
@@ -41,7 +41,7 @@ def inspect(name: str, *, runs: Path, events: bool, picture: Path | None, json: 
         draw(run, found, picture)
         show.err().print(Text(f"picture: {picture}"), soft_wrap=True)
     if events:
-        for line in lookup.as_lines(lookup.log(found)):
+        for line in facts.as_lines(facts.log(found)):
             typer.echo(line)
         return
     if json:

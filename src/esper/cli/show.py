@@ -8,7 +8,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from esper.app.lookup import Run, SeedStory, Summary, without_password
+from esper.app.addresses import without_password
+from esper.app.lookup import Run, SeedStory, Summary
 from esper.contracts.seeds import SeedState
 
 STATES: Mapping[str, tuple[str, str]] = {

@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from rich.text import Text
 
-from esper.app import lookup, run_folder, run_lock
+from esper.app import addresses, lookup, run_folder, run_lock
 from esper.app.run_folder import RunFolder
 from esper.app.train import RunSpec, make_spec, train
 from esper.cli import show
@@ -86,8 +86,8 @@ def _begin(asked: Asked, runs: Path, json: bool) -> None:
 def _check_store(url: str, scope: str) -> str:
     if not url:
         return url
-    with show.err().status(f"opening {lookup.without_password(url)}"):  # a lock may take a while
-        return lookup.check_store(url, scope)
+    with show.err().status(f"opening {addresses.without_password(url)}"):  # a lock may take a while
+        return addresses.check_store(url, scope)
 
 
 def _go(spec: RunSpec, folder: RunFolder, runs: Path) -> None:
@@ -125,7 +125,7 @@ def _show(folder: RunFolder, runs: Path, json: bool) -> None:
             "run": folder.name,
             "folder": str(folder.path),
             "picture": None if picture is None else str(picture),
-            "spec": {**run.spec, "store": lookup.without_password(run.spec["store"])},
+            "spec": {**run.spec, "store": addresses.without_password(run.spec["store"])},
             "result": run.result,
         }
         typer.echo(jsonlib.dumps(document, indent=2))
@@ -195,8 +195,8 @@ def _contradiction(asked: Asked, option: str, run: lookup.Run) -> str:
         difference = _first_difference(said, config)
         return f"--config {given} ({difference})" if difference else ""
     if option == "store":
-        given = lookup.without_password(lookup.absolute(given))
-        has = lookup.without_password(run.spec["store"])
+        given = addresses.without_password(addresses.absolute(given))
+        has = addresses.without_password(run.spec["store"])
         return "" if given == has else f"--store {given} (it has {has or 'its own folder'})"
     has = {
         "task": run.spec["task"],

@@ -5,13 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
-from esper.app import lookup
+from esper.app import addresses, lookup
 from esper.contracts.config import Performance
-from esper.contracts.errors import ConfigError, StoreError
+from esper.contracts.errors import ConfigError
 from esper.contracts.events import Event
-from esper.stores import open_store
-
-_SQLITE = "sqlite:///"
 
 
 @final
@@ -51,7 +48,7 @@ def of_runs(folder: Path, names: Sequence[str]) -> list[Log]:
         logs.append(
             Log(
                 name=" ".join(run.folder.name for run in runs),
-                events=read(url, scope),
+                events=addresses.read(url, scope),
                 runs=frozenset(run.spec["run"] for run in runs),
                 performance=_performance(runs[0]),
             )
@@ -71,9 +68,9 @@ def of_store(url: str, scope: str | None) -> list[Log]:
         StoreError: if it cannot be read.
     """
     by_scope: dict[str, list[Event]] = {}
-    for event in read(url, None):
+    for event in addresses.read(url, None):
         by_scope.setdefault(event.scope, []).append(event)
-    shown = lookup.without_password(url)
+    shown = addresses.without_password(url)
     if not by_scope:
         raise ConfigError(f"{shown} is empty: no event was ever written to it")
     if scope is not None and scope not in by_scope:
@@ -84,22 +81,6 @@ def of_store(url: str, scope: str | None) -> list[Log]:
         for name, events in by_scope.items()
         if scope in (None, name)
     ]
-
-
-def read(url: str, scope: str | None) -> list[Event]:
-    """All events of a store, or of one scope.
-
-    Raises:
-        ConfigError: if ``url`` names no store.
-        StoreError: if it cannot be read; a file that is not there is not made.
-    """
-    if Path(url).is_file():
-        url = f"{_SQLITE}{Path(url).resolve()}"
-    place = url.removeprefix(_SQLITE)
-    if place != url and not place.startswith(":") and not Path(place).is_file():
-        raise StoreError(f"there is no file {place}; give the store that the runs wrote to")
-    with open_store(url) as store:
-        return [event for _, event in store.read(scope=scope)]
 
 
 def _performance(run: lookup.Run) -> Performance:

@@ -1,0 +1,48 @@
+"""The event log as plain facts, one dictionary for each event."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from esper.contracts.events import Event
+
+
+def log(events: Iterable[Event]) -> list[dict[str, Any]]:
+    """The event log as plain facts: two runs of the same spec and code give the same, to the byte.
+
+    Returns:
+        One dictionary for each event, with ``epoch``, ``kind`` and ``data``: without operation
+        ids and the run's name, which differ between runs, and without ``timing`` events, the only
+        ones that depend on a clock (`timings` has them).
+    """
+    return [_fact(event, at) for at, event in _dated(events) if event.kind != "timing"]
+
+
+def timings(events: Iterable[Event]) -> list[dict[str, Any]]:
+    """What `log` leaves out: how long kernels took on the machine of the day."""
+    return [_fact(event, at) for at, event in _dated(events) if event.kind == "timing"]
+
+
+def as_lines(facts: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Facts as JSON, one a line."""
+    return (json.dumps(fact) for fact in facts)
+
+
+def _dated(events: Iterable[Event]) -> Iterator[tuple[int, Event]]:
+    """Each event with its epoch: that of the ``epoch`` event that comes next and closes it."""
+    waiting: list[Event] = []
+    last = -1
+    for event in events:
+        waiting.append(event)
+        if event.kind == "epoch":
+            last = event.data["epoch"]
+            yield from ((last, one) for one in waiting)
+            waiting = []
+    yield from ((last + 1, one) for one in waiting)
+
+
+def _fact(event: Event, epoch: int) -> dict[str, Any]:
+    data = dict(event.data)
+    if isinstance(data.get("decision"), str):
+        data["decision"] = data["decision"].removeprefix(f"{event.scope}/{event.run}/")
+    return {"epoch": epoch, "kind": event.kind, "data": data}
