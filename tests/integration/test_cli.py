@@ -141,6 +141,59 @@ def test_inspect_tells_a_person(place: Path) -> None:
     assert "No graft was refused." in text
 
 
+def test_inspect_says_how_each_seed_stands(place: Path) -> None:
+    document = inspected(place)
+    text = inside("inspect", "digits-s0", cwd=place).stdout
+    for layer in {seed["layer"] for seed in document["seeds"]}:
+        seeds = [seed["now"] for seed in document["seeds"] if seed["layer"] == layer]
+        assert sum(now["propensity"] for now in seeds) == pytest.approx(1)
+    for seed in document["seeds"]:
+        now = seed["now"]
+        assert now["outcomes"] == seed["outcomes"] + seed["failures"]
+        if seed["outcomes"] and not seed["failures"]:
+            assert now["mean"] == pytest.approx(seed["mean_reward"])
+        (line,) = [each for each in text.splitlines() if each.startswith(_seat(seed))]
+        assert line.split()[-1] == str(now["pending"])
+        assert line.split()[-2] == f"{now['propensity']:.2f}"
+        assert line.split()[3] == str(now["count"])
+    latest = [event["data"] for event in document["events"] if event["kind"] == "decision"][-1]
+    assert document["latest_decision"]["reason"] == latest["reason"]
+    assert latest["reason"] in text
+
+
+def test_a_store_is_inspected_by_its_address(place: Path) -> None:
+    url = f"sqlite:///{place.resolve()}/runs/digits-s0/history.db"
+    (document,) = json.loads(inside("inspect", url, "--json", cwd=place).stdout)
+    of_run = inspected(place)
+    assert document["scope"] == "digits"
+    assert document["latest_decision"] == of_run["latest_decision"]
+    known = {_seat(seed): seed["now"] for seed in of_run["seeds"] if seed["chosen"]}
+    assert {_seat(seed): seed["now"]["mean"] for seed in document["seeds"]} == {
+        seat: now["mean"] for seat, now in known.items()
+    }
+    text = inside("inspect", url, "--scope", "digits", cwd=place).stdout
+    assert "as ucb (default settings) sees them now" in text
+    told = inside("inspect", url, "--events", cwd=place, code=2).stderr
+    assert "--events and --picture show a run" in told
+
+
+def test_a_run_on_a_shared_store_stands_as_it_stood_at_its_end(tmp_path: Path) -> None:
+    train = ("train", "digits", "--epochs", "6", "--store", "sqlite:///h.db", "--seed")
+    inside(*train, "0", cwd=tmp_path)
+    before = inspected(tmp_path)["seeds"]
+    inside(*train, "1", cwd=tmp_path)
+    assert inspected(tmp_path)["seeds"] == before
+    later = {_seat(seed): seed for seed in inspected(tmp_path, "digits-s1")["seeds"]}
+    assert any(seed["now"]["outcomes"] for seed in before)
+    for seed in before:
+        own = later[_seat(seed)]["outcomes"] + later[_seat(seed)]["failures"]
+        assert later[_seat(seed)]["now"]["outcomes"] == seed["now"]["outcomes"] + own
+
+
+def _seat(seed: dict[str, Any]) -> str:
+    return f"{seed['layer']}:{seed['seed']} "
+
+
 def test_runs_lists_what_is_there(place: Path) -> None:
     document = json.loads(inside("runs", "--json", cwd=place).stdout)
     assert [run["run"] for run in document] == ["digits-s0", "digits-s0-2"]

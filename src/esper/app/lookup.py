@@ -12,7 +12,11 @@ from esper.app.run_folder import RunFolder, every, find
 from esper.contracts.errors import StoreError
 from esper.contracts.events import Event
 from esper.contracts.seeds import SeedState
+from esper.services.tamiyo.outlook import SeedOutlook
 from esper.stores import open_store
+
+_TOLD = ("epoch", "strategy", "score", "propensity", "reason", "fallback")
+"""What a person is told of a decision."""
 
 
 @final
@@ -200,15 +204,39 @@ def refusals(events: Iterable[Event]) -> list[dict[str, Any]]:
     return [dict(event.data) for event in events if event.kind == "refusal"]
 
 
-def document(run: Run, events: list[Event]) -> dict[str, Any]:
-    """Everything about a run, for machines."""
+def decisions(events: Iterable[Event]) -> list[Mapping[str, Any]]:
+    """Every choice of a seed, as it was logged; one that was only counted says nothing."""
+    return [event.data for event in events if event.kind == "decision" and "reason" in event.data]
+
+
+def told(decision: Mapping[str, Any]) -> dict[str, Any]:
+    """What a person is told of a decision: which seed, when, by whom, how likely, why."""
+    return {name: decision[name] for name in ("layer", "seed", *_TOLD)}
+
+
+def document(
+    run: Run, events: list[Event], outlooks: Mapping[tuple[str, int], SeedOutlook]
+) -> dict[str, Any]:
+    """Everything about a run, for machines.
+
+    Args:
+        run: The run.
+        events: Its log.
+        outlooks: Layer and seed, and what the strategy thinks of it now.
+    """
+    made = decisions(events)
     return {
         "run": run.folder.name,
         "folder": str(run.folder.path),
         "state": run.state,
         "spec": {**run.spec, "store": without_password(run.spec["store"])},
         "result": run.result,
-        "seeds": [asdict(story) for story in seed_stories(run, events)],
+        "seeds": [
+            {**asdict(story), "now": asdict(now) if now else None}
+            for story in seed_stories(run, events)
+            for now in [outlooks.get((story.layer, story.seed))]
+        ],
+        "latest_decision": told(made[-1]) if made else None,
         "refusals": refusals(events),
         "events": facts.log(events),
         "timings": facts.timings(events),
@@ -230,8 +258,7 @@ class _Tally:
             self.state = data["new"]
         elif event.kind == "decision":
             self.chosen += 1
-            wanted = ("epoch", "strategy", "score", "propensity", "reason", "fallback")
-            self.last = {name: data[name] for name in wanted}
+            self.last = {name: data[name] for name in _TOLD}
         elif event.kind == "outcome":
             self.rewards.append(data["reward"])
         elif event.kind == "failure":

@@ -1,15 +1,20 @@
 """``esper runs`` and ``esper inspect``: what has been done, read back."""
 
 import json as jsonlib
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import typer
 from rich.text import Text
 
-from esper.app import facts, lookup
+from esper.app import facts, lookup, standing
+from esper.app.addresses import without_password
 from esper.cli import show
+from esper.cli import standing as standing_tables
 from esper.contracts.errors import ConfigError
+from esper.contracts.events import Event
+from esper.services.tamiyo.outlook import SeedOutlook
 
 
 def runs(folder: Path, *, json: bool) -> None:
@@ -44,8 +49,9 @@ def inspect(name: str, *, runs: Path, events: bool, picture: Path | None, json: 
         for line in facts.as_lines(facts.log(found)):
             typer.echo(line)
         return
+    outlooks = _outlooks(run, found)
     if json:
-        typer.echo(jsonlib.dumps(lookup.document(run, found), indent=2))
+        typer.echo(jsonlib.dumps(lookup.document(run, found, outlooks), indent=2))
         return
     console = show.out()
     console.print(Text(f"Run {run.folder.name}", style="bold"))
@@ -60,7 +66,50 @@ def inspect(name: str, *, runs: Path, events: bool, picture: Path | None, json: 
     else:
         console.print()
         console.print(show.result(run))
-    console.print()
-    console.print(show.seeds_table(lookup.seed_stories(run, found)))
-    console.print()
-    console.print(show.refusals_table(lookup.refusals(found)))
+    rows = standing_tables.rows_of_run(lookup.seed_stories(run, found), outlooks)
+    for part in (
+        standing_tables.seeds_table(rows, run.strategy, ", in nats"),
+        standing_tables.choices_table(lookup.decisions(found)),
+        show.refusals_table(lookup.refusals(found)),
+    ):
+        console.print()
+        console.print(part)
+
+
+def inspect_store(url: str, scope: str | None, *, only_runs: bool, json: bool) -> None:
+    """Show where the seeds of a store stand, scope by scope.
+
+    Args:
+        url: Address of the store.
+        scope: Only this one; ``None`` for all.
+        only_runs: Whether something was asked for that only a run has.
+        json: Whether to print one JSON document.
+
+    Raises:
+        ConfigError: if it is no store, has nothing to show, or ``only_runs``.
+        StoreError: if the store cannot be read.
+    """
+    if only_runs:
+        raise ConfigError("--events and --picture show a run; leave them out for a store")
+    found = standing.of_store(url, scope)
+    if json:
+        typer.echo(jsonlib.dumps([standing.document(one) for one in found], indent=2))
+        return
+    console = show.out()
+    console.print(Text(f"Store {without_password(url)}", style="bold"), soft_wrap=True)
+    for one in found:
+        console.print()
+        console.print(Text(f"Scope {one.scope!r}", style="bold"))
+        rows = standing_tables.rows_of_history(one)
+        console.print(standing_tables.seeds_table(rows, f"{one.strategy} (default settings)"))
+        console.print()
+        console.print(standing_tables.choices_table(one.decisions))
+
+
+def _outlooks(run: lookup.Run, events: list[Event]) -> Mapping[standing.Seat, SeedOutlook]:
+    try:
+        return standing.of_run(run, events)
+    except ConfigError as error:  # a strategy that is not installed here; the log is still there
+        say = f"the strategy cannot be asked what it thinks now: {error}"
+        show.err().print(Text(say, style="yellow"), soft_wrap=True)
+        return {}

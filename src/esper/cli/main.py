@@ -134,7 +134,12 @@ def list_runs(runs: Runs = _RUNS, json: Json = False) -> None:
 
 @app.command()
 def inspect(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or its folder.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="Name of a run, or its folder; or a store: sqlite:///history.db."
+        ),
+    ],
     events: Annotated[
         bool,
         typer.Option(
@@ -145,13 +150,24 @@ def inspect(
         Path | None,
         typer.Option(metavar="FILE", help="Draw the run into this file, .png or .svg."),
     ] = None,
+    scope: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Whose history in a store.  [default: all]"),
+    ] = None,
     runs: Runs = _RUNS,
     json: Json = False,
 ) -> None:
-    """Show what a run was asked for, what came of it, and why."""
+    """Show what a run was asked for, what came of it, and why.
+
+    Per seed: mean reward with its 95 % interval, the strategy's score, outcomes, and how likely it
+    is to be chosen next.
+    """
     from esper.cli import looking
 
-    looking.inspect(run, runs=runs, events=events, picture=picture, json=json)
+    if "://" not in run and scope is None:
+        looking.inspect(run, runs=runs, events=events, picture=picture, json=json)
+    else:
+        looking.inspect_store(run, scope, only_runs=events or picture is not None, json=json)
 
 
 @app.command()

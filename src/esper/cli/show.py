@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from esper.app.addresses import without_password
-from esper.app.lookup import Run, SeedStory, Summary
+from esper.app.lookup import Run, Summary
 from esper.contracts.seeds import SeedState
 
 STATES: Mapping[str, tuple[str, str]] = {
@@ -176,31 +176,6 @@ def spec(run: Run) -> RenderableType:
     return made
 
 
-def seeds_table(stories: Sequence[SeedStory]) -> RenderableType:
-    """Per layer and seed: what it earned, and why it was chosen the last time."""
-    made = table(
-        "layer:seed",
-        "blueprint",
-        "tried",
-        "kept",
-        "reward",
-        "last choice",
-        right=("tried", "kept", "reward"),
-        title="Seeds (reward: mean, in nats of held-out loss)",
-    )
-    for story in stories:
-        sign, style = STATES[story.state]
-        made.add_row(
-            f"{story.layer}:{story.seed}",
-            Text(f"{sign} {story.blueprint}", style=style),
-            str(story.chosen),
-            str(story.kept),
-            number(story.mean_reward, "+.4f"),
-            _choice(story),
-        )
-    return made
-
-
 def refusals_table(found: Sequence[Mapping[str, Any]]) -> RenderableType:
     """Grafts that were asked for and did not come about."""
     if not found:
@@ -253,14 +228,3 @@ def _difference(value: float, *, loss: bool) -> Text:
     better = value < 0 if loss else value > 0
     text = f"{value:+.4f}" if loss else f"{value * 100:+.1f} pt"
     return Text(text, style="green" if better else "red" if value else "")
-
-
-def _choice(story: SeedStory) -> Text:
-    last = story.last_decision
-    if last is None:
-        return Text("never chosen", style="dim")
-    score = "" if last["score"] is None else f", score {last['score']:.2f}"
-    return Text(
-        f"epoch {last['epoch']}, p = {last['propensity']:.2f}{score}: {last['reason']}"
-        f"{' (fallback)' if last['fallback'] else ''}"
-    )
