@@ -307,6 +307,8 @@ def first_try(
 
 
 def _untried(untried: int, viable: int) -> str:
+    if untried == 1:
+        return f"untried, the last of {viable} viable seeds" if viable > 1 else "untried"
     return f"untried, like {untried} of {viable} viable seeds; drawn"
 
 

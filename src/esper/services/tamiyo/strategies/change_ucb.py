@@ -1,7 +1,8 @@
 """UCB that starts afresh when rewards change: an upper bound from what came since."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import log
 from typing import ClassVar, Literal, final
 
@@ -24,6 +25,7 @@ from esper.services.tamiyo.strategies._learned import (
     upper_bounds,
     waiting,
 )
+from esper.services.tamiyo.strategies._reasons import bound_reason
 
 _DETECTORS = ("cusum", "glr")
 _RESTARTS = ("arm", "layer")
@@ -105,16 +107,17 @@ class ChangeUCB(SelectionStrategy):
         self, viable: Sequence[int], metrics: Metrics, context: SelectionContext, rng: Draws
     ) -> tuple[int, SelectionReason]:
         learned = learned_as(Changing, self.knowledge(metrics))  # type: ignore[type-abstract]
-        scores = self.scores(viable, metrics, learned)
+        standings, width = self._standings(viable, metrics, learned)
+        scores = upper_bounds(standings, width)
         exploring = self.explore > 0 and rng.uniform() < self.explore
         chosen, best = draw_best(scores, rng)
         if exploring:
             chosen = sorted(viable)[rng.index(len(viable))]
         even = self.explore / len(viable)
-        why = (
+        why: str | Callable[[], str] = (
             f"taken to see whether it changed, {learned.evidence(chosen)}"
             if exploring
-            else f"highest upper bound, {scores[chosen]:.2f} sd, {learned.evidence(chosen)}"
+            else partial(bound_reason, chosen, standings, scores, learned.evidence(chosen))
         )
         return chosen, SelectionReason(
             "change_ucb",
@@ -131,7 +134,12 @@ class ChangeUCB(SelectionStrategy):
         self, viable: Sequence[int], metrics: Metrics, learned: Changing
     ) -> dict[int, float]:
         """Upper bounds in standard deviations; inf where untried."""
+        return upper_bounds(*self._standings(viable, metrics, learned))
+
+    def _standings(
+        self, viable: Sequence[int], metrics: Metrics, learned: Changing
+    ) -> tuple[dict[int, tuple[float, float]], float]:
         known = learned.means()
         total = sum([count for count, _ in known.values()]) + waiting(metrics)
         width = self.exploration_constant * log(max(total, 1.0))
-        return upper_bounds(standing(viable, metrics, known, learned.noise()), width)
+        return standing(viable, metrics, known, learned.noise()), width

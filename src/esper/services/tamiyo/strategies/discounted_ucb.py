@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import log
 from typing import ClassVar, final
 
@@ -23,6 +24,7 @@ from esper.services.tamiyo.strategies._learned import (
     upper_bounds,
     waiting,
 )
+from esper.services.tamiyo.strategies._reasons import bound_reason
 
 
 @final
@@ -78,7 +80,8 @@ class DiscountedUCB(SelectionStrategy):
         self, viable: Sequence[int], metrics: Metrics, context: SelectionContext, rng: Draws
     ) -> tuple[int, SelectionReason]:
         learned = learned_as(Discounted, self.knowledge(metrics))
-        scores = self.scores(viable, metrics, learned)
+        standings, width = self._standings(viable, metrics, learned)
+        scores = upper_bounds(standings, width)
         chosen, chances = draw_best(scores, rng)
         return chosen, SelectionReason(
             "discounted_ucb",
@@ -86,7 +89,7 @@ class DiscountedUCB(SelectionStrategy):
             scores[chosen],
             scores,
             chances,
-            f"highest upper bound, {scores[chosen]:.2f} sd, {learned.evidence(chosen)}",
+            partial(bound_reason, chosen, standings, scores, learned.evidence(chosen)),
             False,
             others(viable, chosen),
         )
@@ -95,7 +98,12 @@ class DiscountedUCB(SelectionStrategy):
         self, viable: Sequence[int], metrics: Metrics, learned: Discounted
     ) -> dict[int, float]:
         """Upper bounds in standard deviations; inf where untried."""
+        return upper_bounds(*self._standings(viable, metrics, learned))
+
+    def _standings(
+        self, viable: Sequence[int], metrics: Metrics, learned: Discounted
+    ) -> tuple[dict[int, tuple[float, float]], float]:
         known = learned.means()
         total = sum([weight for weight, _ in known.values()]) + waiting(metrics)
         width = self.exploration_constant * log(max(total, 1.0))
-        return upper_bounds(standing(viable, metrics, known, learned.noise()), width)
+        return standing(viable, metrics, known, learned.noise()), width

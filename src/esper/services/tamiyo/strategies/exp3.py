@@ -206,8 +206,11 @@ class Exp3(SelectionStrategy):
 
 
 def _why(drawn: float, chances: Sequence[float], count: int) -> str:
-    place = sum([chance > drawn for chance in chances]) + 1
-    return (
-        f"drawn with probability {drawn:.2f}, {place}. of {len(chances)} by its losses so far; "
-        f"{tried(count)}"
-    )
+    ahead = sum([chance > drawn for chance in chances])
+    if len(chances) == 1:
+        place = "the only viable seed"
+    elif not ahead:
+        place = f"the likeliest of {len(chances)} by what was lost so far"
+    else:
+        place = f"{ahead} of {len(chances)} likelier by what was lost so far"
+    return f"drawn with probability {drawn:.2f}, {place}; {tried(count)}"

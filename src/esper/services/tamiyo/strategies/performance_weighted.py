@@ -16,6 +16,7 @@ from esper.services.tamiyo.strategies._base import (
     others,
     require_number,
     standardise,
+    tried,
 )
 
 
@@ -69,13 +70,14 @@ class PerformanceWeighted(SelectionStrategy):
             left -= chance
             if left < 0:
                 break
+        record = metrics.get(chosen)
         return chosen, SelectionReason(
             "performance_weighted",
             chosen,
             scores[chosen],
             scores,
             chances,
-            partial(_why, chances[chosen], scores[chosen]),
+            partial(_why, chances[chosen], scores[chosen], record.count if record else 0),
             False,
             others(viable, chosen),
         )
@@ -103,7 +105,8 @@ class PerformanceWeighted(SelectionStrategy):
         return scores, {seed: share * weight + even for seed, weight in weights.items()}
 
 
-def _why(chance: float, score: float) -> str:
+def _why(chance: float, score: float, count: int) -> str:
     return (
-        f"drawn with probability {chance:.2f}; recent rewards {score:+.2f} sd from the layer's mean"
+        f"drawn with probability {chance:.2f}; recent rewards {score:+.2f} sd from the layer's "
+        f"mean, {tried(count)}"
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, final
 
 from typing_extensions import override
@@ -40,7 +41,11 @@ class RoundRobin(SelectionStrategy):
             scores[chosen],
             scores,
             1.0,
-            f"its turn: chosen {-scores[chosen]:.0f} times so far",
+            partial(_why, round(-scores[chosen])),
             False,
             others(viable, chosen),
         )
+
+
+def _why(times: int) -> str:
+    return f"its turn: chosen {times} time{'' if times == 1 else 's'}, and no other less often"

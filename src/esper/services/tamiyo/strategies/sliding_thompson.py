@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal, final
 
 from typing_extensions import override
@@ -25,6 +26,7 @@ from esper.services.tamiyo.strategies._posteriors import (
     draw,
     gaussian_posterior,
 )
+from esper.services.tamiyo.strategies._reasons import draw_reason
 
 _POSTERIORS = ("beta", "gaussian")
 
@@ -100,7 +102,14 @@ class SlidingThompson(SelectionStrategy):
             scores[chosen],
             scores,
             BestDraw(self.posterior, tuple(posteriors.items())),
-            f"highest draw, {scores[chosen]:.2f}, of {len(scores)}; {learned.evidence(chosen)}",
+            partial(
+                draw_reason,
+                self.posterior,
+                posteriors[chosen],
+                scores[chosen],
+                len(scores),
+                learned.evidence(chosen),
+            ),
             False,
             others(viable, chosen),
         )

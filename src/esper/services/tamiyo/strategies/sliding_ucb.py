@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import log
 from typing import ClassVar, final
 
@@ -24,6 +25,7 @@ from esper.services.tamiyo.strategies._learned import (
     upper_bounds,
     waiting,
 )
+from esper.services.tamiyo.strategies._reasons import bound_reason
 
 
 @final
@@ -80,7 +82,8 @@ class SlidingUCB(SelectionStrategy):
         self, viable: Sequence[int], metrics: Metrics, context: SelectionContext, rng: Draws
     ) -> tuple[int, SelectionReason]:
         learned = learned_as(Windowed, self.knowledge(metrics))
-        scores = self.scores(viable, metrics, learned)
+        standings, width = self._standings(viable, metrics, learned)
+        scores = upper_bounds(standings, width)
         chosen, chances = draw_best(scores, rng)
         return chosen, SelectionReason(
             "sliding_ucb",
@@ -88,7 +91,7 @@ class SlidingUCB(SelectionStrategy):
             scores[chosen],
             scores,
             chances,
-            f"highest upper bound, {scores[chosen]:.2f} sd, {learned.evidence(chosen)}",
+            partial(bound_reason, chosen, standings, scores, learned.evidence(chosen)),
             False,
             others(viable, chosen),
         )
@@ -97,7 +100,12 @@ class SlidingUCB(SelectionStrategy):
         self, viable: Sequence[int], metrics: Metrics, learned: Windowed
     ) -> dict[int, float]:
         """Upper bounds in standard deviations; inf where not tried in the window."""
+        return upper_bounds(*self._standings(viable, metrics, learned))
+
+    def _standings(
+        self, viable: Sequence[int], metrics: Metrics, learned: Windowed
+    ) -> tuple[dict[int, tuple[float, float]], float]:
         total = min(learned.outcomes + waiting(metrics), self.window)
         width = self.exploration_constant * log(max(total, 1))
         standings = standing(viable, metrics, learned.means(), learned.noise())
-        return upper_bounds(standings, width)
+        return standings, width

@@ -17,7 +17,6 @@ from esper.services.tamiyo.strategies._base import (
     pick_best,
     require_number,
     standardise,
-    tried,
 )
 from esper.services.tamiyo.strategies._posteriors import (
     BestDraw,
@@ -28,6 +27,7 @@ from esper.services.tamiyo.strategies._posteriors import (
     gaussian_posterior,
     nig_posterior,
 )
+from esper.services.tamiyo.strategies._reasons import draw_reason
 
 _POSTERIORS = ("beta", "gaussian", "nig")
 
@@ -114,7 +114,14 @@ class Thompson(SelectionStrategy):
             scores[chosen],
             scores,
             BestDraw(self.posterior, tuple(posteriors.items())),
-            partial(_why, scores[chosen], len(scores), record.count if record else 0),
+            partial(
+                draw_reason,
+                self.posterior,
+                posteriors[chosen],
+                scores[chosen],
+                len(scores),
+                record.count if record else 0,
+            ),
             False,
             others(viable, chosen),
         )
@@ -141,7 +148,3 @@ class Thompson(SelectionStrategy):
                     z, count + pending, squares, self.prior_count, self.prior_shape
                 )
         return found
-
-
-def _why(score: float, viable: int, count: int) -> str:
-    return f"highest draw, {score:.2f}, of {viable}; {tried(count)}"
