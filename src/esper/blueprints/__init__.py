@@ -51,6 +51,16 @@ def smallest(name: str, spec: LayerSpec) -> int:
     return _fit(name, spec).count(spec, 1)
 
 
+def size_within(name: str, spec: LayerSpec, *, budget: int) -> int:
+    """Trainable parameters of the kernel that `build` would make; nothing is built.
+
+    Raises:
+        ConfigError: if there is no such blueprint.
+        KernelError: if the blueprint does not fit the layer, or the budget is too small.
+    """
+    return _fit(name, spec).size_within(spec, budget)
+
+
 def build(
     name: str,
     spec: LayerSpec,

@@ -92,6 +92,15 @@ class Blueprint(ABC):
         return bisect_right(range(1, limit + 1), budget, key=lambda width: self.count(spec, width))
 
     @final
+    def size_within(self, spec: LayerSpec, budget: int) -> int:
+        """Trainable parameters of the kernel that `build` makes of a layer that it fits.
+
+        Raises:
+            KernelError: if the budget is too small.
+        """
+        return self.count(spec, self._affordable(spec, budget))
+
+    @final
     def build(
         self,
         spec: LayerSpec,
@@ -112,17 +121,21 @@ class Blueprint(ABC):
         objection = self.objection(spec)
         if objection:
             raise KernelError(objection)
+        width = self._affordable(spec, budget)
+        with torch.inference_mode(False), torch.no_grad():
+            kernel = self._unborn(spec, width).to(dtype or torch.get_default_dtype())
+            kernel.to_empty(device=device or torch.get_default_device())
+            _initialise(kernel, self.born_zero, seed)
+        return kernel
+
+    def _affordable(self, spec: LayerSpec, budget: int) -> int:
         width = self.width_within(spec, budget)
         if width == 0:
             raise KernelError(
                 f"a budget of {budget} parameters is too small for blueprint {self.name!r} on "
                 f"{describe(spec)}: its smallest kernel has {self.count(spec, 1)}"
             )
-        with torch.inference_mode(False), torch.no_grad():
-            kernel = self._unborn(spec, width).to(dtype or torch.get_default_dtype())
-            kernel.to_empty(device=device or torch.get_default_device())
-            _initialise(kernel, self.born_zero, seed)
-        return kernel
+        return width
 
     def _unborn(self, spec: LayerSpec, width: int) -> nn.Module:
         # On "meta" nothing is allocated and no random number is drawn.

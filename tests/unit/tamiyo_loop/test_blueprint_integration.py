@@ -8,19 +8,23 @@ import torch
 from torch import nn
 
 import esper
+from esper import blueprints
 from esper.contracts.errors import KernelError, NoViableSeedError
 from esper.contracts.health import GraftRequest
 from esper.contracts.seeds import SeedState
-from esper.contracts.selection import SelectionConstraints
+from esper.contracts.selection import SelectionConstraints, SelectionContext
 from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.kernel import count_parameters
 from esper.execution.shapes import observe_shapes
 from esper.services.tamiyo.blueprint_integration import BlueprintIntegration, smallest_kernels
-from esper.services.tamiyo.performance_tracker import PerformanceTracker
+from esper.services.tamiyo.performance_tracker import PerformanceDelta, PerformanceTracker
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.services.tamiyo.strategies import STRATEGIES
-from tests.unit.tamiyo_loop.small_run import Batch, host, loss_fn, same, teacher
+from esper.services.tamiyo.strategies._features import NAMES, of_seeds
+from tests.unit.tamiyo_loop.small_run import Batch, SmallRun, host, loss_fn, same, settings, teacher
 
 BATCH: Batch = teacher(8, seed=2)
+SIZE = NAMES.index("parameters")
 
 
 def a_layer(
@@ -82,6 +86,53 @@ def test_grafting_without_blocking_does_the_same() -> None:
     later = asyncio.run(an_integration().graft(a_layer()[1], request()))
     assert now[0] == later[0]
     assert same(dict(now[1].module.state_dict()), dict(later[1].module.state_dict()))
+
+
+@pytest.mark.parametrize("strategy", ["linucb", "lin_ts", "neural"])
+def test_a_strategy_that_looks_sees_how_large_each_kernel_would_be(strategy: str) -> None:
+    _, layer = a_layer()
+    integration, first = an_integration(strategy=strategy, min_dormant_epochs=0), dict[int, int]()
+    for epoch in range(8):
+        decision, kernel = integration.graft_now(layer, request(epoch=epoch))
+        assert kernel.cost is not None
+        size = kernel.cost.parameters
+        context = SelectionContext(epoch, parameters={0: size})
+        seen = decision.reason.features
+        if first.setdefault(decision.seed_idx, epoch) < epoch:  # a first try looks at nothing
+            assert seen[SIZE:] == of_seeds(context, [0])[0][SIZE:]
+            assert seen[SIZE] != 0
+            assert seen[SIZE + 1] == 0  # it is not missing
+        layer.unload(decision.seed_idx)
+        integration.selector.free("fc1", decision.seed_idx, epoch)
+        integration.selector.performance_tracker.update_metrics_now(
+            "fc1", decision.seed_idx, PerformanceDelta(reward=0.1), decision=decision
+        )
+    assert len(first) == 4
+
+
+def test_in_a_run_a_strategy_that_looks_sees_health_and_size() -> None:
+    config = settings(strategy="linucb", constraints={"min_dormant_epochs": 0}, budget=2000)
+    run = SmallRun(config=config, layers=("fc1",)).run(24)
+    looked = [data["features"] for data in run.facts("decision") if data["features"]]
+    assert looked
+    for seen in looked:
+        told = dict(zip(NAMES, seen, strict=True))
+        assert told["parameters"] != 0
+        assert [told[f"{name} missing"] for name in ("parameters", "urgency", "input_rms")] == [
+            0, 0, 0
+        ]  # fmt: skip
+
+
+def test_a_size_is_known_without_building() -> None:
+    _, layer = a_layer()
+    assert layer.spec is not None
+    for name in layer.seed_blueprints:
+        for budget in (40, 50, 77):
+            built = blueprints.build(name, layer.spec, budget=budget, seed=0)
+            size = blueprints.size_within(name, layer.spec, budget=budget)
+            assert size == count_parameters(built) <= budget
+        with pytest.raises(KernelError, match="too small"):
+            blueprints.size_within(name, layer.spec, budget=3)
 
 
 def test_a_refusal_names_what_stands_in_the_way_of_each_seed() -> None:

@@ -5,6 +5,7 @@ was.
 """
 
 import asyncio
+from contextlib import suppress
 from hashlib import blake2b
 from time import perf_counter
 from typing import Any, final
@@ -71,6 +72,7 @@ class BlueprintIntegration:
             health=health,
             blueprints=dict(enumerate(layer.seed_blueprints)),
             urgency=request.urgency,
+            parameters=_sizes(layer, candidates, request.kernel_budget),
         )
         decision = self.selector.decide(layer.name, candidates, context)
         try:
@@ -152,6 +154,16 @@ def smallest_kernels(layer: KasminaLayer) -> list[int]:
     spec = known_spec(layer)
     sizes = [_smallest(name, spec) for name in set(layer.seed_blueprints)]
     return sorted(size for size, objection in sizes if not objection)
+
+
+def _sizes(layer: KasminaLayer, seeds: list[int], budget: int) -> dict[int, int]:
+    """Parameters of the kernel that each seed would get; a seed without one is left out."""
+    spec, names = known_spec(layer), layer.seed_blueprints
+    sizes: dict[str, int] = {}
+    for name in {names[seed_idx] for seed_idx in seeds}:
+        with suppress(*FAULTS):  # of a blueprint: shows, and is recorded, when it is built
+            sizes[name] = blueprints.size_within(name, spec, budget=budget)
+    return {seed_idx: sizes[names[seed_idx]] for seed_idx in seeds if names[seed_idx] in sizes}
 
 
 def _objection(blueprint: str, spec: LayerSpec, budget: int) -> str:
