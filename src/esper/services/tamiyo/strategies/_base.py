@@ -8,13 +8,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from contextvars import ContextVar
 from math import isfinite, sqrt
-from typing import Any, ClassVar, NamedTuple, final
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, final
 
 from esper.contracts.errors import ConfigError, SelectionError
 from esper.contracts.performance import SeedPerformanceMetrics, SeedStatistics
 from esper.contracts.selection import Propensities, SelectionContext, SelectionReason, spread
 from esper.services.tamiyo.history import LayerKnowledge, SeedRecord
 from esper.services.tamiyo.randomness import Draws
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
+
+    from esper.services.tamiyo.columns import Flags, Floats
 
 Metrics = Mapping[int, SeedStatistics]
 
@@ -48,6 +53,10 @@ class SelectionStrategy(ABC):
 
     learns: ClassVar[bool] = True
     """Whether it claims to do better than chance; false for a baseline."""
+
+    columns: ClassVar[str] = ""
+    """What `LayerArrays` keeps for it, a name in its ``COLUMNS``; empty if it has no formula over
+    arrays, `score_layers`."""
 
     @abstractmethod
     def decide(
@@ -97,6 +106,22 @@ class SelectionStrategy(ABC):
         """
         del viable, metrics, context
         return ()
+
+    def score_layers(self, known: Any, rng: "Generator", out_KL: "Floats") -> None:
+        """Score every seed of every layer by the formula of `decide`; the highest will be chosen.
+
+        Args:
+            known: The `Columns` that ``columns`` names.
+            rng: The only randomness.
+            out_KL: Where scores go, K seeds by L layers, all finite. What is in it for seeds that
+                were never tried or are not viable does not matter.
+        """
+        raise NotImplementedError(f"strategy {self.name!r} has no formula over arrays")
+
+    def exploring_layers(self, known: Any, rng: "Generator") -> "Flags | None":
+        """The layers where any viable seed is chosen, whatever its score; ``None``: nowhere."""
+        del known, rng
+        return None
 
     def begin(self, layer_name: str) -> LayerKnowledge | None:
         """Begin to learn a layer; ``None``: the strategy reads the records alone, as most do.

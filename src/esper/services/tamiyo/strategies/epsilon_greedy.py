@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from typing_extensions import override
 
@@ -18,6 +18,11 @@ from esper.services.tamiyo.strategies._base import (
     standardise,
     tried,
 )
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
+
+    from esper.services.tamiyo.columns import Flags, Floats, WindowColumns
 
 
 @final
@@ -50,6 +55,7 @@ class EpsilonGreedy(SelectionStrategy):
     """
 
     name: ClassVar[str] = "epsilon_greedy"
+    columns: ClassVar[str] = "window"
     epsilon: float = 0.1
     decay_rate: float = 0.995
 
@@ -88,6 +94,16 @@ class EpsilonGreedy(SelectionStrategy):
             False,
             others(viable, chosen),
         )
+
+    @override
+    def score_layers(self, known: "WindowColumns", rng: "Generator", out_KL: "Floats") -> None:
+        known.standardised(out_KL)
+
+    @override
+    def exploring_layers(self, known: "WindowColumns", rng: "Generator") -> "Flags":
+        epsilon_L = self.epsilon * self.decay_rate ** known.choices_KL.sum(axis=0)
+        exploring_L: Flags = rng.random(len(epsilon_L)) < epsilon_L
+        return exploring_L
 
 
 def _why(exploring: bool, score: float, count: int, epsilon: float) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import exp
-from typing import ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from typing_extensions import override
 
@@ -18,6 +18,11 @@ from esper.services.tamiyo.strategies._base import (
     standardise,
     tried,
 )
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
+
+    from esper.services.tamiyo.columns import Flags, Floats, WindowColumns
 
 
 @final
@@ -53,6 +58,7 @@ class PerformanceWeighted(SelectionStrategy):
     """
 
     name: ClassVar[str] = "performance_weighted"
+    columns: ClassVar[str] = "window"
     temperature: float = 0.2
     floor: float = 0.05
 
@@ -103,6 +109,18 @@ class PerformanceWeighted(SelectionStrategy):
         share = (1 - self.floor) / sum(weights.values())
         even = self.floor / len(weights)
         return scores, {seed: share * weight + even for seed, weight in weights.items()}
+
+    @override
+    def score_layers(self, known: "WindowColumns", rng: "Generator", out_KL: "Floats") -> None:
+        # The highest of logarithms of weights, each plus a Gumbel draw, has the chance of softmax.
+        known.shrunk_recent(out_KL)
+        out_KL /= self.temperature
+        out_KL += rng.gumbel(size=out_KL.shape)
+
+    @override
+    def exploring_layers(self, known: "WindowColumns", rng: "Generator") -> "Flags":
+        exploring_L: Flags = rng.random(known.outcomes_KL.shape[1]) < self.floor
+        return exploring_L
 
 
 def _why(chance: float, score: float, count: int) -> str:

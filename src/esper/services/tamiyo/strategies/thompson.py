@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from typing_extensions import override
 
@@ -28,6 +28,11 @@ from esper.services.tamiyo.strategies._posteriors import (
     nig_posterior,
 )
 from esper.services.tamiyo.strategies._reasons import draw_reason
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
+
+    from esper.services.tamiyo.columns import Floats, WindowColumns
 
 _POSTERIORS = ("beta", "gaussian", "nig")
 
@@ -84,6 +89,7 @@ class Thompson(SelectionStrategy):
     """
 
     name: ClassVar[str] = "thompson"
+    columns: ClassVar[str] = "window"
     prior_alpha: float = 1.0
     prior_beta: float = 1.0
     posterior: Posterior = "beta"
@@ -148,3 +154,36 @@ class Thompson(SelectionStrategy):
                     z, count + pending, squares, self.prior_count, self.prior_shape
                 )
         return found
+
+    @override
+    def score_layers(self, known: "WindowColumns", rng: "Generator", out_KL: "Floats") -> None:
+        known.standardised(out_KL)
+        squares_KL = known.squares() if self.posterior == "nig" else None
+        n_KL = known.weights()
+        if squares_KL is not None:
+            self._students(out_KL, n_KL, squares_KL, rng)
+        elif self.posterior == "gaussian":
+            # (z n + sqrt(n + prior) e) / (n + prior), e standard normal; in place, as it is faster
+            out_KL *= n_KL
+            n_KL += self.prior_count
+            noise_KL = rng.standard_normal(out_KL.shape)
+            noise_KL *= n_KL**0.5
+            out_KL += noise_KL
+            out_KL /= n_KL
+        else:
+            successes_KL = n_KL * known.below(out_KL)
+            n_KL -= successes_KL
+            out_KL[:] = rng.beta(self.prior_alpha + successes_KL, self.prior_beta + n_KL)
+
+    def _students(
+        self, z_KL: "Floats", n_KL: "Floats", squares_KL: "Floats", rng: "Generator"
+    ) -> None:
+        """Draws from what `nig_posterior` gives, in place of ``z_KL``."""
+        kappa_KL = self.prior_count + n_KL
+        shape_KL = self.prior_shape + n_KL / 2
+        shrunk_KL = self.prior_count * n_KL * z_KL * z_KL / (2 * kappa_KL)
+        rate_KL = self.prior_shape + squares_KL / 2 + shrunk_KL
+        spread_KL = (rate_KL / (shape_KL * kappa_KL)) ** 0.5
+        z_KL *= n_KL
+        z_KL /= kappa_KL
+        z_KL += spread_KL * rng.standard_t(2 * shape_KL)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import inf, log, sqrt
-from typing import ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from typing_extensions import override
 
@@ -19,6 +19,11 @@ from esper.services.tamiyo.strategies._base import (
     standardise,
     tried,
 )
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
+
+    from esper.services.tamiyo.columns import Floats, WindowColumns
 
 
 def upper_bound(mean: float, trials: int, total: int, exploration_constant: float) -> float:
@@ -58,6 +63,7 @@ class UCB(SelectionStrategy):
     """
 
     name: ClassVar[str] = "ucb"
+    columns: ClassVar[str] = "window"
     exploration_constant: float = 2.0
 
     def __post_init__(self) -> None:
@@ -98,6 +104,11 @@ class UCB(SelectionStrategy):
                 tries = record.total_activations
                 scores[seed] = sqrt(width / tries) if tries else inf
         return scores
+
+    @override
+    def score_layers(self, known: "WindowColumns", rng: "Generator", out_KL: "Floats") -> None:
+        known.standardised(out_KL)
+        out_KL += known.intervals(self.exploration_constant)
 
 
 def _why(score: float, count: int) -> str:

@@ -2,13 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from typing_extensions import override
 
 from esper.contracts.selection import SelectionContext, SelectionReason
 from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.strategies._base import Metrics, SelectionStrategy, others
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
+
+    from esper.services.tamiyo.columns import Floats, WindowColumns
 
 
 @final
@@ -22,6 +27,7 @@ class Uniform(SelectionStrategy):
     """
 
     name: ClassVar[str] = "random"
+    columns: ClassVar[str] = "window"
     learns: ClassVar[bool] = False
 
     @override
@@ -41,3 +47,7 @@ class Uniform(SelectionStrategy):
             False,
             others(viable, chosen),
         )
+
+    @override
+    def score_layers(self, known: "WindowColumns", rng: "Generator", out_KL: "Floats") -> None:
+        out_KL[:] = 1 / len(out_KL)  # ties are drawn
