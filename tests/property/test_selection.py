@@ -1,21 +1,22 @@
 """Whatever happens, in whatever order: records stay exact and choices stay allowed."""
 
 import json
-from math import fsum, isfinite, isnan
+from math import fsum, inf, isfinite, isinf, isnan
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from esper.contracts.errors import ConfigError, NoViableSeedError
 from esper.contracts.performance import PerformanceDelta, SeedPerformanceMetrics
 from esper.contracts.selection import SelectionConstraints, SelectionContext
 from esper.services.tamiyo.constraints import sift
-from esper.services.tamiyo.history import SeedRecord
+from esper.services.tamiyo.history import LayerRecord, SeedRecord
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.services.tamiyo.settings import config_from
+from esper.services.tamiyo.standing import Standing
 from esper.services.tamiyo.strategies import STRATEGIES
 from esper.services.tamiyo.strategies._base import standardise
 from esper.stores.memory import MemoryStore
@@ -56,6 +57,36 @@ def test_units_are_finite_and_never_zero(rewards: dict[int, list[float]]) -> Non
     assert units.scale > 0
     for seed in metrics.values():
         assert isfinite((seed.mean - units.centre) / units.scale)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), SIZES | st.just(1e99)), min_size=1, max_size=200),
+    st.integers(1, 25),
+    st.booleans(),
+)
+@example([(0, 1e12), (1, -1e12), *[(index % 2, 1e-12 * index) for index in range(60)]], 20, False)
+@example([(index % 3, 7.0) for index in range(150)], 20, True)
+def test_units_that_follow_every_outcome_are_those_of_the_columns(
+    outcomes: list[tuple[int, float]], window_size: int, rebound: bool
+) -> None:
+    layer = LayerRecord("fc1")
+    for number, (seed_idx, reward) in enumerate(outcomes):
+        if rebound and not number % 9:
+            layer.follow(seed_idx, f"blueprint {number % 4}")
+        record = layer.current(seed_idx)
+        record.add(reward, None, None, window_size=window_size, decay_factor=0.9)
+        found = layer.seeds.standing.units()
+        anew = Standing()
+        anew.replace(layer.seeds, layer.seeds.values())
+        centre, scale, count = anew.units()
+        assert found[2] == count == sum(one.outcomes for one in layer.seeds.values())
+        if isinf(scale) or isinf(found[1]):
+            # Which spreads are rounding is itself known to within rounding only.
+            size = max(abs(one.mean) for one in layer.seeds.values())
+            assert min(scale, found[1]) == inf or min(scale, found[1]) < 1e-11 * size
+            continue
+        assert found[1] == pytest.approx(scale, rel=1e-7)
+        assert found[0] == pytest.approx(centre, abs=1e-7 * scale)
 
 
 @given(

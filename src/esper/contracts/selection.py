@@ -308,7 +308,7 @@ class Assigned:
     unit: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False)
 class Decision:
     """A choice as it travels: it goes out with the graft and comes back with the outcome.
 
@@ -333,6 +333,31 @@ class Decision:
     random_key: tuple[int, str, int]
     layer_type: str = ""
     ab: Assigned | None = None
+
+    def __init__(  # noqa: PLR0913 (its fields)
+        self,
+        *,
+        decision_id: str,
+        layer_name: str,
+        seed_idx: int,
+        blueprint: str,
+        epoch: int,
+        reason: SelectionReason,
+        random_key: tuple[int, str, int],
+        layer_type: str = "",
+        ab: Assigned | None = None,
+    ) -> None:
+        # As for a reason: one is made at every choice.
+        values = self.__dict__
+        values["decision_id"] = decision_id
+        values["layer_name"] = layer_name
+        values["seed_idx"] = seed_idx
+        values["blueprint"] = blueprint
+        values["epoch"] = epoch
+        values["reason"] = reason
+        values["random_key"] = random_key
+        values["layer_type"] = layer_type
+        values["ab"] = ab
 
 
 def reason_data(reason: SelectionReason) -> dict[str, Any]:

@@ -156,6 +156,8 @@ class Assignment:
             return metrics
         seen = LayerMetrics(knowledge.by_arm.get(arm))
         seen.update(metrics)
+        if isinstance(metrics, LayerMetrics):
+            seen.standing = metrics.standing
         return seen
 
     def declaration(self) -> dict[str, Any]:

@@ -47,6 +47,8 @@ def sift(
     if not active and not freed:
         return Sifted(list(seeds), [])
     latest = epoch - constraints.min_dormant_epochs
+    if not active and max(freed.values()) <= latest:
+        return Sifted(list(seeds), [])
     viable: list[int] = []
     cooling: list[int] = []
     for seed in seeds:

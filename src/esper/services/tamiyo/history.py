@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from math import fsum, isnan, nan
 from typing import Any, final
 
+from typing_extensions import override
+
 from esper.contracts.errors import StoreError
 from esper.contracts.events import Event
 from esper.contracts.selection import Decision, decision_from
+from esper.services.tamiyo.standing import Standing
 
 _OPEN = 32
 """Decisions without an outcome that are remembered per seed; older ones count as expired."""
@@ -77,6 +80,8 @@ class SeedRecord:
 
     __slots__ = (
         "_measured",
+        "_row",
+        "_standing",
         "_timed",
         "_weight",
         "blueprint",
@@ -113,6 +118,8 @@ class SeedRecord:
         self._weight = 0.0
         self._measured: Ring | None = None
         self._timed: Ring | None = None
+        self._standing: Standing | None = None
+        self._row = 0
 
     @property
     def pending(self) -> int:
@@ -149,22 +156,23 @@ class SeedRecord:
         self._weight = self._weight * decay_factor + 1.0
         self.recent += (reward - self.recent) / self._weight
         fallen = self._measured.push(reward, accuracy, loss)
-        before = reward - self.mean
         if fallen is None:
             self.count += 1
+            before = reward - self.mean
             self.mean += before / self.count
             self.m2 += before * (reward - self.mean)
-            return
-        change = reward - fallen
-        if not change:
-            return
-        behind = fallen - self.mean
-        self.mean += change / self.count
-        m2 = self.m2 + change * (reward - self.mean + behind)
-        if m2 > _CANCELLED * (self.m2 + change * change) and self.outcomes % window_size:
-            self.m2 = m2
-        else:
-            self._take_anew()
+        elif fallen != reward:
+            slid = slide(self.mean, self.m2, self.count, fallen, reward)
+            if slid is not None and self.outcomes % window_size:
+                self.mean, self.m2 = slid
+            else:
+                self.mean, self.m2 = mean_and_m2(self.measured()[0])
+        if self._standing is not None:
+            self._standing.put(self._row, self.count, self.mean, self.m2)
+
+    def stand(self, standing: Standing | None, row: int) -> None:
+        """From now on keep a row of a layer's columns up to date, or none."""
+        self._standing, self._row = standing, row
 
     def time(self, latency_ms: float | None, memory_mb: float | None, window_size: int) -> None:
         """Take in what a clock and an allocator said."""
@@ -184,10 +192,36 @@ class SeedRecord:
         ring = self._timed
         return (ring.column(0), ring.column(1)) if ring else ([], [])
 
-    def _take_anew(self) -> None:
-        rewards, _, _ = self.measured()
-        self.mean = fsum(rewards) / len(rewards)
-        self.m2 = fsum([(value - self.mean) ** 2 for value in rewards])
+
+def slide(
+    mean: float, m2: float, count: int, fallen: float, reward: float
+) -> tuple[float, float] | None:
+    """Mean and sum of squared deviations of a full window when its oldest reward makes way.
+
+    Args:
+        mean: Mean of the window so far.
+        m2: Sum of squared deviations from it.
+        count: Size of the window.
+        fallen: The reward that falls out.
+        reward: The one that comes in; another.
+
+    Returns:
+        Both, or ``None`` where rounding would rule: take them anew by `mean_and_m2`.
+
+    Example:
+        >>> slide(2.0, 2.0, 3, 1.0, 4.0), mean_and_m2([2.0, 3.0, 4.0])
+        ((3.0, 2.0), (3.0, 2.0))
+    """
+    change = reward - fallen
+    now = mean + change / count
+    found = m2 + change * (reward - now + (fallen - mean))
+    return (now, found) if found > _CANCELLED * (m2 + change * change) else None
+
+
+def mean_and_m2(rewards: list[float]) -> tuple[float, float]:
+    """Mean, and sum of squared deviations from it; at least one reward."""
+    mean = fsum(rewards) / len(rewards)
+    return mean, fsum([(value - mean) ** 2 for value in rewards])
 
 
 class LayerKnowledge(ABC):
@@ -230,13 +264,29 @@ class LayerMetrics(dict[int, SeedRecord]):
 
     Attributes:
         knowledge: ``None`` for a strategy that reads the records alone.
+        standing: What a choice reads of the records, as columns.
     """
 
-    __slots__ = ("knowledge",)
+    __slots__ = ("knowledge", "standing")
 
     def __init__(self, knowledge: LayerKnowledge | None) -> None:
         super().__init__()
         self.knowledge = knowledge
+        self.standing = Standing()
+
+    @override
+    def __setitem__(self, seed_idx: int, record: SeedRecord) -> None:
+        replaced = self.get(seed_idx)
+        if replaced is not None:
+            replaced.stand(None, 0)
+        super().__setitem__(seed_idx, record)
+        # In the order of seeds, not of events: sums over them are then equal to the last bit in a
+        # run that is resumed.
+        for seed in [seed for seed in self if seed > seed_idx]:
+            super().__setitem__(seed, self.pop(seed))
+        for row, one in enumerate(self.values()):
+            one.stand(self.standing, row)
+        self.standing.replace(self, self.values())
 
 
 @final
@@ -262,8 +312,7 @@ class LayerRecord:
         """The record of the seed under its blueprint of now."""
         record = self.seeds.get(seed_idx)
         if record is None:
-            record = SeedRecord(self.name, seed_idx, "")
-            self._place(record)
+            record = self.seeds[seed_idx] = SeedRecord(self.name, seed_idx, "")
         return record
 
     def under(self, seed_idx: int, blueprint: str) -> SeedRecord:
@@ -272,8 +321,7 @@ class LayerRecord:
         if record is not None and record.blueprint == blueprint:
             return record
         if record is None and not (self._bound and seed_idx in self._bound):
-            record = SeedRecord(self.name, seed_idx, blueprint)
-            self._place(record)
+            record = self.seeds[seed_idx] = SeedRecord(self.name, seed_idx, blueprint)
             return record
         aside = self._aside = {} if self._aside is None else self._aside
         record = aside.get((seed_idx, blueprint))
@@ -306,15 +354,7 @@ class LayerRecord:
             if self.seeds.knowledge is not None:
                 self.seeds.knowledge.forget(seed_idx)
         record = aside.pop((seed_idx, blueprint), None)
-        self._place(record or SeedRecord(self.name, seed_idx, blueprint))
-
-    def _place(self, record: SeedRecord) -> None:
-        # In the order of seeds, not of events: sums over them are then equal to the last bit in a
-        # run that is resumed.
-        behind = [seed for seed in self.seeds if seed > record.seed_idx]
-        self.seeds[record.seed_idx] = record
-        for seed in behind:
-            self.seeds[seed] = self.seeds.pop(seed)
+        self.seeds[seed_idx] = record or SeedRecord(self.name, seed_idx, blueprint)
 
 
 BeginKnowledge = Callable[[str], LayerKnowledge | None]

@@ -150,19 +150,34 @@ class PerformanceTracker:
         """
         _check_seed(layer_name, seed_idx)
         with self.lock:
+            if decision is not None:
+                return self._decided(decision, layer_name, seed_idx)
             layer = self._history.layer(layer_name)
             record = layer.current(seed_idx)
             layer.choices += 1
-            if decision is None:
-                record.choose("", -1)
-            else:
-                record.choose(decision.decision_id, decision.epoch)
-                if self._history.begin is not None:
-                    self._history.open[decision.decision_id] = decision
-                self._history.writers.add(self._writer)
+            record.choose("", -1)
             if self._journal is not None:
-                data = self._where(record, "") | {"epoch": -1}
-                self._note("decision", data if decision is None else decision_data(decision))
+                self._note("decision", self._where(record, "") | {"epoch": -1})
+        return record
+
+    def record_decision(self, decision: Decision) -> SeedRecord:
+        """`record_selection` of a decision that was just made, under `lock`."""
+        layer_name, seed_idx = decision.layer_name, decision.seed_idx
+        if layer_name not in self._history.layers:
+            _check_seed(layer_name, seed_idx)
+        return self._decided(decision, layer_name, seed_idx)
+
+    def _decided(self, decision: Decision, layer_name: str, seed_idx: int) -> SeedRecord:
+        history = self._history
+        layer = history.layers.get(layer_name) or history.layer(layer_name)
+        record = layer.seeds.get(seed_idx) or layer.current(seed_idx)
+        layer.choices += 1
+        record.choose(decision.decision_id, decision.epoch)
+        if history.begin is not None:
+            history.open[decision.decision_id] = decision
+        history.writers.add(self._writer)
+        if self._journal is not None:
+            self._note("decision", decision_data(decision))
         return record
 
     def update_metrics_now(

@@ -19,7 +19,7 @@ from esper.contracts.selection import (
 )
 from esper.services.tamiyo.assignment import Assignment
 from esper.services.tamiyo.constraints import Occupancy, refusal, sift
-from esper.services.tamiyo.history import SeedRecord
+from esper.services.tamiyo.history import LayerMetrics, SeedRecord
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.strategies._base import SelectionStrategy, others
@@ -35,6 +35,11 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _NOTHING_KNOWN = SelectionContext()
+
+_CHECKED: dict[bytes, list[int]] = {}
+"""Lists of seeds that were found to be in order, sorted."""
+
+_SMALL, _REMEMBERED = 256, 1024
 
 
 @final
@@ -203,7 +208,8 @@ class SeedSelector:
         tracker, epoch = self.performance_tracker, context.current_epoch
         with tracker.lock:
             slots = self._layers.get(layer_name) or _Slots()
-            slots.settle()
+            if slots.reserved:
+                slots.settle()
             viable, cooling = sift(seeds, slots.active, slots.freed, epoch, self.constraints)
             fallback = not viable
             if fallback and not (
@@ -252,7 +258,7 @@ class SeedSelector:
                 layer_type=context.layer_type,
                 ab=assigned,
             )
-            record = tracker.record_selection(layer_name, seed_idx, decision=decision)
+            record = tracker.record_decision(decision)
             self._layers[layer_name] = slots
             slots.reserved[seed_idx] = (decision, record)
             slots.active.add(seed_idx)
@@ -283,6 +289,8 @@ def first_try(
 
     A seed on which the strategy has evidence from elsewhere is left to the strategy.
     """
+    if _all_tried(viable, metrics):
+        return None
     untried = [
         seed
         for seed in viable
@@ -303,6 +311,16 @@ def first_try(
         partial(_untried, len(untried), len(viable)),
         False,
         others(viable, chosen),
+    )
+
+
+def _all_tried(viable: list[int], metrics: Mapping[int, SeedRecord]) -> bool:
+    """Whether that can be told at a glance; if not, each seed must be looked at."""
+    if not isinstance(metrics, LayerMetrics):
+        return False
+    standing = metrics.standing
+    return standing.tried == len(metrics) and (
+        viable == standing.seeds or all(map(metrics.__contains__, viable))
     )
 
 
@@ -342,8 +360,6 @@ class _Slots:
 
     def settle(self) -> None:
         """End the reservations whose outcome has come; the cooldown runs from the choice."""
-        if not self.reserved:
-            return
         for seed, (decision, record) in list(self.reserved.items()):
             if decision.decision_id not in record.open:
                 del self.reserved[seed]
@@ -352,6 +368,12 @@ class _Slots:
 
 
 def _checked(layer_name: str, available: Sequence[int]) -> list[int]:
+    try:
+        # Most layers are asked for the same few seeds; `bytes` takes small indices only.
+        if type(available) is list and (known := _CHECKED.get(bytes(available))):
+            return known
+    except (TypeError, ValueError):
+        pass
     try:
         seeds = sorted(map(index, available))
     except TypeError as error:
@@ -368,4 +390,6 @@ def _checked(layer_name: str, available: Sequence[int]) -> list[int]:
             f"layer {layer_name!r}: available seeds are {seeds}; each must be >= 0 and stand there "
             "once"
         )
+    if type(available) is list and seeds[-1] < _SMALL and len(_CHECKED) < _REMEMBERED:
+        _CHECKED[bytes(available)] = seeds
     return seeds

@@ -7,14 +7,15 @@ everything it may use, decides, and remembers nothing: what it knows is in the m
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from contextvars import ContextVar
-from math import isfinite, sqrt
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, final
+from math import inf, isfinite
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from esper.contracts.errors import ConfigError, SelectionError
 from esper.contracts.performance import SeedPerformanceMetrics, SeedStatistics
 from esper.contracts.selection import Propensities, SelectionContext, SelectionReason, spread
-from esper.services.tamiyo.history import LayerKnowledge, SeedRecord
+from esper.services.tamiyo.history import LayerKnowledge, LayerMetrics, SeedRecord
 from esper.services.tamiyo.randomness import Draws
+from esper.services.tamiyo.standing import Standing, Units
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -25,12 +26,6 @@ Metrics = Mapping[int, SeedStatistics]
 
 TIE = 1e-9
 """Scores that differ by less, in standardised units, are the same score."""
-
-_SHRINKAGE = 1.0
-"""Degrees of freedom that the total variance counts for in the pooled one."""
-
-_ROUNDING = 1e-12
-"""A spread below this share of the rewards' size is rounding, not information."""
 
 _PROBES = 64
 """Choices that are tried out to find how likely each seed is, where a strategy does not say."""
@@ -202,20 +197,6 @@ def rewards_of(record: SeedStatistics) -> Sequence[float]:
     return record.window() if isinstance(record, SeedPerformanceMetrics) else ()
 
 
-class Units(NamedTuple):
-    """The layer's own yardstick: a reward is ``(reward - centre) / scale`` standard deviations.
-
-    Attributes:
-        centre: Unweighted mean of the seeds' mean rewards.
-        scale: Pooled standard deviation of the rewards, > 0; inf if there is no spread at all.
-        outcomes: Outcomes ever in the layer.
-    """
-
-    centre: float
-    scale: float
-    outcomes: int
-
-
 def standardise(metrics: Metrics) -> Units:
     """The units in which every strategy reads rewards; a shift or a factor on all changes nothing.
 
@@ -233,31 +214,16 @@ def standardise(metrics: Metrics) -> Units:
         >>> units.centre, round(units.scale, 4), round((32 / 3 / 3) ** 0.5, 4)
         (4.0, 1.8856, 1.8856)
     """
-    seeds = counts = outcomes = 0
-    origin = within = shifts = weighted = squares = 0.0
-    for seed in metrics.values():
-        outcomes += seed.outcomes
-        count = seed.count
-        if not count:
-            continue
-        if not seeds:
-            origin = seed.mean
-        # Deviations from one of the means: equal rewards then differ by exactly nothing.
-        shift = seed.mean - origin
-        within += seed.m2
-        seeds += 1
-        counts += count
-        shifts += shift
-        weighted += count * shift
-        squares += count * shift * shift
-    if counts < 2:
-        return Units(origin, float("inf"), outcomes)
-    total = (within + squares - weighted * weighted / counts) / (counts - 1)
-    freedom = counts - seeds + _SHRINKAGE
-    scale = sqrt(max(within + _SHRINKAGE * total, 0.0) / freedom)
-    if scale <= _ROUNDING * abs(origin):
-        scale = float("inf")
-    return Units(origin + shifts / seeds, scale, outcomes)
+    return Units(*standing_of(metrics).units())
+
+
+def standing_of(metrics: Metrics) -> Standing:
+    """The columns of a layer: those that its live records keep, or made up from a snapshot."""
+    if isinstance(metrics, LayerMetrics) and len(metrics) == len(metrics.standing.seeds):
+        return metrics.standing
+    made = Standing()
+    made.replace(metrics, metrics.values())
+    return made
 
 
 def pick_best(scores: Mapping[int, float], rng: Draws) -> tuple[int, float]:
@@ -269,12 +235,28 @@ def pick_best(scores: Mapping[int, float], rng: Draws) -> tuple[int, float]:
         >>> pick_best({0: 0.7, 1: 0.7}, Draws(0, "fc1", 0))[1]
         0.5
     """
-    least = max(scores.values()) - TIE
-    tied = [seed for seed, score in scores.items() if score >= least]
-    if len(tied) == 1:
-        return tied[0], 1.0
-    tied.sort()
+    values = list(scores.values())
+    at = alone_at_top(values)
+    if at >= 0:
+        return list(scores)[at], 1.0
+    least = max(values) - TIE
+    tied = sorted([seed for seed, score in scores.items() if score >= least])
     return tied[rng.index(len(tied))], 1 / len(tied)
+
+
+def alone_at_top(values: list[float]) -> int:
+    """Where the highest of ``values`` stands; -1 if another is as high, within `TIE`.
+
+    Example:
+        >>> alone_at_top([0.5, 0.7]), alone_at_top([0.7, 0.7])
+        (1, -1)
+    """
+    best = max(values)
+    at = values.index(best)
+    values[at] = -inf
+    second = max(values)
+    values[at] = best
+    return at if second < best - TIE else -1
 
 
 def others(viable: Sequence[int], seed_idx: int) -> tuple[int, ...]:

@@ -10,13 +10,14 @@ from typing_extensions import override
 
 from esper.contracts.selection import SelectionContext, SelectionReason
 from esper.services.tamiyo.randomness import Draws
+from esper.services.tamiyo.standing import Standing
 from esper.services.tamiyo.strategies._base import (
     Metrics,
     SelectionStrategy,
     others,
     pick_best,
     require_number,
-    standardise,
+    standing_of,
     tried,
 )
 
@@ -90,20 +91,39 @@ class UCB(SelectionStrategy):
 
     def scores(self, viable: Sequence[int], metrics: Metrics) -> dict[int, float]:
         """Upper bounds in standard deviations of the layer's rewards; inf where untried."""
-        centre, scale, total = standardise(metrics)
-        width = self.exploration_constant * log(total) if total > 1 else 0.0
+        standing = standing_of(metrics)
+        if viable == standing.seeds and standing.tried == len(viable):
+            return dict(zip(viable, self.bounds(standing), strict=True))
+        units = standing.units()
         scores = {}
         for seed in viable:
             record = metrics.get(seed)
             if record is None:
                 scores[seed] = inf
-            elif trials := record.count:
-                scores[seed] = (record.mean - centre) / scale + sqrt(width / trials)
+            elif record.count:
+                [scores[seed]] = self._bounds([record.mean], [record.count], units)
             else:
                 # Chosen, but nothing heard of it: an average seed, less promising at each try.
                 tries = record.total_activations
-                scores[seed] = sqrt(width / tries) if tries else inf
+                scores[seed] = self._bounds([units[0]], [tries], units)[0] if tries else inf
         return scores
+
+    def bounds(self, standing: Standing) -> list[float]:
+        """Upper bound of every seed of a layer in which all have been tried."""
+        return self._bounds(standing.means, standing.counts, standing.units())
+
+    def _bounds(
+        self, means: list[float], trials: list[int], units: tuple[float, float, int]
+    ) -> list[float]:
+        centre, scale, total = units
+        width = self.exploration_constant * log(total) if total > 1 else 0.0
+        if trials.count(trials[0]) == len(trials):  # as when all windows are full
+            bonus = sqrt(width / trials[0])
+            return [(mean - centre) / scale + bonus for mean in means]
+        return [
+            (mean - centre) / scale + sqrt(width / count)
+            for mean, count in zip(means, trials, strict=True)
+        ]
 
     @override
     def score_layers(self, known: "WindowColumns", rng: "Generator", out_KL: "Floats") -> None:

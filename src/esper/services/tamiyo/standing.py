@@ -1,0 +1,198 @@
+"""How the seeds of one layer stand: what a choice reads, side by side, with sums over all seeds.
+
+A choice needs the layer's centre and scale, which are sums over all of its seeds, but one outcome
+changes one seed. So the sums follow each outcome in constant time and are taken anew from the
+columns every now and then, before rounding can pile up. When they are is a function of the
+outcomes alone: a run that is resumed has the same sums to the last bit.
+"""
+
+from collections.abc import Iterable
+from math import inf, sqrt
+from typing import NamedTuple, Protocol, final
+
+_SHRINKAGE = 1.0
+"""Degrees of freedom that the total variance counts for in the pooled one."""
+
+_ROUNDING = 1e-12
+"""A spread below this share of the rewards' size is rounding, not information."""
+
+_ANEW = 64
+"""Outcomes after which sums are taken anew in any case."""
+
+_CANCELLED = 1e-6
+"""When the spread falls to this share of its largest value, sums are taken anew."""
+
+
+class Units(NamedTuple):
+    """The layer's own yardstick: a reward is ``(reward - centre) / scale`` standard deviations.
+
+    Attributes:
+        centre: Unweighted mean of the seeds' mean rewards.
+        scale: Pooled standard deviation of the rewards, > 0; inf if there is no spread at all.
+        outcomes: Outcomes ever in the layer.
+    """
+
+    centre: float
+    scale: float
+    outcomes: int
+
+
+class Row(Protocol):
+    """What of a seed goes into the columns; as in `SeedStatistics`."""
+
+    @property
+    def count(self) -> int:
+        """Outcomes inside the window."""
+
+    @property
+    def mean(self) -> float:
+        """Mean reward of the window."""
+
+    @property
+    def m2(self) -> float:
+        """Sum of squared deviations from the mean over the window."""
+
+    @property
+    def outcomes(self) -> int:
+        """Outcomes ever."""
+
+
+@final
+class Standing:
+    """Columns over the seeds of one layer, to be read and not changed, and their `units`.
+
+    Attributes:
+        seeds: Seed numbers; the other columns are in their order.
+        counts: Outcomes inside the window.
+        means: Mean reward of the window; 0 if it is empty.
+        m2s: Sum of squared deviations from the mean over the window.
+        outcomes: Outcomes ever, of all seeds.
+        tried: How many seeds have outcomes inside their window.
+
+    Example:
+        Two seeds, rewards (1, 3) and (5, 7): within 2 and 2 with 2 degrees of freedom, total
+        variance 20/3, so the scale is ``sqrt((4 + 20/3) / 3)``.
+
+        >>> standing = Standing()
+        >>> for seed in (0, 1):
+        ...     standing.insert(seed)
+        >>> for at, count, mean, m2 in ((0, 1, 1, 0), (0, 2, 2, 2), (1, 1, 5, 0), (1, 2, 6, 2)):
+        ...     standing.put(at, count, mean, m2)
+        >>> centre, scale, outcomes = standing.units()
+        >>> centre, round(scale, 4), round((32 / 3 / 3) ** 0.5, 4), outcomes
+        (4.0, 1.8856, 1.8856, 4)
+    """
+
+    __slots__ = (
+        "_exact",
+        "_origin",
+        "_peak",
+        "_shifts",
+        "_since",
+        "_squares",
+        "_total",
+        "_weighted",
+        "_within",
+        "counts",
+        "m2s",
+        "means",
+        "outcomes",
+        "seeds",
+        "tried",
+    )
+
+    def __init__(self) -> None:
+        self.seeds: list[int] = []
+        self.counts: list[int] = []
+        self.means: list[float] = []
+        self.m2s: list[float] = []
+        self.outcomes = 0
+        self.tried = 0
+        self._exact = False
+        self._since = 0
+        # Deviations from the origin; "weighted" and "squares" are weighted with counts.
+        self._total = 0
+        self._origin = self._within = self._peak = 0.0
+        self._shifts = self._weighted = self._squares = 0.0
+
+    def insert(self, seed_idx: int) -> None:
+        """Make room for a seed without outcomes, in the order of seeds."""
+        at = len(self.seeds)
+        while at and self.seeds[at - 1] > seed_idx:
+            at -= 1
+        self.seeds.insert(at, seed_idx)
+        self.counts.insert(at, 0)
+        self.means.insert(at, 0.0)
+        self.m2s.insert(at, 0.0)
+
+    def replace(self, seeds: Iterable[int], rows: Iterable[Row]) -> None:
+        """Begin again with other columns; where only seeds without outcomes differ, sums stay."""
+        before = self._rows()
+        rows = list(rows)
+        self.seeds = list(seeds)
+        self.counts = [row.count for row in rows]
+        self.means = [row.mean for row in rows]
+        self.m2s = [row.m2 for row in rows]
+        self.outcomes = sum([row.outcomes for row in rows])
+        if before != self._rows():
+            # A seed that changes its blueprint may do so at another moment of a resumed run.
+            self._exact = self._exact or bool(before)
+            self._take_anew()
+
+    def put(self, at: int, count: int, mean: float, m2: float) -> None:
+        """Take in one outcome of the seed in row ``at``, whose window is now as given."""
+        counts, means, m2s, origin = self.counts, self.means, self.m2s, self._origin
+        before, was, had = counts[at], means[at] - origin, m2s[at]
+        counts[at], means[at], m2s[at] = count, mean, m2
+        self.outcomes += 1
+        self._since += 1
+        if not before or self._since == _ANEW or self._exact:
+            self._take_anew()
+            return
+        now = mean - origin
+        total = self._total = self._total + count - before
+        within = self._within = self._within + (m2 - had)
+        weighted = self._weighted = self._weighted + (count * now - before * was)
+        squares = self._squares + (count * now * now - before * was * was)
+        self._squares = squares
+        self._shifts += now - was
+        spread = within + squares
+        if spread > self._peak:  # noqa: PLR1730 (max() takes twice as long)
+            self._peak = spread
+        if spread - weighted * weighted / total < _CANCELLED * self._peak:
+            self._take_anew()
+
+    def units(self) -> tuple[float, float, int]:
+        """`Units`, as a plain tuple."""
+        total, within, origin = self._total, self._within, self._origin
+        if total < 2:
+            return origin, inf, self.outcomes
+        spread = within + self._squares - self._weighted * self._weighted / total
+        tried = self.tried
+        pooled = within + _SHRINKAGE * spread / (total - 1)
+        scale = sqrt(pooled / (total - tried + _SHRINKAGE)) if pooled > 0.0 else inf
+        if scale <= _ROUNDING * abs(origin):
+            scale = inf
+        return origin + self._shifts / tried, scale, self.outcomes
+
+    def _rows(self) -> list[tuple[int, int, float, float]]:
+        columns = zip(self.seeds, self.counts, self.means, self.m2s, strict=True)
+        return [row for row in columns if row[1]]
+
+    def _take_anew(self) -> None:
+        rows = self._rows()
+        # Deviations from one of the means: equal rewards then differ by exactly nothing.
+        origin = rows[0][2] if rows else 0.0
+        within = shifts = weighted = squares = 0.0
+        total = 0
+        for _, count, mean, m2 in rows:
+            shift = mean - origin
+            within += m2
+            total += count
+            shifts += shift
+            weighted += count * shift
+            squares += count * shift * shift
+        self.tried = len(rows)
+        self._origin, self._total, self._within = origin, total, within
+        self._shifts, self._weighted, self._squares = shifts, weighted, squares
+        self._peak, self._since = within + squares, 0
