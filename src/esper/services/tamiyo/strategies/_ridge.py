@@ -1,6 +1,7 @@
 """Ridge regressions that are brought up to date by each outcome, and stay accurate.
 
-Shapes: K regressions or seeds, D features, E = D + 2 of a regression's columns, B rows, N draws.
+Shapes: K regressions or seeds, D features, E = D + 2 rows of a regression, R = K E of all, T = 2 of
+them about rewards, B outcomes, N draws.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,8 @@ from esper.services.tamiyo.randomness import Draws
 
 Array: TypeAlias = NDArray[np.float64]
 
-_BLOCK = 64
-"""Outcomes that wait as they are until they are added to the sums together."""
+_BLOCK = 32
+"""Outcomes of a regression that wait as they are until they are added to its sums together."""
 
 _FRESH = 1024
 """Outcomes of a regression after which it is solved anew, so that rounding does not pile up."""
@@ -72,9 +73,9 @@ class Ridges:
         self._surprises = (0.0, 0.0, 0.0)  # sums of e_r**2, e_r e_1, e_1**2, each over 1 + x'Px
         self._solved_KED = np.empty((0, width + 2, width))
         self._sums_KEE = np.empty((0, width + 2, width + 2))
-        self._waiting: list[tuple[int, Array, float]] = []
-        self._target_E = np.zeros(width + 2)
-        self._target_E[-1] = 1.0
+        self._waiting: list[list[tuple[Array, float]]] = []
+        self._rank_one = _RankOne(width)
+        self._lay_out()
 
     def add(self) -> int:
         """Begin another regression; returns its number."""
@@ -82,12 +83,14 @@ class Ridges:
         fresh_ED = np.concatenate([np.eye(width) / self.ridge, np.zeros((2, width))])
         self._solved_KED = np.concatenate([self._solved_KED, fresh_ED[None]])
         self._sums_KEE = np.concatenate([self._sums_KEE, np.zeros((1, width + 2, width + 2))])
+        self._lay_out()
+        self._waiting.append([])
         self.counts.append(0)
         return len(self.counts) - 1
 
     def reset(self, arm: int) -> None:
         """Begin this regression anew; the yardstick remains."""
-        self._flush()
+        self._waiting[arm] = []
         self.counts[arm] = 0
         self._sums_KEE[arm] = 0.0
         self._solve(arm)
@@ -116,35 +119,27 @@ class Ridges:
         """Take in one outcome of regression ``arm``; ``x_D`` is kept and must not change."""
         if not self.outcomes:
             self._origin = reward
-        off, width = reward - self._origin, self.width
+        off = reward - self._origin
         outcomes = self.outcomes = self.outcomes + 1
         before = off - self._mean
         self._mean += before / outcomes
         self._m2 += before * (off - self._mean)
 
-        solved_ED = self._solved_KED[arm]
-        seen_E = solved_ED.dot(x_D)
-        gain_D = seen_E[:width]
-        spread = 1.0 + float(x_D.dot(gain_D))
-        self._target_E[width] = off
-        surprise_E = self._target_E - seen_E
-        missed, one = surprise_E.item(width), surprise_E.item(width + 1)
-        # A product of a column and a row by BLAS takes half the time of one by broadcasting.
-        solved_ED += (surprise_E / spread)[:, None].dot(gain_D[None])
-
+        missed, one, spread = self._rank_one.change(self._own_ED[arm], x_D, off)
         square, mixed, ones = self._surprises
         self._surprises = (
             square + missed * missed / spread,
             mixed + missed * one / spread,
             ones + one * one / spread,
         )
-        self._waiting.append((arm, x_D, off))
+        waiting = self._waiting[arm]
+        waiting.append((x_D, off))
         count = self.counts[arm] = self.counts[arm] + 1
         if not count % _FRESH:
-            self._flush()
+            self._flush(arm)
             self._solve(arm)
-        elif len(self._waiting) == _BLOCK:
-            self._flush()
+        elif len(waiting) == _BLOCK:
+            self._flush(arm)
 
     def at(self, x_D: Array) -> tuple[list[float], list[float]]:
         """What every regression predicts at one point.
@@ -152,11 +147,10 @@ class Ridges:
         Returns:
             Means, in units of ``scale`` about ``centre``, and variances, in units of its square.
         """
-        width = self.width
-        seen_KE = self._solved_KED.reshape(-1, width).dot(x_D).reshape(-1, width + 2)
-        variances: list[float] = seen_KE[:, :width].dot(x_D).tolist()
+        self._rows_RD.dot(x_D, self._seen_R)
+        variances: list[float] = self._gains_KD.dot(x_D, self._variances_K).tolist()
         centre, scale = self._mean, self.scale
-        means = [(value - centre * one) / scale for value, one in seen_KE[:, width:].tolist()]
+        means = [(value - centre * one) / scale for value, one in self._values_KT.tolist()]
         return means, variances
 
     def over(self, arm: int, x_KD: Array) -> tuple[Array, Array]:
@@ -180,7 +174,11 @@ class Ridges:
             "surprises": list(self._surprises),
             "solved": self._solved_KED.ravel().tolist(),
             "sums": self._sums_KEE.ravel().tolist(),
-            "waiting": [[arm, x_D.tolist(), off] for arm, x_D, off in self._waiting],
+            "waiting": [
+                [arm, x_D.tolist(), off]
+                for arm, own in enumerate(self._waiting)
+                for x_D, off in own
+            ],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -202,12 +200,11 @@ class Ridges:
             sums_KEE = np.array(state["sums"], dtype=float).reshape(len(counts), end, end)
             origin, mean, m2 = state["rewards"]
             square, mixed, ones = state["surprises"]
-            waiting = [
-                (arm, np.array(x_D, dtype=float).reshape(width), off)
-                for arm, x_D, off in state["waiting"]
-            ]
+            waiting: list[list[tuple[Array, float]]] = [[] for _ in counts]
+            for arm, x_D, off in state["waiting"]:
+                waiting[arm].append((np.array(x_D, dtype=float).reshape(width), off))
             outcomes = int(state["outcomes"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (IndexError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(
                 f"the state of a regression is damaged ({error!r}); resume from another checkpoint"
             ) from error
@@ -215,19 +212,28 @@ class Ridges:
         self._origin, self._mean, self._m2 = origin, mean, m2
         self._surprises = (square, mixed, ones)
         self._solved_KED, self._sums_KEE = solved_KED, sums_KEE
+        self._lay_out()
 
-    def _flush(self) -> None:
-        waiting, self._waiting = self._waiting, []
+    def _lay_out(self) -> None:
+        # Views and room for results, made once: at ten features, making them takes as long as
+        # working out what goes in.
+        width = self.width
+        self._own_ED = list(self._solved_KED)
+        self._rows_RD = self._solved_KED.reshape(-1, width)
+        self._seen_R = np.empty(len(self._rows_RD))
+        seen_KE = self._seen_R.reshape(-1, width + 2)
+        self._gains_KD, self._values_KT = seen_KE[:, :width], seen_KE[:, width:]
+        self._variances_K = np.empty(len(seen_KE))
+
+    def _flush(self, arm: int) -> None:
+        waiting, self._waiting[arm] = self._waiting[arm], []
         if not waiting:
             return
-        arms, xs_BD, offs_B = zip(*waiting, strict=True)
-        rows_BE = np.ones((len(arms), self.width + 2))
+        xs_BD, offs_B = zip(*waiting, strict=True)
+        rows_BE = np.ones((len(xs_BD), self.width + 2))
         rows_BE[:, : self.width] = np.concatenate(xs_BD).reshape(-1, self.width)
         rows_BE[:, self.width] = offs_B
-        arms_B = np.array(arms)
-        for arm in sorted(set(arms)):
-            own_BE = rows_BE[arms_B == arm]
-            self._sums_KEE[arm] += own_BE.T @ own_BE
+        self._sums_KEE[arm] += rows_BE.T @ rows_BE
 
     def _solve(self, arm: int) -> None:
         width = self.width
@@ -237,6 +243,36 @@ class Ridges:
         inverse_DD = solved_ED[:width]
         solved_ED[:width] = (inverse_DD + inverse_DD.T) / 2
         self._solved_KED[arm] = solved_ED
+
+
+@final
+class _RankOne:
+    """Changes a regression by one outcome, in room that it keeps."""
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self._seen_E, self._scaled_E = np.empty(width + 2), np.empty(width + 2)
+        self._gain_D = self._seen_E[:width]
+        self._column_E, self._row_D = self._scaled_E[:, None], self._gain_D[None]
+        self._change_ED = np.empty((width + 2, width))
+
+    def change(self, solved_ED: Array, x_D: Array, off: float) -> tuple[float, float, float]:
+        """Take in one outcome.
+
+        Returns:
+            How far the reward and the constant 1 were off what was predicted, and by how many
+            variances of the noise such a distance is to be measured.
+        """
+        width, seen_E = self._width, self._seen_E
+        solved_ED.dot(x_D, seen_E)
+        spread = 1.0 + float(x_D.dot(self._gain_D))
+        missed, one = off - seen_E.item(width), 1.0 - seen_E.item(width + 1)
+        seen_E[width], seen_E[width + 1] = -missed, -one
+        np.divide(seen_E, spread, self._scaled_E)
+        # A product of a column and a row by BLAS takes half the time of one by broadcasting.
+        self._column_E.dot(self._row_D, self._change_ED)
+        np.subtract(solved_ED, self._change_ED, solved_ED)
+        return missed, one, spread
 
 
 @final
