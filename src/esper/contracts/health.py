@@ -1,11 +1,16 @@
 """What probes measure of a layer, and what Tamiyo asks for in answer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from numbers import Real
+
+from esper.contracts.errors import MeasurementError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthSignal:
     """One layer at one epoch; ``None`` is *unmeasured*, which is neither zero nor healthy.
+
+    NaN and infinity, as of a host that diverges, are kept: they say something to the policy.
 
     Attributes:
         layer_name: Dotted name of the layer in the model.
@@ -18,6 +23,9 @@ class HealthSignal:
         activation_mean: Mean of the layer's output.
         activation_sd: Standard deviation of the layer's output.
         dead_fraction: Share of output units, in [0, 1], never positive on the probed batch.
+
+    Raises:
+        MeasurementError: if a measurement is no number at all.
     """
 
     layer_name: str
@@ -29,6 +37,18 @@ class HealthSignal:
     activation_mean: float | None = None
     activation_sd: float | None = None
     dead_fraction: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in _MEASURED:
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Real):
+                raise MeasurementError(
+                    f"{name} of layer {self.layer_name!r} is {value!r}; a measurement must be a "
+                    "number. Leave it out (None) if it could not be taken"
+                )
+
+
+_MEASURED = tuple([item.name for item in fields(HealthSignal) if item.type == (float | None)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import inf, isinf
+from math import inf, isfinite, isinf
 from typing import Any, Protocol
 
 from esper.contracts.errors import ConfigError
 from esper.contracts.health import HealthSignal
+
+MOST_SEEDS = 1 << 20
+"""A layer has fewer seeds than this; a larger index is a mistake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +24,11 @@ class SelectionContext:
         urgency: How much Tamiyo wants this graft, in [0, 1], if it asked for it.
         parameters: Parameters that the kernel of each seed would have, where known.
 
+    A number that is NaN or infinite counts as unmeasured; so does what is left out.
+
     Raises:
-        ConfigError: if ``current_epoch`` is not a whole number >= 0.
+        ConfigError: if ``current_epoch`` is not a whole number >= 0, or something is of another
+            type than it should be.
     """
 
     current_epoch: int = 0
@@ -34,6 +40,21 @@ class SelectionContext:
 
     def __post_init__(self) -> None:
         _require_whole("current_epoch", self.current_epoch, 0)
+        if self.layer_type.__class__ is not str:
+            raise ConfigError(f"layer_type is {self.layer_type!r}; it must be a name, or empty")
+        if self.health is not None and not isinstance(self.health, HealthSignal):
+            raise ConfigError(f"health is {self.health!r}; it must be a HealthSignal, or None")
+        if self.urgency is not None:
+            _require_measurable("urgency", self.urgency)
+        if self.blueprints or self.blueprints is None:
+            _require_by_seed("blueprints", self.blueprints)
+            for seed, name in self.blueprints.items():
+                if not isinstance(name, str):
+                    raise ConfigError(f"blueprints[{seed}] is {name!r}; it must be a name")
+        if self.parameters or self.parameters is None:
+            _require_by_seed("parameters", self.parameters)
+            for seed, count in self.parameters.items():
+                _require_measurable(f"parameters[{seed}]", count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -445,6 +466,23 @@ def _reason_from(data: Mapping[str, Any]) -> SelectionReason:
 def _require_whole(name: str, value: object, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{name} is {value!r}; it must be a whole number >= {least}")
+
+
+def _require_measurable(name: str, value: object) -> None:
+    try:
+        isfinite(value)  # type: ignore[arg-type]  # that is the question
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(
+            f"{name} is {value!r}; it must be a number; leave out what is not known"
+        ) from error
+
+
+def _require_by_seed(name: str, value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name} is {value!r}; it must be a mapping of seeds to values")
+    for seed in value:
+        if not isinstance(seed, int) or not 0 <= seed < MOST_SEEDS:
+            raise ConfigError(f"{name} has the key {seed!r}; seeds are numbered from 0")
 
 
 def _finite(score: float) -> float | None:

@@ -16,7 +16,7 @@ from esper.contracts.performance import (
     require_finite,
     reward,
 )
-from esper.contracts.selection import Decision, decision_data
+from esper.contracts.selection import MOST_SEEDS, Decision, decision_data
 from esper.services.tamiyo.history import (
     KINDS,
     BeginKnowledge,
@@ -589,8 +589,9 @@ def _check_settings(window_size: int, decay_factor: float) -> None:
 
 
 def _check_seed(layer_name: str, seed_idx: int) -> None:
-    if not isinstance(layer_name, str) or not isinstance(seed_idx, int) or seed_idx < 0:
+    named = isinstance(layer_name, str)
+    if not named or not isinstance(seed_idx, int) or not 0 <= seed_idx < MOST_SEEDS:
         raise SelectionError(
             f"seed {seed_idx!r} of layer {layer_name!r}: a layer is named by a string, and its "
-            "seeds are numbered from 0"
+            f"seeds are numbered from 0 to at most {MOST_SEEDS - 1:,}"
         )

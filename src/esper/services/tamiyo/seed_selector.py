@@ -10,6 +10,7 @@ from typing import Any, final
 
 from esper.contracts.errors import ConfigError, NoViableSeedError, SelectionError
 from esper.contracts.selection import (
+    MOST_SEEDS,
     Decision,
     SelectionConstraints,
     SelectionContext,
@@ -368,6 +369,8 @@ class _Slots:
 
 
 def _checked(layer_name: str, available: Sequence[int]) -> list[int]:
+    if not isinstance(layer_name, str):
+        raise SelectionError(f"layer {layer_name!r}: a layer is named by a string")
     try:
         # Most layers are asked for the same few seeds; `bytes` takes small indices only.
         if type(available) is list and (known := _CHECKED.get(bytes(available))):
@@ -385,10 +388,10 @@ def _checked(layer_name: str, available: Sequence[int]) -> list[int]:
             f"layer {layer_name!r}: no seed is available to choose from; ask again when one is "
             "dormant"
         )
-    if seeds[0] < 0 or len(set(seeds)) < len(seeds):
+    if seeds[0] < 0 or seeds[-1] >= MOST_SEEDS or len(set(seeds)) < len(seeds):
         raise SelectionError(
             f"layer {layer_name!r}: available seeds are {seeds}; each must be >= 0 and stand there "
-            "once"
+            f"once, and be below {MOST_SEEDS:,}"
         )
     if type(available) is list and seeds[-1] < _SMALL and len(_CHECKED) < _REMEMBERED:
         _CHECKED[bytes(available)] = seeds

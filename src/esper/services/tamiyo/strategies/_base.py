@@ -27,6 +27,9 @@ Metrics = Mapping[int, SeedStatistics]
 TIE = 1e-9
 """Scores that differ by less, in standardised units, are the same score."""
 
+_HUGE = 1e100
+"""Settings beyond are mistakes, and their squares no numbers."""
+
 _PROBES = 64
 """Choices that are tried out to find how likely each seed is, where a strategy does not say."""
 
@@ -286,7 +289,7 @@ def require_number(
     at_least: float = -float("inf"),
     at_most: float = float("inf"),
 ) -> None:
-    """Refuse a setting that is no finite number or is out of range.
+    """Refuse a setting that is no finite number (below 1e100) or is out of range.
 
     Raises:
         ConfigError: naming the setting, its value and what it may be.
@@ -298,12 +301,14 @@ def require_number(
         esper.contracts.errors.ConfigError: ucb.exploration_constant is -1; it must be a number > 0
     """
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if number and isfinite(value) and above < value and at_least <= value <= at_most:  # type: ignore[operator, arg-type]  # a number by now
+    if number and -_HUGE < value < _HUGE and above < value and at_least <= value <= at_most:  # type: ignore[operator]  # a number by now
         return
     limits = [
         f"{sign} {limit:g}"
         for sign, limit in ((">", above), (">=", at_least), ("<=", at_most))
         if isfinite(limit)
     ]
+    if number and not -_HUGE < value < _HUGE:  # type: ignore[operator]
+        limits.append(f"below {_HUGE:g} in size")
     wanted = " ".join(["a number", " and ".join(limits)]).strip()
     raise ConfigError(f"{setting} is {value!r}; it must be {wanted}")

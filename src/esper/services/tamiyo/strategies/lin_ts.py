@@ -27,6 +27,9 @@ from esper.services.tamiyo.strategies._contextual import (
 from esper.services.tamiyo.strategies._posteriors import BestDraw
 from esper.services.tamiyo.strategies._ridge import draw_together, factor_of
 
+_SURE = 1e-12
+"""Standard deviations below are rounding."""
+
 
 @final
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class LinTS(SelectionStrategy):
 
     Args:
         v: Spread of the draws, in posterior standard deviations, > 0.
-        ridge: What the coefficients are known by beforehand, in outcomes, > 0.
+        ridge: What the coefficients are known by beforehand, in outcomes; at least 1e-6.
         model: ``"disjoint"``, a regression for each blueprint over all layers, or ``"shared"``, one
             for all.
 
@@ -69,7 +72,7 @@ class LinTS(SelectionStrategy):
 
     def __post_init__(self) -> None:
         require_number("lin_ts.v", self.v, above=0)
-        require_number("lin_ts.ridge", self.ridge, above=0)
+        require_number("lin_ts.ridge", self.ridge, at_least=1e-6)
         if self.model not in MODELS:
             raise ConfigError(unknown_name("lin_ts.model", self.model, MODELS))
 
@@ -94,7 +97,7 @@ class LinTS(SelectionStrategy):
             chance,
             f"highest draw, {scores[chosen]:.2f} sd, of {len(scores)}: "
             f"{expected.means[at]:+.2f} expected here, give or take "
-            f"{self.v * sqrt(expected.variances[at]):.2f}; {expected.outcomes[chosen]}",
+            f"{self.v * sqrt(max(expected.variances[at], 0.0)):.2f}; {expected.outcomes[chosen]}",
             False,
             others(viable, chosen),
             expected.features[chosen],
@@ -105,7 +108,7 @@ class LinTS(SelectionStrategy):
             factor_KK = self.v * factor_of(expected.covariance)
             return draw_together(expected.seeds, expected.means, factor_KK, rng)
         posteriors = {
-            seed: (mean, self.v * sqrt(variance))
+            seed: (mean, max(self.v * sqrt(max(variance, 0.0)), _SURE))
             for seed, mean, variance in zip(
                 expected.seeds, expected.means, expected.variances, strict=True
             )

@@ -40,7 +40,7 @@ class LinUCB(SelectionStrategy):
     Args:
         alpha: Width of the interval in standard deviations, > 0.
         grows: Whether the interval widens with the number of outcomes.
-        ridge: What the coefficients are known by beforehand, in outcomes, > 0.
+        ridge: What the coefficients are known by beforehand, in outcomes; at least 1e-6.
         model: ``"disjoint"``, a regression for each blueprint over all layers, or ``"shared"``, one
             for all.
 
@@ -77,7 +77,7 @@ class LinUCB(SelectionStrategy):
         require_number("linucb.alpha", self.alpha, above=0)
         if not isinstance(self.grows, bool):
             raise ConfigError(f"linucb.grows is {self.grows!r}; it must be true or false")
-        require_number("linucb.ridge", self.ridge, above=0)
+        require_number("linucb.ridge", self.ridge, at_least=1e-6)
         if self.model not in MODELS:
             raise ConfigError(unknown_name("linucb.model", self.model, MODELS))
 

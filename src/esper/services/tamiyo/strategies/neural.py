@@ -67,7 +67,7 @@ class Neural(SelectionStrategy):
 
     Args:
         v: Spread of the draws, in posterior standard deviations, > 0.
-        ridge: What the coefficients are known by beforehand, in outcomes, > 0.
+        ridge: What the coefficients are known by beforehand, in outcomes; at least 1e-6.
         hidden: Units of each hidden layer, 1 to 256.
         memory: Outcomes that are remembered, 64 to 100,000.
         learning_rate: Of Adam, > 0.
@@ -99,7 +99,7 @@ class Neural(SelectionStrategy):
 
     def __post_init__(self) -> None:
         require_number("neural.v", self.v, above=0)
-        require_number("neural.ridge", self.ridge, above=0)
+        require_number("neural.ridge", self.ridge, at_least=1e-6)
         require_number("neural.learning_rate", self.learning_rate, above=0)
         _require_whole("neural.hidden", self.hidden, 1, 256)
         _require_whole("neural.memory", self.memory, _EVERY, 100_000)
