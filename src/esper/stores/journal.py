@@ -1,15 +1,17 @@
-"""What running code writes through: a store may fail, the training goes on."""
+"""What running code writes through: a store may fail or be slow, the training goes on."""
 
+import atexit
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import islice
-from threading import RLock
+from threading import RLock, Thread
 from types import TracebackType
 from typing import Self, final
 
-from esper.contracts.errors import StoreError
+from esper.contracts.errors import ConfigError, EsperError, StoreError
 from esper.contracts.events import Event
 from esper.stores._base import MetricsStore
 from esper.stores._payload import checked
@@ -19,6 +21,8 @@ logger = logging.getLogger(__name__)
 _BATCH = 500
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 300.0
+_BEHIND_S = 0.05
+_IDLE_ROUNDS = 100
 _PAUSE_PER_COST = 20  # a try that hangs for its timeout takes at most a twentieth of the time
 
 
@@ -30,6 +34,11 @@ class Journal:
     it answers again; operation ids make the repetition safe. Between two tries passes a pause that
     doubles from 0.5 s to 300 s and is at least twenty times as long as the failed try took. One
     WARNING is logged when the store fails and one when everything is delivered.
+
+    What may be written a moment later is handed over with `later`, which costs next to nothing. It
+    is written, in its place, before anything else that is written or read here, at the latest 50 ms
+    after `soon` by a thread of the journal's own, and when the interpreter ends in the normal way
+    (docs/decisions/0019 says what a process that is killed may lose).
 
     Safe to use from several threads, which wait for one another's writes.
 
@@ -46,6 +55,8 @@ class Journal:
         self.store = store
         self.error: StoreError | None = None
         self._clock = clock
+        self._later: deque[Event | Callable[[], Event]] = deque()
+        self._ticking = False
         self._waiting: deque[Event] = deque()
         self._failures = 0
         self._next_try = 0.0
@@ -55,12 +66,47 @@ class Journal:
     @property
     def waiting(self) -> int:
         """How many events the store has not taken yet; they are in this process's memory only."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._later)
 
     def undelivered(self) -> list[Event]:
         """The events that wait, for whoever can keep them safe meanwhile."""
         with self._lock:
+            self._catch_up()
             return list(self._waiting)
+
+    def later(self, event: Event | Callable[[], Event]) -> None:
+        """Write ``event`` with the next that is written, or when `soon` or `catch_up` is called.
+
+        Args:
+            event: Or what makes it, once, in whatever thread writes; it must not depend on anything
+                that changes until then.
+        """
+        self._later.append(event)
+
+    def soon(self) -> None:
+        """See to it that what was handed over for `later` is written within 50 ms or so.
+
+        Raises:
+            StoreError: if this journal was closed.
+        """
+        if self._closed:
+            self._check_open()
+        if not self._ticking:
+            self._ticking = True
+            _TICKING.add(self)
+            Thread(target=self._tick, name="esper-journal", daemon=True).start()
+
+    def catch_up(self) -> None:
+        """Write now what was handed over for `later`, as ``append_all`` does.
+
+        Raises:
+            ConfigError: if an event is not plain JSON; all others are written.
+            StoreError: if this journal was closed.
+        """
+        with self._lock:
+            if self._later:
+                self._check_open()
+                self._catch_up()
 
     def append(self, event: Event) -> None:
         """Write one event, now or as soon as the store answers again.
@@ -75,14 +121,9 @@ class Journal:
         """Write ``events`` in order, as ``append`` does; while the store works, all or none."""
         with self._lock:
             self._check_open()
-            if not events:
-                return
-            if self.error is None:
-                self._append_or_keep(events)
-                return
-            self._waiting.extend(checked(events))
-            if self._clock() >= self._next_try:
-                self._deliver()
+            self._catch_up()
+            if events:
+                self._write(events)
 
     def flush(self) -> None:
         """Try now to deliver what waits.
@@ -92,6 +133,7 @@ class Journal:
         """
         with self._lock:
             self._check_open()
+            self._catch_up()
             self._deliver()
             if self.error is not None:
                 raise StoreError(
@@ -107,6 +149,9 @@ class Journal:
         kinds: Collection[str] | None = None,
     ) -> Iterator[tuple[str, Event]]:
         """Read the store, as ``MetricsStore.read`` does; what waits here is not in it yet."""
+        for journal in {self, *_TICKING}:  # who reads finds what was chosen in the same process
+            if journal.store is self.store:
+                journal._catch_up_alone()
         return self.store.read(after, scope=scope, run=run, kinds=kinds)
 
     def close(self) -> None:
@@ -118,6 +163,7 @@ class Journal:
         with self._lock:
             if self._closed:
                 return
+            self._catch_up()
             self._deliver()
             self._closed = True
             lost, error = self.waiting, self.error
@@ -136,6 +182,65 @@ class Journal:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _tick(self) -> None:
+        # Looking at an empty queue now and then costs less than waking a thread at each choice.
+        idle = 0
+        while idle < _IDLE_ROUNDS and not self._closed:
+            time.sleep(_BEHIND_S)
+            idle = 0 if self._later else idle + 1
+            if self._later:
+                self._catch_up_alone()
+        self._ticking = False
+        _TICKING.discard(self)
+        self._catch_up_alone()  # what came while this thread seemed to go on
+
+    def _catch_up_alone(self) -> None:
+        try:
+            with self._lock:
+                if not self._closed:
+                    self._catch_up()
+        except EsperError as error:  # nobody called who could be told
+            logger.error("an event could not be written: %s", error)  # noqa: TRY400 (expected)
+
+    def _after_fork(self) -> None:
+        # The parent writes what waited; its thread, and whoever held the lock, are not here.
+        self._lock = RLock()
+        self._later.clear()
+        self._ticking = False
+
+    def _catch_up(self) -> None:
+        later = self._later
+        if not later:
+            return
+        events = []
+        for _ in range(len(later)):
+            event = later.popleft()
+            events.append(event if isinstance(event, Event) else event())
+        try:
+            self._write(events)
+        except ConfigError:
+            if len(events) == 1:
+                raise
+            self._write_one_by_one(events)
+
+    def _write_one_by_one(self, events: Sequence[Event]) -> None:
+        failed: ConfigError | None = None
+        for event in events:
+            try:
+                self._write((event,))
+            except ConfigError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
+
+    def _write(self, events: Sequence[Event]) -> None:
+        if self.error is None:
+            self._append_or_keep(events)
+            return
+        self._waiting.extend(checked(events))
+        if self._clock() >= self._next_try:
+            self._deliver()
 
     def _append_or_keep(self, events: Sequence[Event]) -> None:
         started = self._clock()
@@ -178,3 +283,23 @@ class Journal:
     def _check_open(self) -> None:
         if self._closed:
             raise StoreError("this journal is closed; open a new one over the store")
+
+
+_TICKING: set[Journal] = set()
+"""Journals whose thread runs, and which may have something to write when the interpreter ends."""
+
+
+def _at_exit() -> None:
+    for journal in list(_TICKING):
+        journal._catch_up_alone()
+
+
+def _after_fork() -> None:
+    for journal in list(_TICKING):
+        journal._after_fork()
+    _TICKING.clear()
+
+
+atexit.register(_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -2,10 +2,10 @@
 
 import asyncio
 import logging
-from collections import deque
+from functools import partial
 from hashlib import blake2b
 from secrets import token_hex
-from threading import Lock, RLock
+from threading import RLock
 from typing import TYPE_CHECKING, Any, final
 
 from esper.contracts.errors import ConfigError, SelectionError, StoreError
@@ -87,8 +87,6 @@ class PerformanceTracker:
             run = token_hex(8)
         self._writer = _writer(scope, run)
         self._history = History(window_size, decay_factor)
-        self._queue: deque[Event] = deque()
-        self._writing = Lock()
         self._written = 0
         self._cursor = ""
         self._load(None)
@@ -177,7 +175,9 @@ class PerformanceTracker:
             history.open[decision.decision_id] = decision
         history.writers.add(self._writer)
         if self._journal is not None:
-            self._note("decision", decision_data(decision))
+            # Immutable: what is written of it can be worked out when it is written.
+            op_id, self._written = self._op_id(self._written), self._written + 1
+            self._journal.later(partial(_event_of, op_id, self.scope, self.run, decision))
         return record
 
     def update_metrics_now(
@@ -313,17 +313,17 @@ class PerformanceTracker:
 
     def flush(self) -> None:
         """Hand all events so far to the store; in the order in which they happened."""
-        journal = self._journal
-        if journal is None or not self._queue:
-            return
-        queue = self._queue
-        with self._writing:
-            # Others may add meanwhile; what they add they flush themselves.
-            journal.append_all([queue.popleft() for _ in range(len(queue))])
+        if self._journal is not None:
+            self._journal.catch_up()
+
+    def flush_soon(self) -> None:
+        """`flush`, within 50 ms or so and in another thread."""
+        if self._journal is not None:
+            self._journal.soon()
 
     async def flush_async(self) -> None:
         """`flush` in another thread, so that the event loop goes on."""
-        if self._queue:
+        if self._journal is not None:
             await asyncio.to_thread(self.flush)
 
     def refresh(self) -> int:
@@ -378,6 +378,7 @@ class PerformanceTracker:
     @property
     def position(self) -> int:
         """How many events this run has written; goes into a checkpoint, for `rewind`."""
+        self.flush()  # a checkpoint must not count what a killed process may lose
         return self._written
 
     def rewind(self, position: int, *, run: str | None = None) -> None:
@@ -520,11 +521,15 @@ class PerformanceTracker:
         event = Event(self._op_id(self._written), kind, self.scope, self.run, data)
         if stored and self._journal is not None:  # else it is folded and forgotten
             self._written += 1
-            self._queue.append(event)
+            self._journal.later(event)
         return event
 
     def _op_id(self, number: int | str) -> str:
         return f"{self._writer}/tracker/{number}"
+
+
+def _event_of(op_id: str, scope: str, run: str, decision: Decision) -> Event:
+    return Event(op_id, "decision", scope, run, decision_data(decision))
 
 
 def _writer(scope: str, run: str) -> str:

@@ -95,10 +95,10 @@ class SeedSelector:
     async def select_seed(
         self, layer_name: str, available_seeds: Sequence[int], context: SelectionContext
     ) -> tuple[int, SelectionReason]:
-        """`select_seed_now`, the store being written by another thread meanwhile."""
-        decision = self._choose(layer_name, available_seeds, context)
+        """`select_seed_now`, others having a turn; a choice whose caller is gone is released."""
+        decision = self.decide(layer_name, available_seeds, context)
         try:
-            await self.performance_tracker.flush_async()
+            await asyncio.sleep(0)
         except asyncio.CancelledError:
             self.release(layer_name, decision.seed_idx)
             raise
@@ -129,7 +129,7 @@ class SeedSelector:
     ) -> Decision:
         """Choose and reserve a seed, as `select_seed_now` does; returns the record that travels."""
         decision = self._choose(layer_name, available_seeds, context)
-        self.performance_tracker.flush()
+        self.performance_tracker.flush_soon()
         return decision
 
     def commit(self, layer_name: str, seed_idx: int) -> None:
@@ -174,6 +174,7 @@ class SeedSelector:
 
     def state_dict(self) -> dict[str, Any]:
         """Reservations, busy seeds and cooldowns as JSON data; what was learnt is the tracker's."""
+        self.performance_tracker.flush()  # what a checkpoint reserves must be in the log
         with self.performance_tracker.lock:
             return {
                 "strategy": self.strategy.state_dict(),
