@@ -45,7 +45,7 @@ class Prediction:
         variances: Of these means, choices without an outcome counted as trials.
         covariance: The same with what lies between seeds; ``None`` if they are independent.
         features: What was seen of each seed.
-        outcomes: How many outcomes stand behind each seed, in words.
+        behind: What stands behind each seed, as `evidence` takes it.
         total: How many stand behind all of them.
     """
 
@@ -54,8 +54,32 @@ class Prediction:
     variances: list[float]
     covariance: Array | None
     features: dict[int, Features]
-    outcomes: dict[int, str]
+    behind: list[tuple[int, str, int]]
     total: int
+
+    @property
+    def outcomes(self) -> dict[int, str]:
+        """How many outcomes stand behind each seed, in words."""
+        return {
+            seed: evidence(*behind) for seed, behind in zip(self.seeds, self.behind, strict=True)
+        }
+
+
+def evidence(outcomes: int, of: str, in_all: int) -> str:
+    """How many outcomes a prediction stands on, in words.
+
+    Args:
+        outcomes: Outcomes of the seed, or of its blueprint.
+        of: That blueprint; empty if it was asked about the seed itself.
+        in_all: Outcomes of all seeds, where they say something of this one; else -1.
+
+    Example:
+        >>> evidence(3, "glu", -1), evidence(1, "", -1), evidence(3, "", 20)
+        ("3 outcomes of 'glu'", '1 outcome', '3 outcomes here, 20 outcomes in all')
+    """
+    if in_all >= 0:
+        return f"{tried(outcomes)} here, {tried(in_all)} in all"
+    return f"{tried(outcomes)} of {of!r}" if of else tried(outcomes)
 
 
 @final
@@ -149,16 +173,16 @@ class LinearKnowledge(LayerKnowledge):
         x_KD = _together(names, list(seen.values()))
         means_K, covariance_KK = self.pool.ridges.over(0, x_KD)
         covariance_KK = after_trials(covariance_KK, trials)
-        total = tried(self.pool.ridges.outcomes)
-        counts = {seed: metrics[seed].count if seed in metrics else 0 for seed in seeds}
+        total = self.pool.ridges.outcomes
+        counts = [metrics[seed].count if seed in metrics else 0 for seed in seeds]
         return Prediction(
             seeds,
             means_K.tolist(),
             covariance_KK.diagonal().tolist(),
             covariance_KK,
             seen,
-            {seed: f"{tried(counts[seed])} here, {total} in all" for seed in seeds},
-            self.pool.ridges.outcomes,
+            [(count, "", total) for count in counts],
+            total,
         )
 
     def _predict_disjoint(
@@ -168,27 +192,47 @@ class LinearKnowledge(LayerKnowledge):
         seen: dict[int, Features],
         trials: list[int],
     ) -> Prediction:
-        asked: dict[tuple[int, Features], tuple[list[float], list[float]]] = {}
-        means, variances, outcomes = [], [], {}
+        pool = self.pool
+        arms = [pool.rows.get(name, -1) if name else -1 for name in blueprints]
+        if min(arms) >= 0:
+            means, variances = _asked(pool.ridges, arms, list(seen.values()))
+            behind = [
+                (pool.ridges.counts[arm], name, -1)
+                for arm, name in zip(arms, blueprints, strict=True)
+            ]
+            yardstick: Ridges | None = pool.ridges
+        else:
+            yardstick, means, variances, behind = self._ask_both(seeds, blueprints, seen)
+        if any(trials):
+            variances = [
+                variance / (1 + waiting * variance)
+                for variance, waiting in zip(variances, trials, strict=True)
+            ]
+        total = yardstick.outcomes if yardstick else 0
+        return Prediction(seeds, means, variances, None, seen, behind, total)
+
+    def _ask_both(
+        self, seeds: list[int], blueprints: list[str], seen: dict[int, Features]
+    ) -> tuple[Ridges | None, list[float], list[float], list[tuple[int, str, int]]]:
+        # Seeds with a blueprint, seeds without one, and seeds of which nothing is known.
         yardstick: Ridges | None = None
-        for seed, blueprint, waiting in zip(seeds, blueprints, trials, strict=True):
-            ridges = self.pool.ridges if blueprint else self._alone
-            arm = self.pool.rows.get(blueprint) if blueprint else self._rows.get(seed)
-            known = 0
+        means, variances, behind = [], [], []
+        for seed, name in zip(seeds, blueprints, strict=True):
+            ridges = self.pool.ridges if name else self._alone
+            arm = self.pool.rows.get(name) if name else self._rows.get(seed)
             if ridges is None or arm is None:
-                mean, variance = 0.0, float(np.square(seen[seed]).sum()) / self.pool.ridges.ridge
+                ahead = sum([value * value for value in seen[seed]]) / self.pool.ridges.ridge
+                mean, variance, known = 0.0, ahead, 0
             else:
-                key = (id(ridges), seen[seed])
-                found = asked.get(key) or asked.setdefault(key, ridges.at(np.array(seen[seed])))
-                mean, variance, known = found[0][arm], found[1][arm], ridges.counts[arm]
+                (mean,), (variance,) = _asked(ridges, [arm], [seen[seed]])
+                known = ridges.counts[arm]
                 yardstick = yardstick or ridges
                 if ridges is not yardstick:
                     mean, variance = _in_units_of(yardstick, ridges, mean, variance)
             means.append(mean)
-            variances.append(variance / (1 + waiting * variance))
-            outcomes[seed] = f"{tried(known)} of {blueprint!r}" if blueprint else tried(known)
-        total = yardstick.outcomes if yardstick else 0
-        return Prediction(seeds, means, variances, None, seen, outcomes, total)
+            variances.append(variance)
+            behind.append((known, name, -1))
+        return yardstick, means, variances, behind
 
     def _regression(self, seed_idx: int, blueprint: str) -> tuple[Ridges, int]:
         if blueprint:
@@ -262,6 +306,18 @@ def after_trials(covariance_KK: Array, trials: Sequence[int]) -> Array:
     noise_JJ = np.diag([1.0 / trials[index] for index in waiting])
     seen_KJ = covariance_KK[:, waiting]
     return covariance_KK - seen_KJ @ np.linalg.solve(seen_KJ[waiting] + noise_JJ, seen_KJ.T)
+
+
+def _asked(
+    ridges: Ridges, arms: list[int], seen: list[Features]
+) -> tuple[list[float], list[float]]:
+    """What regressions predict, each at a point of its own."""
+    first = seen[0]
+    for x in seen:
+        if x is not first:
+            return ridges.each(arms, np.array(seen))
+    means, variances = ridges.at(np.array(first))
+    return [means[arm] for arm in arms], [variances[arm] for arm in arms]
 
 
 def _in_units_of(

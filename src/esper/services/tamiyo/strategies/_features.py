@@ -83,18 +83,11 @@ def of_decision(decision: Decision) -> Features:
     return (*layer, *_of_kernel(None))
 
 
+@lru_cache(maxsize=256)
 def _of_layer(
     epoch: int, urgency: float | None, health: HealthSignal | None, layer_type: str
 ) -> Features:
-    values, missing = [], []
-    for name, unit, centre, spread in _HEALTH:
-        value = None if health is None else getattr(health, name)
-        if value is None or not isfinite(value):
-            values.append(0.0)
-            missing.append(_WEIGHT)
-        else:
-            values.append(_scaled(copysign(log1p(abs(value) / unit), value), centre, spread))
-            missing.append(0.0)
+    values, missing = _of_health(health)
     known = urgency is not None and isfinite(urgency)
     return (
         1.0,
@@ -107,6 +100,21 @@ def _of_layer(
     )
 
 
+@lru_cache(maxsize=256)
+def _of_health(health: HealthSignal | None) -> tuple[Features, Features]:
+    values, missing = [], []
+    for name, unit, centre, spread in _HEALTH:
+        value = None if health is None else getattr(health, name)
+        if value is None or not isfinite(value):
+            values.append(0.0)
+            missing.append(_WEIGHT)
+        else:
+            values.append(_scaled(copysign(log1p(abs(value) / unit), value), centre, spread))
+            missing.append(0.0)
+    return tuple(values), tuple(missing)
+
+
+@lru_cache(maxsize=1024)
 def _of_kernel(parameters: float | None) -> Features:
     if parameters is None or not 0 <= parameters < inf:
         return 0.0, _WEIGHT

@@ -1,5 +1,6 @@
 """Two ways to let old rewards fade: by a discount, and by a window."""
 
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Mapping
 from math import fsum
@@ -18,8 +19,26 @@ _HUGE = 1e6
 """Distance, in standard deviations, beyond which taking a reward out of a mean ruins the mean."""
 
 
+class Forgetting(Learned, ABC):
+    """Means of the seeds over outcomes of which the older ones count less, or no longer."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def means(self) -> dict[int, tuple[float, float]]:
+        """Outcomes of each seed that still count, as a number of new ones, and their mean."""
+
+    @abstractmethod
+    def total(self, waiting: int) -> float:
+        """Outcomes of the layer that still count, and of ``waiting`` choices without one."""
+
+    @abstractmethod
+    def evidence(self, seed_idx: int) -> str:
+        """How much is known of a seed, in words."""
+
+
 @final
-class Discounted(Learned):
+class Discounted(Forgetting):
     """Each outcome weighs ``discount`` times as much as the next one of the layer.
 
     A row holds the seed, its weight and mean, and when they were right: they are discounted only
@@ -59,8 +78,8 @@ class Discounted(Learned):
         cells[start + 1] = weight + 1
         cells[start + 3] = now
 
+    @override
     def means(self) -> dict[int, tuple[float, float]]:
-        """Weight, as a number of outcomes, and mean reward of every seed."""
         cells, now, discount = self.cells, self.cells[_CLOCK], self.discount
         return {
             int(cells[start]): (
@@ -70,8 +89,12 @@ class Discounted(Learned):
             for start in self.rows()
         }
 
+    @override
+    def total(self, waiting: int) -> float:
+        return sum([weight for weight, _ in self.means().values()]) + waiting
+
+    @override
     def evidence(self, seed_idx: int) -> str:
-        """How much is known of a seed, in words."""
         weight, _ = self.means().get(seed_idx, (0.0, 0.0))
         if not weight:
             return "no outcome yet"
@@ -81,7 +104,7 @@ class Discounted(Learned):
 
 
 @final
-class Windowed(Learned):
+class Windowed(Forgetting):
     """The last ``size`` outcomes of the layer; a row holds the seed, how many are its, their mean.
 
     Takes 16 bytes for each outcome of the window.
@@ -127,8 +150,8 @@ class Windowed(Learned):
             if self._window[place] == seed_idx:
                 self._window[place] = _GONE
 
+    @override
     def means(self) -> dict[int, tuple[float, float]]:
-        """Outcomes inside the window and their mean reward, of every seed that has any there."""
         cells = self.cells
         return {
             int(cells[start]): (cells[start + 1], cells[start + 2])
@@ -136,8 +159,12 @@ class Windowed(Learned):
             if cells[start + 1]
         }
 
+    @override
+    def total(self, waiting: int) -> float:
+        return min(self.outcomes + waiting, self.size)
+
+    @override
     def evidence(self, seed_idx: int) -> str:
-        """How much is known of a seed, in words."""
         count, _ = self.means().get(seed_idx, (0.0, 0.0))
         of = f"the layer's last {self.size} outcomes"
         return f"from {count:.0f} of {of}" if count else f"not tried in {of}"

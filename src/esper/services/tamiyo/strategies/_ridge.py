@@ -153,6 +153,18 @@ class Ridges:
         means = [(value - centre * one) / scale for value, one in self._values_KT.tolist()]
         return means, variances
 
+    def each(self, arms: Sequence[int], x_KD: Array) -> tuple[list[float], list[float]]:
+        """What regressions predict, each at a point of its own.
+
+        Returns:
+            Means and variances in the units of `at`.
+        """
+        seen_KE = np.matmul(self._solved_KED[arms], x_KD[:, :, None])[:, :, 0]
+        values_KT = seen_KE[:, self.width :]
+        means_K = (values_KT[:, 0] - self._mean * values_KT[:, 1]) / self.scale
+        variances_K = (seen_KE[:, : self.width] * x_KD).sum(axis=1)
+        return means_K.tolist(), variances_K.tolist()
+
     def over(self, arm: int, x_KD: Array) -> tuple[Array, Array]:
         """What one regression predicts at several points.
 

@@ -1,39 +1,18 @@
 """Discounted Thompson sampling: posteriors in which older rewards count less."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import ClassVar, Literal, final
+from typing import ClassVar, final
 
 from typing_extensions import override
 
-from esper.contracts.errors import ConfigError, unknown_name
-from esper.contracts.selection import SelectionContext, SelectionReason
-from esper.services.tamiyo.randomness import Draws
-from esper.services.tamiyo.strategies._base import (
-    Metrics,
-    SelectionStrategy,
-    others,
-    pick_best,
-    require_number,
-)
-from esper.services.tamiyo.strategies._forgetting import Discounted
-from esper.services.tamiyo.strategies._learned import learned_as, standing
-from esper.services.tamiyo.strategies._posteriors import (
-    BestDraw,
-    Parameters,
-    beta_posterior,
-    draw,
-    gaussian_posterior,
-)
-from esper.services.tamiyo.strategies._reasons import draw_reason
-
-_POSTERIORS = ("beta", "gaussian")
+from esper.services.tamiyo.strategies._base import require_number
+from esper.services.tamiyo.strategies._forgetful import ForgetfulThompson, Posterior
+from esper.services.tamiyo.strategies._forgetting import Discounted, Forgetting
 
 
 @final
 @dataclass(frozen=True)
-class DiscountedThompson(SelectionStrategy):
+class DiscountedThompson(ForgetfulThompson):
     """Draw from every seed's discounted posterior and take the highest draw.
 
     Each outcome of the layer weighs ``discount`` times as much as the next. ``n`` is the sum of a
@@ -70,59 +49,15 @@ class DiscountedThompson(SelectionStrategy):
     """
 
     name: ClassVar[str] = "discounted_thompson"
+    memory: ClassVar[type[Forgetting]] = Discounted
     discount: float = 0.995
-    posterior: Literal["beta", "gaussian"] = "gaussian"
+    posterior: Posterior = "gaussian"
     prior_count: float = 1.0
 
     def __post_init__(self) -> None:
         require_number("discounted_thompson.discount", self.discount, above=0, at_most=1)
-        require_number("discounted_thompson.prior_count", self.prior_count, above=0)
-        if self.posterior not in _POSTERIORS:
-            raise ConfigError(
-                unknown_name("discounted_thompson.posterior", self.posterior, _POSTERIORS)
-            )
+        self.check_posterior()
 
     @override
     def begin(self, layer_name: str) -> Discounted:
         return Discounted(self.discount)
-
-    @override
-    def decide(
-        self, viable: Sequence[int], metrics: Metrics, context: SelectionContext, rng: Draws
-    ) -> tuple[int, SelectionReason]:
-        learned = learned_as(Discounted, self.knowledge(metrics))
-        posteriors = self.posteriors(sorted(viable), metrics, learned)
-        scores = {
-            seed: draw(self.posterior, parameters, rng) for seed, parameters in posteriors.items()
-        }
-        chosen, _ = pick_best(scores, rng)
-        return chosen, SelectionReason(
-            "discounted_thompson",
-            chosen,
-            scores[chosen],
-            scores,
-            BestDraw(self.posterior, tuple(posteriors.items())),
-            partial(
-                draw_reason,
-                self.posterior,
-                posteriors[chosen],
-                scores[chosen],
-                len(scores),
-                learned.evidence(chosen),
-            ),
-            False,
-            others(viable, chosen),
-        )
-
-    def posteriors(
-        self, viable: Sequence[int], metrics: Metrics, learned: Discounted
-    ) -> dict[int, Parameters]:
-        """The parameters of each seed's posterior."""
-        standings = standing(viable, metrics, learned.means(), learned.noise())
-        if self.posterior == "gaussian":
-            return {
-                seed: gaussian_posterior(z, trials, self.prior_count)
-                for seed, (z, trials) in standings.items()
-            }
-        prior = (self.prior_count, self.prior_count)
-        return {seed: beta_posterior(z, trials, prior) for seed, (z, trials) in standings.items()}

@@ -1,35 +1,18 @@
 """Discounted UCB: an upper bound from rewards of which older ones count less."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from math import log
 from typing import ClassVar, final
 
 from typing_extensions import override
 
-from esper.contracts.selection import SelectionContext, SelectionReason
-from esper.services.tamiyo.randomness import Draws
-from esper.services.tamiyo.strategies._base import (
-    Metrics,
-    SelectionStrategy,
-    others,
-    require_number,
-)
-from esper.services.tamiyo.strategies._forgetting import Discounted
-from esper.services.tamiyo.strategies._learned import (
-    draw_best,
-    learned_as,
-    standing,
-    upper_bounds,
-    waiting,
-)
-from esper.services.tamiyo.strategies._reasons import bound_reason
+from esper.services.tamiyo.strategies._base import require_number
+from esper.services.tamiyo.strategies._forgetful import ForgetfulUCB
+from esper.services.tamiyo.strategies._forgetting import Discounted, Forgetting
 
 
 @final
 @dataclass(frozen=True)
-class DiscountedUCB(SelectionStrategy):
+class DiscountedUCB(ForgetfulUCB):
     """Score a seed by ``z + sqrt(c * ln(sum of N) / N)``, ``N`` and the mean being discounted.
 
     Each outcome of the layer weighs ``discount`` times as much as the next, so that ``N`` of a seed
@@ -64,6 +47,7 @@ class DiscountedUCB(SelectionStrategy):
     """
 
     name: ClassVar[str] = "discounted_ucb"
+    memory: ClassVar[type[Forgetting]] = Discounted
     exploration_constant: float = 0.5
     discount: float = 0.995
 
@@ -74,36 +58,3 @@ class DiscountedUCB(SelectionStrategy):
     @override
     def begin(self, layer_name: str) -> Discounted:
         return Discounted(self.discount)
-
-    @override
-    def decide(
-        self, viable: Sequence[int], metrics: Metrics, context: SelectionContext, rng: Draws
-    ) -> tuple[int, SelectionReason]:
-        learned = learned_as(Discounted, self.knowledge(metrics))
-        standings, width = self._standings(viable, metrics, learned)
-        scores = upper_bounds(standings, width)
-        chosen, chances = draw_best(scores, rng)
-        return chosen, SelectionReason(
-            "discounted_ucb",
-            chosen,
-            scores[chosen],
-            scores,
-            chances,
-            partial(bound_reason, chosen, standings, scores, learned.evidence(chosen)),
-            False,
-            others(viable, chosen),
-        )
-
-    def scores(
-        self, viable: Sequence[int], metrics: Metrics, learned: Discounted
-    ) -> dict[int, float]:
-        """Upper bounds in standard deviations; inf where untried."""
-        return upper_bounds(*self._standings(viable, metrics, learned))
-
-    def _standings(
-        self, viable: Sequence[int], metrics: Metrics, learned: Discounted
-    ) -> tuple[dict[int, tuple[float, float]], float]:
-        known = learned.means()
-        total = sum([weight for weight, _ in known.values()]) + waiting(metrics)
-        width = self.exploration_constant * log(max(total, 1.0))
-        return standing(viable, metrics, known, learned.noise()), width

@@ -1,29 +1,18 @@
 """Linear Thompson sampling: draw what rewards may depend on, take what would then be best here."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import sqrt
 from typing import ClassVar, final
 
 from typing_extensions import override
 
-from esper.contracts.errors import ConfigError, unknown_name
-from esper.contracts.selection import Chance, SelectionContext, SelectionReason
+from esper.contracts.selection import Chance
 from esper.services.tamiyo.randomness import Draws
-from esper.services.tamiyo.strategies._base import (
-    Metrics,
-    SelectionStrategy,
-    others,
-    pick_best,
-    require_number,
-)
-from esper.services.tamiyo.strategies._contextual import (
-    MODELS,
-    LinearKnowledge,
-    Model,
-    Prediction,
-    known_of,
-)
+from esper.services.tamiyo.strategies._base import require_number
+from esper.services.tamiyo.strategies._contextual import Model, Prediction, evidence
+from esper.services.tamiyo.strategies._linear import Linear
 from esper.services.tamiyo.strategies._posteriors import BestDraw
 from esper.services.tamiyo.strategies._ridge import draw_together, factor_of
 
@@ -33,7 +22,7 @@ _SURE = 1e-12
 
 @final
 @dataclass(frozen=True)
-class LinTS(SelectionStrategy):
+class LinTS(Linear):
     """Draw ``theta`` from Normal(``A^-1 b``, ``v**2 A^-1``); the highest ``x' theta`` is chosen.
 
     ``x``, ``A`` and ``b`` are those of `linucb`, rewards standardised. What is drawn is
@@ -58,6 +47,7 @@ class LinTS(SelectionStrategy):
         with probability ``Phi(1.643 / sqrt(1.5)) = 0.910``.
 
         >>> from esper.contracts.performance import SeedPerformanceMetrics as Seed
+        >>> from esper.contracts.selection import SelectionContext
         >>> metrics = {0: Seed(0, "fc1", rewards=[1.0]), 1: Seed(1, "fc1", rewards=[3.0])}
         >>> context = SelectionContext(current_epoch=19)
         >>> _, reason = LinTS().decide([0, 1], metrics, context, Draws(0, "fc1", 2))
@@ -72,36 +62,21 @@ class LinTS(SelectionStrategy):
 
     def __post_init__(self) -> None:
         require_number("lin_ts.v", self.v, above=0)
-        require_number("lin_ts.ridge", self.ridge, at_least=1e-6)
-        if self.model not in MODELS:
-            raise ConfigError(unknown_name("lin_ts.model", self.model, MODELS))
+        self.check_regression()
 
     @override
-    def begin(self, layer_name: str) -> LinearKnowledge:
-        return LinearKnowledge(layer_name, self.model, self.ridge)
-
-    @override
-    def decide(
-        self, viable: Sequence[int], metrics: Metrics, context: SelectionContext, rng: Draws
-    ) -> tuple[int, SelectionReason]:
-        known = known_of(metrics, context, self.model, self.ridge)
-        expected = known.predict(viable, metrics, context)
+    def score(
+        self, expected: Prediction, rng: Draws
+    ) -> tuple[dict[int, float], Chance, Callable[[int], Callable[[], str]]]:
         scores, chance = self._draw(expected, rng)
-        chosen, _ = pick_best(scores, rng)
-        at = expected.seeds.index(chosen)
-        return chosen, SelectionReason(
-            "lin_ts",
-            chosen,
-            scores[chosen],
-            scores,
-            chance,
-            f"highest draw, {scores[chosen]:.2f} sd, of {len(scores)}: "
-            f"{expected.means[at]:+.2f} expected here, give or take "
-            f"{self.v * sqrt(max(expected.variances[at], 0.0)):.2f}; {expected.outcomes[chosen]}",
-            False,
-            others(viable, chosen),
-            expected.features[chosen],
-        )
+
+        def why(at: int) -> Callable[[], str]:
+            doubt = self.v * sqrt(max(expected.variances[at], 0.0))
+            score = scores[expected.seeds[at]]
+            known = expected.behind[at]
+            return partial(_why, score, len(scores), expected.means[at], doubt, *known)
+
+        return scores, chance, why
 
     def _draw(self, expected: Prediction, rng: Draws) -> tuple[dict[int, float], Chance]:
         if expected.covariance is not None:
@@ -115,3 +90,12 @@ class LinTS(SelectionStrategy):
         }
         scores = {seed: rng.normal(mean, sd) for seed, (mean, sd) in posteriors.items()}
         return scores, BestDraw("gaussian", tuple(posteriors.items()))
+
+
+def _why(
+    score: float, viable: int, mean: float, doubt: float, outcomes: int, of: str, in_all: int
+) -> str:
+    return (
+        f"highest draw, {score:.2f} sd, of {viable}: {mean:+.2f} expected here, give or take "
+        f"{doubt:.2f}; {evidence(outcomes, of, in_all)}"
+    )

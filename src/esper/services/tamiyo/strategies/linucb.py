@@ -1,33 +1,23 @@
 """LinUCB: the seed whose reward here, going by what was seen elsewhere, could be best."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import log1p, sqrt
 from typing import ClassVar, final
 
 from typing_extensions import override
 
-from esper.contracts.errors import ConfigError, unknown_name
-from esper.contracts.selection import SelectionContext, SelectionReason
+from esper.contracts.errors import ConfigError
 from esper.services.tamiyo.randomness import Draws
-from esper.services.tamiyo.strategies._base import (
-    Metrics,
-    SelectionStrategy,
-    others,
-    pick_best,
-    require_number,
-)
-from esper.services.tamiyo.strategies._contextual import (
-    MODELS,
-    LinearKnowledge,
-    Model,
-    known_of,
-)
+from esper.services.tamiyo.strategies._base import require_number
+from esper.services.tamiyo.strategies._contextual import Model, Prediction, evidence
+from esper.services.tamiyo.strategies._linear import Linear
 
 
 @final
 @dataclass(frozen=True)
-class LinUCB(SelectionStrategy):
+class LinUCB(Linear):
     """Score a seed by ``x' theta + width * sqrt(x' A^-1 x)``; the highest is chosen.
 
     ``x`` are features of the layer, its health and the seed's kernel, ``A = ridge * I + sum x x'``
@@ -60,6 +50,7 @@ class LinUCB(SelectionStrategy):
         of -/+ 0.822 and intervals of ``sqrt(ln 3 * 3 / 4) = 0.908`` make bounds of 0.086 and 1.729.
 
         >>> from esper.contracts.performance import SeedPerformanceMetrics as Seed
+        >>> from esper.contracts.selection import SelectionContext
         >>> metrics = {0: Seed(0, "fc1", rewards=[1.0]), 1: Seed(1, "fc1", rewards=[3.0])}
         >>> context = SelectionContext(current_epoch=19)
         >>> chosen, reason = LinUCB().decide([0, 1], metrics, context, Draws(0, "fc1", 2))
@@ -77,37 +68,26 @@ class LinUCB(SelectionStrategy):
         require_number("linucb.alpha", self.alpha, above=0)
         if not isinstance(self.grows, bool):
             raise ConfigError(f"linucb.grows is {self.grows!r}; it must be true or false")
-        require_number("linucb.ridge", self.ridge, at_least=1e-6)
-        if self.model not in MODELS:
-            raise ConfigError(unknown_name("linucb.model", self.model, MODELS))
+        self.check_regression()
 
     @override
-    def begin(self, layer_name: str) -> LinearKnowledge:
-        return LinearKnowledge(layer_name, self.model, self.ridge)
-
-    @override
-    def decide(
-        self, viable: Sequence[int], metrics: Metrics, context: SelectionContext, rng: Draws
-    ) -> tuple[int, SelectionReason]:
-        known = known_of(metrics, context, self.model, self.ridge)
-        expected = known.predict(viable, metrics, context)
+    def score(
+        self, expected: Prediction, rng: Draws
+    ) -> tuple[dict[int, float], None, Callable[[int], Callable[[], str]]]:
         width = self.alpha * (sqrt(log1p(max(expected.total, 1))) if self.grows else 1.0)
-        widths = [width * sqrt(max(variance, 0.0)) for variance in expected.variances]
-        scores = {
-            seed: mean + width
-            for seed, mean, width in zip(expected.seeds, expected.means, widths, strict=True)
-        }
-        chosen, propensity = pick_best(scores, rng)
-        at = expected.seeds.index(chosen)
-        return chosen, SelectionReason(
-            "linucb",
-            chosen,
-            scores[chosen],
-            scores,
-            propensity,
-            f"highest upper bound here, {scores[chosen]:.2f} sd: {expected.means[at]:+.2f} expected"
-            f", interval {widths[at]:.2f}; {expected.outcomes[chosen]}",
-            False,
-            others(viable, chosen),
-            expected.features[chosen],
+        bounds = [
+            mean + width * sqrt(max(variance, 0.0))
+            for mean, variance in zip(expected.means, expected.variances, strict=True)
+        ]
+        return (
+            dict(zip(expected.seeds, bounds, strict=True)),
+            None,
+            lambda at: partial(_why, bounds[at], expected.means[at], *expected.behind[at]),
         )
+
+
+def _why(bound: float, mean: float, outcomes: int, of: str, in_all: int) -> str:
+    return (
+        f"highest upper bound here, {bound:.2f} sd: {mean:+.2f} expected, interval "
+        f"{bound - mean:.2f}; {evidence(outcomes, of, in_all)}"
+    )

@@ -1,39 +1,18 @@
 """Sliding-window Thompson sampling: posteriors from the layer's latest outcomes alone."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import ClassVar, Literal, final
+from typing import ClassVar, final
 
 from typing_extensions import override
 
-from esper.contracts.errors import ConfigError, unknown_name
-from esper.contracts.selection import SelectionContext, SelectionReason
-from esper.services.tamiyo.randomness import Draws
-from esper.services.tamiyo.strategies._base import (
-    Metrics,
-    SelectionStrategy,
-    others,
-    pick_best,
-    require_number,
-)
-from esper.services.tamiyo.strategies._forgetting import Windowed
-from esper.services.tamiyo.strategies._learned import learned_as, require_whole, standing
-from esper.services.tamiyo.strategies._posteriors import (
-    BestDraw,
-    Parameters,
-    beta_posterior,
-    draw,
-    gaussian_posterior,
-)
-from esper.services.tamiyo.strategies._reasons import draw_reason
-
-_POSTERIORS = ("beta", "gaussian")
+from esper.services.tamiyo.strategies._forgetful import ForgetfulThompson, Posterior
+from esper.services.tamiyo.strategies._forgetting import Forgetting, Windowed
+from esper.services.tamiyo.strategies._learned import require_whole
 
 
 @final
 @dataclass(frozen=True)
-class SlidingThompson(SelectionStrategy):
+class SlidingThompson(ForgetfulThompson):
     """Draw from every seed's posterior over the layer's last outcomes; take the highest draw.
 
     ``n`` counts the seed's outcomes among the last ``window`` of the layer, ``z`` is their mean in
@@ -70,59 +49,15 @@ class SlidingThompson(SelectionStrategy):
     """
 
     name: ClassVar[str] = "sliding_thompson"
+    memory: ClassVar[type[Forgetting]] = Windowed
     window: int = 300
-    posterior: Literal["beta", "gaussian"] = "gaussian"
+    posterior: Posterior = "gaussian"
     prior_count: float = 1.0
 
     def __post_init__(self) -> None:
         require_whole("sliding_thompson.window", self.window, 2)
-        require_number("sliding_thompson.prior_count", self.prior_count, above=0)
-        if self.posterior not in _POSTERIORS:
-            raise ConfigError(
-                unknown_name("sliding_thompson.posterior", self.posterior, _POSTERIORS)
-            )
+        self.check_posterior()
 
     @override
     def begin(self, layer_name: str) -> Windowed:
         return Windowed(self.window)
-
-    @override
-    def decide(
-        self, viable: Sequence[int], metrics: Metrics, context: SelectionContext, rng: Draws
-    ) -> tuple[int, SelectionReason]:
-        learned = learned_as(Windowed, self.knowledge(metrics))
-        posteriors = self.posteriors(sorted(viable), metrics, learned)
-        scores = {
-            seed: draw(self.posterior, parameters, rng) for seed, parameters in posteriors.items()
-        }
-        chosen, _ = pick_best(scores, rng)
-        return chosen, SelectionReason(
-            "sliding_thompson",
-            chosen,
-            scores[chosen],
-            scores,
-            BestDraw(self.posterior, tuple(posteriors.items())),
-            partial(
-                draw_reason,
-                self.posterior,
-                posteriors[chosen],
-                scores[chosen],
-                len(scores),
-                learned.evidence(chosen),
-            ),
-            False,
-            others(viable, chosen),
-        )
-
-    def posteriors(
-        self, viable: Sequence[int], metrics: Metrics, learned: Windowed
-    ) -> dict[int, Parameters]:
-        """The parameters of each seed's posterior."""
-        standings = standing(viable, metrics, learned.means(), learned.noise())
-        if self.posterior == "gaussian":
-            return {
-                seed: gaussian_posterior(z, trials, self.prior_count)
-                for seed, (z, trials) in standings.items()
-            }
-        prior = (self.prior_count, self.prior_count)
-        return {seed: beta_posterior(z, trials, prior) for seed, (z, trials) in standings.items()}

@@ -1,36 +1,19 @@
 """Sliding-window UCB: an upper bound from the layer's latest outcomes alone."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from math import log
 from typing import ClassVar, final
 
 from typing_extensions import override
 
-from esper.contracts.selection import SelectionContext, SelectionReason
-from esper.services.tamiyo.randomness import Draws
-from esper.services.tamiyo.strategies._base import (
-    Metrics,
-    SelectionStrategy,
-    others,
-    require_number,
-)
-from esper.services.tamiyo.strategies._forgetting import Windowed
-from esper.services.tamiyo.strategies._learned import (
-    draw_best,
-    learned_as,
-    require_whole,
-    standing,
-    upper_bounds,
-    waiting,
-)
-from esper.services.tamiyo.strategies._reasons import bound_reason
+from esper.services.tamiyo.strategies._base import require_number
+from esper.services.tamiyo.strategies._forgetful import ForgetfulUCB
+from esper.services.tamiyo.strategies._forgetting import Forgetting, Windowed
+from esper.services.tamiyo.strategies._learned import require_whole
 
 
 @final
 @dataclass(frozen=True)
-class SlidingUCB(SelectionStrategy):
+class SlidingUCB(ForgetfulUCB):
     """Score a seed by ``z + sqrt(c * ln(min(t, window)) / n)`` over the layer's latest outcomes.
 
     ``n`` and the mean are those of the seed's outcomes among the last ``window`` of the layer,
@@ -66,6 +49,7 @@ class SlidingUCB(SelectionStrategy):
     """
 
     name: ClassVar[str] = "sliding_ucb"
+    memory: ClassVar[type[Forgetting]] = Windowed
     exploration_constant: float = 0.7
     window: int = 300
 
@@ -76,36 +60,3 @@ class SlidingUCB(SelectionStrategy):
     @override
     def begin(self, layer_name: str) -> Windowed:
         return Windowed(self.window)
-
-    @override
-    def decide(
-        self, viable: Sequence[int], metrics: Metrics, context: SelectionContext, rng: Draws
-    ) -> tuple[int, SelectionReason]:
-        learned = learned_as(Windowed, self.knowledge(metrics))
-        standings, width = self._standings(viable, metrics, learned)
-        scores = upper_bounds(standings, width)
-        chosen, chances = draw_best(scores, rng)
-        return chosen, SelectionReason(
-            "sliding_ucb",
-            chosen,
-            scores[chosen],
-            scores,
-            chances,
-            partial(bound_reason, chosen, standings, scores, learned.evidence(chosen)),
-            False,
-            others(viable, chosen),
-        )
-
-    def scores(
-        self, viable: Sequence[int], metrics: Metrics, learned: Windowed
-    ) -> dict[int, float]:
-        """Upper bounds in standard deviations; inf where not tried in the window."""
-        return upper_bounds(*self._standings(viable, metrics, learned))
-
-    def _standings(
-        self, viable: Sequence[int], metrics: Metrics, learned: Windowed
-    ) -> tuple[dict[int, tuple[float, float]], float]:
-        total = min(learned.outcomes + waiting(metrics), self.window)
-        width = self.exploration_constant * log(max(total, 1))
-        standings = standing(viable, metrics, learned.means(), learned.noise())
-        return standings, width
