@@ -1,7 +1,7 @@
 """Ten million outcomes of a layer, tiny or huge: is every score still a number?
 
 All strategies learn from one stream, as the arms of an A/B test do, and each is asked after every
-tenth of it; ``neural``, which trains networks on the way, from a hundredth. Takes about half an hour:
+tenth of it; ``neural``, which trains networks on the way, from a hundredth. Takes half an hour:
 ``nice python -m benchmarks.extremes``; a number of outcomes and names of strategies make it less.
 """
 

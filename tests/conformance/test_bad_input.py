@@ -6,7 +6,7 @@ logs what its twin does that was not.
 
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from math import inf, isnan, nan
+from math import inf, isfinite, isnan, nan
 from random import Random  # noqa: TID251 (seeded)
 from typing import Any
 
@@ -15,7 +15,9 @@ import pytest
 from esper.contracts.errors import ConfigError, EsperError, MeasurementError, SelectionError
 from esper.contracts.health import HealthSignal
 from esper.contracts.selection import Decision, SelectionContext
+from esper.services.tamiyo.assignment import Assignment
 from esper.services.tamiyo.performance_tracker import PerformanceDelta, PerformanceTracker
+from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.services.tamiyo.strategies import STRATEGIES
 from esper.stores.memory import MemoryStore
@@ -217,6 +219,30 @@ def test_extreme_rewards_have_finite_scores(name: str, factor: float) -> None:
             assert all(abs(score) < 1e9 for score in reason.scores.values())
         delta = PerformanceDelta(reward=factor * random.gauss(seed_idx, 2.0))
         tracker.update_metrics_now("fc1", seed_idx, delta)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("factors", [[1e-12], [1e12], [1e-12, 1e12, 1.0]], ids=str)
+def test_a_hundred_thousand_rewards_of_extreme_size_leave_scores_finite(
+    factors: list[float],
+) -> None:
+    # All learn from one stream, as the arms of a test; `neural` is too slow for so many.
+    names = [name for name in STRATEGIES.names() if name != "neural"]
+    everyone = Assignment("extremes", {name: STRATEGIES.create(name) for name in names})
+    tracker, random = PerformanceTracker(), Random(3)
+    tracker.follow(everyone.begin)
+    stream = [(random.randrange(4), random.gauss(0.0, 1.0)) for _ in range(4999)]
+    for number in range(100_000):
+        seed_idx, noise = stream[number % len(stream)]
+        reward = factors[number % len(factors)] * (0.2 * seed_idx + noise)
+        tracker.update_metrics_now("fc1", seed_idx, PerformanceDelta(reward=reward))
+    layer = tracker.layer("fc1")
+    assert layer is not None
+    for name, strategy in everyone.arms.items():
+        seen = everyone.seen_by(name, layer.seeds)
+        _, reason = strategy.decide(SEEDS, seen, SelectionContext(9), Draws(0, "fc1", 1))
+        assert all(map(isfinite, reason.scores.values())), (name, reason.scores)
+        assert abs(sum(reason.propensities.values()) - 1) < 0.01
 
 
 def test_every_refusal_is_one_of_ours() -> None:

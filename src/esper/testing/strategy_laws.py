@@ -37,6 +37,7 @@ LAYER = "fc1"
 CONTEXT = SelectionContext(current_epoch=7, layer_type="Linear")
 GAINS = (0.0, 0.010, 0.020, 0.005)
 NOISE = 0.02
+_BLUEPRINTS = {0: "glu", 1: "gate", 2: "lowrank", 3: "conv"}
 
 
 class StrategyLaws:
@@ -195,6 +196,31 @@ class StrategyLaws:
         first = tracker.get_layer_metrics(LAYER)
         assert [first[seed].total_activations for seed in range(5)] == [1] * 5
 
+    def test_what_it_knows_is_some_of_the_viable_seeds(self, make: Make) -> None:
+        by_hand = {seed: SeedPerformanceMetrics(seed, LAYER, rewards=[0.1]) for seed in (0, 2)}
+        context = SelectionContext(3, layer_type="Linear", blueprints={0: "glu", 1: "gate"})
+        for metrics in ({}, by_hand, _metrics()):
+            for seen in (SelectionContext(), CONTEXT, context):
+                for viable in ([0, 1, 2, 3], [3], [1, 9]):
+                    known = make().knows(viable, metrics, seen)
+                    assert set(known) <= set(viable)
+
+    def test_a_seed_that_it_knows_from_elsewhere_is_chosen_in_the_end(self, make: Make) -> None:
+        tracker, random = PerformanceTracker(), Random(2)
+        strategy = make()
+        selector = SeedSelector(strategy, tracker=tracker, seed=4)
+        context = SelectionContext(3, layer_type="Linear", blueprints=_BLUEPRINTS)
+        for layer in ("fc1", "fc2", "fc3"):  # where the others were seen to earn far less
+            for _ in range(20):
+                _step(selector, layer, context, random)
+        for seed_idx, blueprint in _BLUEPRINTS.items():
+            tracker.bind("fc4", seed_idx, blueprint)
+        new = tracker.layer("fc4")
+        assert new is not None
+        known = strategy.knows(list(_BLUEPRINTS), new.seeds, context)
+        chosen = {_step(selector, "fc4", context, random) for _ in range(120)}
+        assert set(known) <= chosen
+
     def test_outcomes_may_come_late_and_in_any_order(self, make: Make) -> None:
         tracker = PerformanceTracker()
         selector = SeedSelector(make(), tracker=tracker, seed=1)
@@ -252,6 +278,13 @@ def _loop(
         selector.performance_tracker.update_metrics_now(LAYER, seed_idx, delta)
         earned.append(gains[seed_idx])
     return earned
+
+
+def _step(selector: SeedSelector, layer: str, context: SelectionContext, random: Random) -> int:
+    seed_idx, _ = selector.select_seed_now(layer, list(_BLUEPRINTS), context)
+    delta = PerformanceDelta(reward=random.gauss(-float(seed_idx), 0.1))
+    selector.performance_tracker.update_metrics_now(layer, seed_idx, delta)
+    return seed_idx
 
 
 def _tracker(seed: int = 0, factor: float = 1.0, shift: float = 0.0) -> PerformanceTracker:
