@@ -21,10 +21,12 @@ from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.services.tamiyo.strategies import STRATEGIES, SelectionStrategy
-from esper.services.tamiyo.strategies._contextual import LinearKnowledge, after_trials
+from esper.services.tamiyo.strategies._contextual import LinearKnowledge
 from esper.services.tamiyo.strategies._features import NAMES, WIDTH, of_decision, of_seeds
+from esper.services.tamiyo.strategies._joint_draws import JointDraw
 from esper.services.tamiyo.strategies._posteriors import BestDraw
-from esper.services.tamiyo.strategies._ridge import JointDraw, Ridges
+from esper.services.tamiyo.strategies._predictions import after_trials
+from esper.services.tamiyo.strategies._ridge import Ridges
 from esper.services.tamiyo.strategies.lin_ts import LinTS
 from esper.services.tamiyo.strategies.linucb import LinUCB
 from esper.services.tamiyo.strategies.ucb import UCB

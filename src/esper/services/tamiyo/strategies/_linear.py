@@ -19,9 +19,9 @@ from esper.services.tamiyo.strategies._contextual import (
     MODELS,
     LinearKnowledge,
     Model,
-    Prediction,
     known_of,
 )
+from esper.services.tamiyo.strategies._predictions import Prediction
 
 
 class Linear(SelectionStrategy, ABC):

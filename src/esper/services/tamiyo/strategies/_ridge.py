@@ -1,12 +1,10 @@
 """Ridge regressions that are brought up to date by each outcome, and stay accurate.
 
 Shapes: K regressions or seeds, D features, E = D + 2 rows of a regression, R = K E of all, T = 2 of
-them about rewards, B outcomes, N draws.
+them about rewards, B outcomes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from math import inf, sqrt
 from typing import Any, TypeAlias, final
 
@@ -14,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esper.contracts.errors import ConfigError
-from esper.services.tamiyo.randomness import Draws
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -26,8 +23,6 @@ _FRESH = 1024
 
 _ROUNDING = 1e-12
 """A spread below this share of the rewards' size is rounding, not information."""
-
-_DRAWS = 2**15
 
 
 @final
@@ -285,82 +280,3 @@ class _RankOne:
         self._column_E.dot(self._row_D, self._change_ED)
         np.subtract(solved_ED, self._change_ED, solved_ED)
         return missed, one, spread
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class JointDraw:
-    """How likely each seed's draw is to be the highest, where draws depend on each other.
-
-    Monte Carlo over 32,768 draws of a generator of its own; equal posteriors give equal answers.
-
-    Attributes:
-        seeds: The seeds.
-        means: Mean of each one's draw.
-        factor: Lower triangular, row by row; times its transpose it is the draws' covariance.
-
-    Example:
-        Two independent draws, the second 1 sd of their difference ahead: Phi(1) = 0.841.
-
-        >>> chance = JointDraw((0, 1), (0.0, 2**0.5), ((1.0, 0.0), (0.0, 1.0)))
-        >>> abs(chance.of(1) - 0.841) < chance.error
-        True
-    """
-
-    seeds: tuple[int, ...]
-    means: tuple[float, ...]
-    factor: tuple[Sequence[float], ...]
-
-    @property
-    def error(self) -> float:
-        """Four standard errors of a probability of one half, or 0 for a seed that is alone."""
-        return 2.0 / sqrt(_DRAWS) if len(self.seeds) > 1 else 0.0
-
-    def of(self, seed_idx: int) -> float:
-        """Probability that the draw of ``seed_idx`` is the highest, in (0, 1]."""
-        return self.all()[seed_idx]
-
-    def all(self) -> dict[int, float]:
-        """Probability of every seed."""
-        count = len(self.seeds)
-        draws_NK = _normals(count) @ np.array(self.factor).T + np.array(self.means)
-        wins = np.bincount(draws_NK.argmax(axis=1), minlength=count).tolist()
-        # A seed that never came up was not impossible; half a draw each.
-        return {
-            seed: (won + 0.5) / (_DRAWS + 0.5 * count)
-            for seed, won in zip(self.seeds, wins, strict=True)
-        }
-
-
-@lru_cache(maxsize=4)
-def _normals(count: int) -> Array:
-    return np.random.default_rng(0).standard_normal((_DRAWS, count))
-
-
-def draw_together(
-    seeds: Sequence[int], means: Sequence[float], factor_KK: Array, rng: Draws
-) -> tuple[dict[int, float], JointDraw]:
-    """One draw of every seed, and how likely each is to be the highest.
-
-    Args:
-        seeds: The seeds.
-        means: Mean of each one's draw.
-        factor_KK: As `factor_of` makes it.
-        rng: The only randomness.
-    """
-    standard_K = np.array([rng.normal(0.0, 1.0) for _ in seeds])
-    draws_K = factor_KK @ standard_K + np.array(means)
-    chance = JointDraw(tuple(seeds), tuple(means), tuple(map(tuple, factor_KK.tolist())))
-    return dict(zip(seeds, draws_K.tolist(), strict=True)), chance
-
-
-def factor_of(covariance_KK: Array) -> Array:
-    """Lower triangular factor of a covariance, which rounding may have made singular."""
-    size = len(covariance_KK)
-    covariance_KK = (covariance_KK + covariance_KK.T) / 2
-    slack = 1e-12 * float(covariance_KK.trace()) + 1e-300
-    while True:
-        try:
-            return np.asarray(np.linalg.cholesky(covariance_KK + slack * np.eye(size)), dtype=float)
-        except np.linalg.LinAlgError:
-            slack *= 100

@@ -11,10 +11,11 @@ from typing_extensions import override
 from esper.contracts.selection import Chance
 from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.strategies._base import require_number
-from esper.services.tamiyo.strategies._contextual import Model, Prediction, evidence
+from esper.services.tamiyo.strategies._contextual import Model
+from esper.services.tamiyo.strategies._joint_draws import draw_together, factor_of
 from esper.services.tamiyo.strategies._linear import Linear
 from esper.services.tamiyo.strategies._posteriors import BestDraw
-from esper.services.tamiyo.strategies._ridge import draw_together, factor_of
+from esper.services.tamiyo.strategies._predictions import Prediction, evidence
 
 _SURE = 1e-12
 """Standard deviations below are rounding."""

@@ -11,8 +11,9 @@ from typing_extensions import override
 from esper.contracts.errors import ConfigError
 from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.strategies._base import require_number
-from esper.services.tamiyo.strategies._contextual import Model, Prediction, evidence
+from esper.services.tamiyo.strategies._contextual import Model
 from esper.services.tamiyo.strategies._linear import Linear
+from esper.services.tamiyo.strategies._predictions import Prediction, evidence
 
 
 @final

@@ -22,7 +22,7 @@ from esper.services.tamiyo.strategies._base import (
     rewards_of,
     tried,
 )
-from esper.services.tamiyo.strategies._contextual import after_trials, blueprint_of, unheard
+from esper.services.tamiyo.strategies._contextual import blueprint_of, unheard
 from esper.services.tamiyo.strategies._features import (
     WIDTH,
     Features,
@@ -31,7 +31,9 @@ from esper.services.tamiyo.strategies._features import (
     of_decision,
     of_seeds,
 )
-from esper.services.tamiyo.strategies._ridge import Array, Ridges, draw_together, factor_of
+from esper.services.tamiyo.strategies._joint_draws import draw_together, factor_of
+from esper.services.tamiyo.strategies._predictions import after_trials
+from esper.services.tamiyo.strategies._ridge import Array, Ridges
 
 # Shapes: B outcomes, K seeds, X inputs, H hidden units, P features of the last layer.
 
