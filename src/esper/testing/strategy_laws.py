@@ -255,6 +255,15 @@ class StrategyLaws:
             )
             assert one == two
 
+    def test_it_goes_on_bit_for_bit_over_the_same_store(self, make: Make) -> None:
+        stopped, whole = MemoryStore(), MemoryStore()
+        wanted = _Troubled(make(), PerformanceTracker(store=whole, run="r"))
+        one = _Troubled(make(), PerformanceTracker(store=stopped, run="r"))
+        assert one.go(40) == wanted.go(40)
+        one.selector.performance_tracker.flush()
+        two = _Troubled(make(), PerformanceTracker(store=stopped, run="r"), like=one)
+        assert two.go(30) == wanted.go(30)
+
     def test_beats_chance_if_it_claims_to_learn(self, make: Make) -> None:
         if not make().learns:
             return
@@ -278,6 +287,56 @@ def _loop(
         selector.performance_tracker.update_metrics_now(LAYER, seed_idx, delta)
         earned.append(gains[seed_idx])
     return earned
+
+
+class _Troubled:
+    """Choices in two layers, whose outcomes come late, never or twice.
+
+    Args:
+        strategy: Who chooses.
+        tracker: What is known.
+        like: Whose place is taken, over what is known by the tracker: it goes on from its state.
+    """
+
+    def __init__(
+        self,
+        strategy: SelectionStrategy,
+        tracker: PerformanceTracker,
+        like: "_Troubled | None" = None,
+    ) -> None:
+        self.selector = SeedSelector(strategy, tracker=tracker, seed=9)
+        self.random, self.epoch = Random(6), 0
+        self.waiting: list[Decision] = []
+        if like is not None:
+            state = json.loads(json.dumps(like.selector.state_dict()))
+            self.selector.load_state_dict(state)
+            self.random.setstate(like.random.getstate())
+            self.epoch, self.waiting = like.epoch, list(like.waiting)
+
+    def go(self, choices: int) -> list[Decision]:
+        made = []
+        for _ in range(choices):
+            self.epoch += 1
+            context = SelectionContext(
+                self.epoch, layer_type="Linear", blueprints=_BLUEPRINTS, parameters={1: 30}
+            )
+            layer = ("fc1", "fc2")[self.epoch % 2]
+            decision = self.selector.decide(layer, list(_BLUEPRINTS), context)
+            made.append(decision)
+            self.selector.commit(layer, decision.seed_idx)
+            self.selector.free(layer, decision.seed_idx, self.epoch)
+            if self.random.random() < 0.9:  # else it never gets an outcome
+                self.waiting.append(decision)
+            if len(self.waiting) > 4:
+                self._answer(self.waiting.pop(self.random.randrange(len(self.waiting))))
+        return made
+
+    def _answer(self, decision: Decision) -> None:
+        delta = PerformanceDelta(reward=self.random.gauss(0.1 * decision.seed_idx, 0.2))
+        for _ in range(1 + (self.random.random() < 0.2)):  # now and then twice
+            self.selector.performance_tracker.update_metrics_now(
+                decision.layer_name, decision.seed_idx, delta, decision=decision
+            )
 
 
 def _step(selector: SeedSelector, layer: str, context: SelectionContext, random: Random) -> int:
