@@ -264,6 +264,13 @@ class StrategyLaws:
         two = _Troubled(make(), PerformanceTracker(store=stopped, run="r"), like=one)
         assert two.go(30) == wanted.go(30)
 
+    def test_it_goes_on_bit_for_bit_from_a_state_without_a_store(self, make: Make) -> None:
+        wanted = _Troubled(make(), PerformanceTracker(window_size=5))
+        one = _Troubled(make(), PerformanceTracker(window_size=5))
+        assert one.go(40) == wanted.go(40)
+        two = _Troubled(make(), PerformanceTracker(window_size=5), like=one, with_tracker=True)
+        assert two.go(30) == wanted.go(30)
+
     def test_beats_chance_if_it_claims_to_learn(self, make: Make) -> None:
         if not make().learns:
             return
@@ -295,7 +302,8 @@ class _Troubled:
     Args:
         strategy: Who chooses.
         tracker: What is known.
-        like: Whose place is taken, over what is known by the tracker: it goes on from its state.
+        like: Whose place is taken: it goes on from its selector's state.
+        with_tracker: Whether from that of its tracker too.
     """
 
     def __init__(
@@ -303,11 +311,16 @@ class _Troubled:
         strategy: SelectionStrategy,
         tracker: PerformanceTracker,
         like: "_Troubled | None" = None,
+        *,
+        with_tracker: bool = False,
     ) -> None:
         self.selector = SeedSelector(strategy, tracker=tracker, seed=9)
         self.random, self.epoch = Random(6), 0
         self.waiting: list[Decision] = []
         if like is not None:
+            if with_tracker:
+                known = like.selector.performance_tracker.state_dict()
+                tracker.load_state_dict(json.loads(json.dumps(known, allow_nan=False)))
             state = json.loads(json.dumps(like.selector.state_dict()))
             self.selector.load_state_dict(state)
             self.random.setstate(like.random.getstate())

@@ -225,6 +225,20 @@ class KnowledgeOfArms(LayerKnowledge):
             knowledge.forget(seed_idx)
 
     @override
+    def state_dict(self) -> dict[str, Any]:
+        return {arm: knowledge.state_dict() for arm, knowledge in self.by_arm.items()}
+
+    @override
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if set(state) != set(self.by_arm):
+            raise ConfigError(
+                f"the state is of the arms {', '.join(state) or 'none'}, but those that learn are "
+                f"{', '.join(self.by_arm) or 'none'}; it belongs to another A/B test"
+            )
+        for arm, knowledge in self.by_arm.items():
+            knowledge.load_state_dict(state[arm])
+
+    @override
     def join(self, other: LayerKnowledge) -> None:
         if isinstance(other, KnowledgeOfArms):
             for arm, knowledge in self.by_arm.items():

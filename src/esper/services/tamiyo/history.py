@@ -248,6 +248,18 @@ class LayerKnowledge(ABC):
     def forget(self, seed_idx: int) -> None:
         """The seed stands for another blueprint from now on."""
 
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """All that was learnt, what is shared included, as JSON data."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up where `state_dict` was asked, bit for bit.
+
+        Raises:
+            ConfigError: if the state is damaged or belongs to another strategy.
+        """
+
     def join(self, other: "LayerKnowledge") -> None:  # noqa: B027 (most share nothing)
         """Share what layers have in common with one of the same history that was begun earlier.
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from functools import partial
 from hashlib import blake2b
 from secrets import token_hex
@@ -26,6 +27,7 @@ from esper.services.tamiyo.history import (
     fold,
     writer_of,
 )
+from esper.services.tamiyo.saved import history_data, history_from
 from esper.services.tamiyo.strategies._base import standardise
 from esper.services.tamiyo.strategies.thompson import Thompson
 from esper.services.tamiyo.strategies.ucb import UCB
@@ -398,6 +400,45 @@ class PerformanceTracker:
             if run is not None and run != self.run:
                 self.run, self._writer = run, _writer(self.scope, run)
             self._load(position)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is known, as JSON data, of a tracker without a store.
+
+        Raises:
+            ConfigError: if there is a store; a tracker opened on it knows as much.
+        """
+        self._require_no_store("state_dict")
+        with self.lock:
+            return history_data(self._history)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up where `state_dict` was asked, bit for bit.
+
+        Make the selector first: what its strategy has learnt is in the state. Load the selector's
+        own state after this.
+
+        Raises:
+            ConfigError: if there is a store, or the state is damaged, of other settings or of
+                another strategy; nothing is taken over then.
+        """
+        self._require_no_store("load_state_dict")
+        with self.lock:
+            old = self._history
+            history = history_from(state, old.begin)
+            for name in ("window_size", "decay_factor"):
+                if getattr(history, name) != getattr(old, name):
+                    raise ConfigError(
+                        f"the state has {name} {getattr(history, name)}, this tracker "
+                        f"{getattr(old, name)}; make it with the same"
+                    )
+            self._history = history
+
+    def _require_no_store(self, what: str) -> None:
+        if self._journal is not None:
+            raise ConfigError(
+                f"{what}() is for a tracker without a store; with one, open a tracker on the same "
+                "store, or rewind() it to a position"
+            )
 
     def _load(self, position: int | None) -> None:
         if self._journal is None:

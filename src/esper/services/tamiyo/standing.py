@@ -6,9 +6,9 @@ columns every now and then, before rounding can pile up. When they are is a func
 outcomes alone: a run that is resumed has the same sums to the last bit.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import inf, sqrt
-from typing import NamedTuple, Protocol, final
+from typing import Any, NamedTuple, Protocol, final
 
 _SHRINKAGE = 1.0
 """Degrees of freedom that the total variance counts for in the pooled one."""
@@ -174,6 +174,17 @@ class Standing:
         if scale <= _ROUNDING * abs(origin):
             scale = inf
         return origin + self._shifts / tried, scale, self.outcomes
+
+    def state_dict(self) -> dict[str, Any]:
+        """Columns and sums to the last bit, as JSON data."""
+        state = {slot: getattr(self, slot) for slot in self.__slots__}
+        return {name: list(one) if isinstance(one, list) else one for name, one in state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up where `state_dict` was asked."""
+        for slot in self.__slots__:
+            value = state[slot]
+            setattr(self, slot, list(value) if isinstance(value, list) else value)
 
     def _rows(self) -> list[tuple[int, int, float, float]]:
         columns = zip(self.seeds, self.counts, self.means, self.m2s, strict=True)

@@ -198,6 +198,7 @@ class LinearKnowledge(LayerKnowledge):
             self._rows[seed_idx] = self._alone.add()
         return self._alone, self._rows[seed_idx]
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         """All that was learnt as JSON data, the pool included."""
         return {
@@ -208,6 +209,7 @@ class LinearKnowledge(LayerKnowledge):
             "seeds": list(self._rows.items()),
         }
 
+    @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up where `state_dict` was asked; the layers that share the pool do so too.
 

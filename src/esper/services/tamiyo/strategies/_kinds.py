@@ -187,6 +187,7 @@ class Kinds(LayerKnowledge):
         self._kinds.pop(seed_idx, None)
         self._alone.pop(seed_idx, None)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         """All that was learnt, as JSON data, the pool included."""
         return {
@@ -198,6 +199,7 @@ class Kinds(LayerKnowledge):
             },
         }
 
+    @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up where `state_dict` was asked; the layers that share the pool do so too.
 

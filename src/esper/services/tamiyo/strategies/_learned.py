@@ -138,10 +138,12 @@ class Learned(LayerKnowledge, ABC):
         """Standard deviation of all rewards of late; inf if they do not differ."""
         return self._usable(self._total())
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         """All that was learnt, as JSON data."""
         return {"cells": self.cells.tolist()}
 
+    @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up where `state_dict` was asked.
 

@@ -210,6 +210,7 @@ class Restarting(LayerKnowledge):
         self._seeds = None if seeds[-1] == known else seeds
         return at
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         """All that was learnt, as JSON data; a row per seed."""
         cells = self._cells
@@ -221,6 +222,7 @@ class Restarting(LayerKnowledge):
             "rows": [list(_SEED.unpack_from(cells, row)) for row in self._rows()],
         }
 
+    @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up where `state_dict` was asked.
 

@@ -185,10 +185,12 @@ class NeuralKnowledge(LayerKnowledge):
         """What the network knows the seed by."""
         return identity(self.layer_name, seed_idx, blueprint)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         """All that was learnt as JSON data, the pool included."""
         return self.pool.state_dict()
 
+    @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up where `state_dict` was asked; the layers that share the pool do so too.
 
