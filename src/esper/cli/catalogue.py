@@ -18,7 +18,10 @@ from esper.tasks import TASKS
 
 def strategies(*, json: bool) -> None:
     """Who can choose a seed."""
-    _print(_rows(STRATEGIES, ()), json, ("name", "description", "settings"))
+    rows = _rows(STRATEGIES, ("when", "learns"))
+    for row in rows:
+        row["when"] = row["when"] or row["description"]  # of somebody else's
+    _print(rows, json, ("name", "when", "settings"))
 
 
 def blueprints(*, json: bool) -> None:

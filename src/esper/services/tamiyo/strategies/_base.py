@@ -49,6 +49,9 @@ class SelectionStrategy(ABC):
     name: ClassVar[str]
     """Its name in ``STRATEGIES``."""
 
+    when: ClassVar[str] = ""
+    """When to use it, in a few words for a person."""
+
     learns: ClassVar[bool] = True
     """Whether it claims to do better than chance; false for a baseline."""
 

@@ -68,6 +68,7 @@ class Auto(SelectionStrategy):
         'best mean by 0.5 sd over 2 outcomes'
     """
 
+    when: ClassVar[str] = "nothing is known beforehand, steady or not; dozens of choices a layer"
     name: ClassVar[str] = "auto"
     exploration: float = 0.85
     horizon: float = 250.0

@@ -77,6 +77,7 @@ class ChangeUCB(SelectionStrategy):
         `Cusum` and `Likelihood` have examples of a change.
     """
 
+    when: ClassVar[str] = "rewards are steady for long, then jump"
     name: ClassVar[str] = "change_ucb"
     exploration_constant: float = 1.0
     detector: Literal["cusum", "glr"] = "cusum"

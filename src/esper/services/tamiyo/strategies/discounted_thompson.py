@@ -48,6 +48,7 @@ class DiscountedThompson(ForgetfulThompson):
         [[-0.398, 0.756], [0.465, 0.707]]
     """
 
+    when: ClassVar[str] = "as discounted_ucb, and choices should be drawn"
     name: ClassVar[str] = "discounted_thompson"
     memory: ClassVar[type[Forgetting]] = Discounted
     discount: float = 0.995

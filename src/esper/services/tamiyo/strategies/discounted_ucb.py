@@ -46,6 +46,7 @@ class DiscountedUCB(ForgetfulUCB):
         [-0.319, 1.458]
     """
 
+    when: ClassVar[str] = "rewards drift all the time, and about how fast is known"
     name: ClassVar[str] = "discounted_ucb"
     memory: ClassVar[type[Forgetting]] = Discounted
     exploration_constant: float = 0.5

@@ -54,6 +54,7 @@ class EpsilonGreedy(SelectionStrategy):
         (1, 0.95)
     """
 
+    when: ClassVar[str] = "a simple baseline that learns and tries everything for ever"
     name: ClassVar[str] = "epsilon_greedy"
     columns: ClassVar[str] = "window"
     epsilon: float = 0.1

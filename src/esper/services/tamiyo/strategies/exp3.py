@@ -161,6 +161,7 @@ class Exp3(SelectionStrategy):
         0.546
     """
 
+    when: ClassVar[str] = "rewards may turn against the choice, or follow no law at all"
     name: ClassVar[str] = "exp3"
     rate: float = 2.0
     sharing: float = 0.0

@@ -34,6 +34,7 @@ class Fixed(SelectionStrategy):
         (1, 'seed 0 is not viable; the lowest viable seed instead')
     """
 
+    when: ClassVar[str] = "one seed is known to be right, or is the control"
     name: ClassVar[str] = "fixed"
     columns: ClassVar[str] = "window"
     learns: ClassVar[bool] = False

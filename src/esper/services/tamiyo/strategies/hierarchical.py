@@ -66,6 +66,7 @@ class Hierarchical(SelectionStrategy):
         [0.0, 1.333, 0.0, 1]
     """
 
+    when: ClassVar[str] = "many layers share blueprints, and each has few choices of its own"
     name: ClassVar[str] = "hierarchical"
     exploration: float = 0.85
     horizon: float = 250.0

@@ -56,6 +56,7 @@ class LinTS(Linear):
         {0: 0.09, 1: 0.91}
     """
 
+    when: ClassVar[str] = "as linucb, and choices should be drawn"
     name: ClassVar[str] = "lin_ts"
     v: float = 1.0
     ridge: float = 1.0

@@ -59,6 +59,7 @@ class LinUCB(Linear):
         (1, 'highest upper bound here, 1.73 sd: +0.82 expected, interval 0.91; 1 outcome')
     """
 
+    when: ClassVar[str] = "what pays depends on the layer: health, type, size of the kernel"
     name: ClassVar[str] = "linucb"
     alpha: float = 1.0
     grows: bool = True

@@ -91,6 +91,7 @@ class Neural(SelectionStrategy):
         True
     """
 
+    when: ClassVar[str] = "as lin_ts, with thousands of outcomes and effects that bend"
     name: ClassVar[str] = "neural"
     v: float = 1.0
     ridge: float = 1.0

@@ -57,6 +57,7 @@ class PerformanceWeighted(SelectionStrategy):
         (0.292, 0.708)
     """
 
+    when: ClassVar[str] = "choices should be in proportion to what seeds earned of late"
     name: ClassVar[str] = "performance_weighted"
     columns: ClassVar[str] = "window"
     temperature: float = 0.2

@@ -27,6 +27,7 @@ class RoundRobin(SelectionStrategy):
         4
     """
 
+    when: ClassVar[str] = "every seed is to be tried equally often"
     name: ClassVar[str] = "round_robin"
     columns: ClassVar[str] = "window"
     learns: ClassVar[bool] = False

@@ -48,6 +48,7 @@ class SlidingThompson(ForgetfulThompson):
         [[-0.471, 0.577], [0.354, 0.707]]
     """
 
+    when: ClassVar[str] = "as sliding_ucb, and choices should be drawn"
     name: ClassVar[str] = "sliding_thompson"
     memory: ClassVar[type[Forgetting]] = Windowed
     window: int = 300

@@ -48,6 +48,7 @@ class SlidingUCB(ForgetfulUCB):
         [-0.183, 1.448]
     """
 
+    when: ClassVar[str] = "what is older than a window should not count at all"
     name: ClassVar[str] = "sliding_ucb"
     memory: ClassVar[type[Forgetting]] = Windowed
     exploration_constant: float = 0.7

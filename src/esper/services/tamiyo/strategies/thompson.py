@@ -88,6 +88,7 @@ class Thompson(SelectionStrategy):
         [0.354, 0.652, 5.0]
     """
 
+    when: ClassVar[str] = "choices should be drawn: parallel trainers, logs to be replayed"
     name: ClassVar[str] = "thompson"
     columns: ClassVar[str] = "window"
     prior_alpha: float = 1.0

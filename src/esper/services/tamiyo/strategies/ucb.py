@@ -63,6 +63,7 @@ class UCB(SelectionStrategy):
         See `upper_bound`.
     """
 
+    when: ClassVar[str] = "rewards are steady; the textbook's, deterministic, one setting"
     name: ClassVar[str] = "ucb"
     columns: ClassVar[str] = "window"
     exploration_constant: float = 2.0

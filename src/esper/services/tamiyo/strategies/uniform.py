@@ -26,6 +26,7 @@ class Uniform(SelectionStrategy):
         0.5
     """
 
+    when: ClassVar[str] = "a baseline, or logs from which any strategy can be replayed"
     name: ClassVar[str] = "random"
     columns: ClassVar[str] = "window"
     learns: ClassVar[bool] = False
