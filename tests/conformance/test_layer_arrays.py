@@ -116,6 +116,9 @@ def test_chooses_what_decide_chooses_layer_by_layer(make: Make) -> None:
                 continue
             chances, error = twin.chances(layer, allowed)
             assert chances[chosen] > error / 4, (steps, layer)
+            if not make().draws_scores:
+                found = dict(enumerate(many.propensities[layer].tolist()))
+                assert found == pytest.approx({**dict.fromkeys(range(SEEDS), 0.0), **chances})
             told = many.explain(layer)
             assert told.seed_idx == chosen
             assert set(told.alternatives_considered) == set(allowed) - {chosen}

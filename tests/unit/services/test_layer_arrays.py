@@ -172,7 +172,9 @@ def test_a_strategy_without_arrays_is_refused_naming_those_that_have_them() -> N
     with pytest.raises(ConfigError, match="give an object"):
         LayerArrays("ucb", 4, 3)  # type: ignore[arg-type]
     with pytest.raises(NotImplementedError):
-        STRATEGIES.create("linucb").score_layers(None, np.random.default_rng(0), np.zeros((3, 4)))
+        STRATEGIES.create("linucb").score_layers(
+            None, None, np.random.default_rng(0), np.zeros((3, 4))
+        )
 
 
 @pytest.mark.parametrize(
@@ -217,6 +219,8 @@ def test_reasons_of_draws_have_the_draws_as_scores() -> None:
     assert dict(reason.scores) == dict(enumerate(many.scores[0].tolist()))
     assert reason.score == max(reason.scores.values())
     assert "highest draw" in reason.reason
+    with pytest.raises(SelectionError, match="'thompson' draws its scores"):
+        _ = many.propensities
     assert sum(reason.propensities.values()) == pytest.approx(1, abs=0.01)
 
 

@@ -82,6 +82,10 @@ class Columns(ABC):
         untried_KL: Flags = (self.choices_KL == 0) & (self.outcomes_KL == 0)
         return untried_KL if untried_KL.any() else None
 
+    def everywhere(self, number: float) -> Floats:
+        """The same number for each layer."""
+        return np.full(self.outcomes_KL.shape[1], number)
+
     def choose(self, layers_N: Whole, seeds_N: Whole) -> None:
         """Count choices, of each layer one at most, and wait for their outcomes."""
         at_N = self._flat(layers_N, seeds_N)
@@ -207,8 +211,9 @@ class WindowColumns(Columns):
     def below(self, z_KL: Floats) -> Floats:
         """``Phi(z)``: the probability that a standard normal number is below."""
         # NumPy has no error function, and SciPy would be a dependency for this one alone.
-        values = [0.5 * erfc(z) for z in (z_KL * -(0.5**0.5)).ravel().tolist()]
-        return np.array(values).reshape(z_KL.shape)
+        falls = map(erfc, (z_KL * -(0.5**0.5)).ravel().tolist())
+        below_KL: Floats = 0.5 * np.fromiter(falls, float, z_KL.size).reshape(z_KL.shape)
+        return below_KL
 
     def squares(self) -> Floats:
         """Squared deviations from the mean, standardised, of as many outcomes as `weights` has.

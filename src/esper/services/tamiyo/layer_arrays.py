@@ -115,20 +115,24 @@ class LayerArrays:
         Raises:
             SelectionError: if ``viable_LK`` is no array of booleans of the shape (L, K).
         """
-        viable = None if viable_LK is None else checked_viable(viable_LK, self.layers, self.seeds)
+        viable_KL = None
+        if viable_LK is not None:
+            viable_KL = checked_viable(viable_LK, self.layers, self.seeds).T
         known, picking = self._columns, self._picking
         rng = self._generator()
-        self.strategy.score_layers(known, rng, picking.scores_KL)
+        self.strategy.score_layers(known, viable_KL, rng, picking.scores_KL)
         untried_KL = known.untried()
         if untried_KL is not None:
             np.copyto(picking.scores_KL, np.inf, where=untried_KL)
-        if viable is not None:
-            np.copyto(picking.scores_KL, -np.inf, where=~viable.T)
+        if viable_KL is not None:
+            np.copyto(picking.scores_KL, -np.inf, where=~viable_KL)
         chosen_L = picking.best(rng)
-        picking.explore(self.strategy.exploring_layers(known, rng), chosen_L, rng)
+        exploring_L = self.strategy.exploring_layers(known)
+        if exploring_L is not None:
+            picking.explore(exploring_L, chosen_L, rng)
         self._calls += 1
         self._chosen_L = chosen_L
-        if viable is None:
+        if viable_KL is None:
             known.choose(self._every_L, chosen_L)
         else:
             layers_N = np.flatnonzero(chosen_L != _NOBODY)
@@ -207,6 +211,21 @@ class LayerArrays:
         scores = self._picking.scores_KL[:, layer].tolist()
         metrics = self._columns.metrics(layer, without=chosen)
         return reason_of(self.strategy, chosen, scores, metrics, SelectionContext())
+
+    @property
+    def propensities(self) -> Floats:
+        """Probability of each seed at the latest `select_many`, (L, K); 0 where it was not viable.
+
+        Raises:
+            SelectionError: if scores are drawn, so that each layer's needs an integral; ask
+                `propensities_of`.
+        """
+        if self.strategy.draws_scores:
+            raise SelectionError(
+                f"strategy {self.strategy.name!r} draws its scores, so the propensities of each "
+                "layer are an integral; ask propensities_of() for the layers that matter"
+            )
+        return self._picking.chances().T.copy()
 
     def propensities_of(self, layer: int) -> dict[int, float]:
         """Probability of each viable seed at the latest choice of a layer; as `explain`."""

@@ -59,6 +59,9 @@ class SelectionStrategy(ABC):
     """What `LayerArrays` keeps for it, a name in its ``COLUMNS``; empty if it has no formula over
     arrays, `score_layers`."""
 
+    draws_scores: ClassVar[bool] = False
+    """Whether what `score_layers` writes is drawn."""
+
     @abstractmethod
     def decide(
         self, viable: Sequence[int], metrics: Metrics, context: SelectionContext, rng: Draws
@@ -108,20 +111,27 @@ class SelectionStrategy(ABC):
         del viable, metrics, context
         return ()
 
-    def score_layers(self, known: Any, rng: "Generator", out_KL: "Floats") -> None:
+    def score_layers(
+        self,
+        known: Any,
+        viable_KL: "Flags | None",
+        rng: "Generator",
+        out_KL: "Floats",
+    ) -> None:
         """Score every seed of every layer by the formula of `decide`; the highest will be chosen.
 
         Args:
             known: The `Columns` that ``columns`` names.
+            viable_KL: Which seeds may be chosen; ``None``: all.
             rng: The only randomness.
             out_KL: Where scores go, K seeds by L layers, all finite. What is in it for seeds that
                 were never tried or are not viable does not matter.
         """
         raise NotImplementedError(f"strategy {self.name!r} has no formula over arrays")
 
-    def exploring_layers(self, known: Any, rng: "Generator") -> "Flags | None":
-        """The layers where any viable seed is chosen, whatever its score; ``None``: nowhere."""
-        del known, rng
+    def exploring_layers(self, known: Any) -> "Floats | None":
+        """How likely any viable seed is chosen, whatever its score, by layer; ``None``: nowhere."""
+        del known
         return None
 
     def begin(self, layer_name: str) -> LayerKnowledge | None:

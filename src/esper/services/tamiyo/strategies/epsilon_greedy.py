@@ -97,14 +97,19 @@ class EpsilonGreedy(SelectionStrategy):
         )
 
     @override
-    def score_layers(self, known: "WindowColumns", rng: "Generator", out_KL: "Floats") -> None:
+    def score_layers(
+        self,
+        known: "WindowColumns",
+        viable_KL: "Flags | None",
+        rng: "Generator",
+        out_KL: "Floats",
+    ) -> None:
         known.standardised(out_KL)
 
     @override
-    def exploring_layers(self, known: "WindowColumns", rng: "Generator") -> "Flags":
-        epsilon_L = self.epsilon * self.decay_rate ** known.choices_KL.sum(axis=0)
-        exploring_L: Flags = rng.random(len(epsilon_L)) < epsilon_L
-        return exploring_L
+    def exploring_layers(self, known: "WindowColumns") -> "Floats":
+        epsilon_L: Floats = self.epsilon * self.decay_rate ** known.choices_KL.sum(axis=0)
+        return epsilon_L
 
 
 def _why(exploring: bool, score: float, count: int, epsilon: float) -> str:

@@ -14,7 +14,7 @@ from esper.services.tamiyo.strategies._base import Metrics, SelectionStrategy, o
 if TYPE_CHECKING:
     from numpy.random import Generator
 
-    from esper.services.tamiyo.columns import Floats, WindowColumns
+    from esper.services.tamiyo.columns import Flags, Floats, WindowColumns
 
 
 @final
@@ -61,6 +61,12 @@ class Fixed(SelectionStrategy):
         )
 
     @override
-    def score_layers(self, known: "WindowColumns", rng: "Generator", out_KL: "Floats") -> None:
+    def score_layers(
+        self,
+        known: "WindowColumns",
+        viable_KL: "Flags | None",
+        rng: "Generator",
+        out_KL: "Floats",
+    ) -> None:
         for seed in range(len(out_KL)):
             out_KL[seed] = 1.0 if seed == self.seed_idx else -float(seed)

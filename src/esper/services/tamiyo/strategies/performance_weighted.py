@@ -60,6 +60,7 @@ class PerformanceWeighted(SelectionStrategy):
     when: ClassVar[str] = "choices should be in proportion to what seeds earned of late"
     name: ClassVar[str] = "performance_weighted"
     columns: ClassVar[str] = "window"
+    draws_scores: ClassVar[bool] = True
     temperature: float = 0.2
     floor: float = 0.05
 
@@ -112,16 +113,21 @@ class PerformanceWeighted(SelectionStrategy):
         return scores, {seed: share * weight + even for seed, weight in weights.items()}
 
     @override
-    def score_layers(self, known: "WindowColumns", rng: "Generator", out_KL: "Floats") -> None:
+    def score_layers(
+        self,
+        known: "WindowColumns",
+        viable_KL: "Flags | None",
+        rng: "Generator",
+        out_KL: "Floats",
+    ) -> None:
         # The highest of logarithms of weights, each plus a Gumbel draw, has the chance of softmax.
         known.shrunk_recent(out_KL)
         out_KL /= self.temperature
         out_KL += rng.gumbel(size=out_KL.shape)
 
     @override
-    def exploring_layers(self, known: "WindowColumns", rng: "Generator") -> "Flags":
-        exploring_L: Flags = rng.random(known.outcomes_KL.shape[1]) < self.floor
-        return exploring_L
+    def exploring_layers(self, known: "WindowColumns") -> "Floats":
+        return known.everywhere(self.floor)
 
 
 def _why(chance: float, score: float, count: int) -> str:

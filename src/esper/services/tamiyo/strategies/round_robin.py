@@ -14,7 +14,7 @@ from esper.services.tamiyo.strategies._base import Metrics, SelectionStrategy, o
 if TYPE_CHECKING:
     from numpy.random import Generator
 
-    from esper.services.tamiyo.columns import Floats, WindowColumns
+    from esper.services.tamiyo.columns import Flags, Floats, WindowColumns
 
 
 @final
@@ -54,7 +54,13 @@ class RoundRobin(SelectionStrategy):
         )
 
     @override
-    def score_layers(self, known: "WindowColumns", rng: "Generator", out_KL: "Floats") -> None:
+    def score_layers(
+        self,
+        known: "WindowColumns",
+        viable_KL: "Flags | None",
+        rng: "Generator",
+        out_KL: "Floats",
+    ) -> None:
         seeds = len(out_KL)
         for seed in range(seeds):
             out_KL[seed] = -(known.choices_KL[seed] + seed / seeds)  # the lower one among equals

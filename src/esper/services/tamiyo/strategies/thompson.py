@@ -32,7 +32,7 @@ from esper.services.tamiyo.strategies._reasons import draw_reason
 if TYPE_CHECKING:
     from numpy.random import Generator
 
-    from esper.services.tamiyo.columns import Floats, WindowColumns
+    from esper.services.tamiyo.columns import Flags, Floats, WindowColumns
 
 _POSTERIORS = ("beta", "gaussian", "nig")
 
@@ -91,6 +91,7 @@ class Thompson(SelectionStrategy):
     when: ClassVar[str] = "choices should be drawn: parallel trainers, logs to be replayed"
     name: ClassVar[str] = "thompson"
     columns: ClassVar[str] = "window"
+    draws_scores: ClassVar[bool] = True
     prior_alpha: float = 1.0
     prior_beta: float = 1.0
     posterior: Posterior = "beta"
@@ -157,7 +158,13 @@ class Thompson(SelectionStrategy):
         return found
 
     @override
-    def score_layers(self, known: "WindowColumns", rng: "Generator", out_KL: "Floats") -> None:
+    def score_layers(
+        self,
+        known: "WindowColumns",
+        viable_KL: "Flags | None",
+        rng: "Generator",
+        out_KL: "Floats",
+    ) -> None:
         known.standardised(out_KL)
         squares_KL = known.squares() if self.posterior == "nig" else None
         n_KL = known.weights()

@@ -24,7 +24,7 @@ from esper.services.tamiyo.strategies._base import (
 if TYPE_CHECKING:
     from numpy.random import Generator
 
-    from esper.services.tamiyo.columns import Floats, WindowColumns
+    from esper.services.tamiyo.columns import Flags, Floats, WindowColumns
 
 
 def upper_bound(mean: float, trials: int, total: int, exploration_constant: float) -> float:
@@ -127,7 +127,13 @@ class UCB(SelectionStrategy):
         ]
 
     @override
-    def score_layers(self, known: "WindowColumns", rng: "Generator", out_KL: "Floats") -> None:
+    def score_layers(
+        self,
+        known: "WindowColumns",
+        viable_KL: "Flags | None",
+        rng: "Generator",
+        out_KL: "Floats",
+    ) -> None:
         known.standardised(out_KL)
         out_KL += known.intervals(self.exploration_constant)
 

@@ -13,7 +13,7 @@ from esper.services.tamiyo.strategies._base import Metrics, SelectionStrategy, o
 if TYPE_CHECKING:
     from numpy.random import Generator
 
-    from esper.services.tamiyo.columns import Floats, WindowColumns
+    from esper.services.tamiyo.columns import Flags, Floats, WindowColumns
 
 
 @final
@@ -50,5 +50,11 @@ class Uniform(SelectionStrategy):
         )
 
     @override
-    def score_layers(self, known: "WindowColumns", rng: "Generator", out_KL: "Floats") -> None:
+    def score_layers(
+        self,
+        known: "WindowColumns",
+        viable_KL: "Flags | None",
+        rng: "Generator",
+        out_KL: "Floats",
+    ) -> None:
         out_KL[:] = 1 / len(out_KL)  # ties are drawn
