@@ -1,6 +1,7 @@
-"""The picture of a run: losses with the events of growth, and every seed's state over time.
+"""The picture of a run: losses with the events of growth, and how every seed fared over time.
 
-Time runs in epochs trained: what happened at the end of epoch 4 stands at 5.
+The right panel is drawn by `picture_rewards`. Time runs in epochs trained: what happened at the end
+of epoch 4 stands at 5.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 from esper.app.lookup import Run
+from esper.app.picture_rewards import draw_rewards
 from esper.contracts.errors import ConfigError
 from esper.contracts.events import Event
 from esper.contracts.seeds import SeedState
@@ -73,11 +75,21 @@ def draw(run: Run, events: Sequence[Event], path: Path) -> None:
         raise ConfigError('a picture needs matplotlib: pip install "esper-morph[plot]"') from error
     rows = spans(run, events)
     lower = 0.9 + 0.26 * len(rows)
-    figure = Figure(figsize=(10, 4.6 + lower), dpi=120, facecolor="white", layout="constrained")
+    figure = Figure(figsize=(11.4, 4.6 + lower), dpi=120, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
-    losses, states = figure.subplots(2, 1, sharex=True, height_ratios=(3.4, lower))
+    panels = figure.subplot_mosaic(
+        [["losses", "."], ["states", "rewards"]],
+        width_ratios=(8.2, 1.8),
+        height_ratios=(3.4, lower),
+    )
+    losses, states, earned = panels["losses"], panels["states"], panels["rewards"]
+    losses.sharex(states)
+    losses.tick_params(labelbottom=False)
     _draw_losses(figure, losses, run, events)
     _draw_states(states, rows, run.spec["epochs"])
+    earned.sharey(states)
+    draw_rewards(earned, [(layer, seed) for layer, seed, _ in rows], events, "nats")
+    _bare(earned)
     _draw_title(losses, run, events)
     # Two pictures of one run are then the same file.
     stamp = {".svg": "Date", ".pdf": "CreationDate"}.get(path.suffix.lower())

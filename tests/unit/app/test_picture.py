@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from esper.app import picture
 from esper.app.lookup import Run
 from esper.app.picture import Span, draw, spans
+from esper.app.picture_rewards import rewards
 from esper.app.run_folder import RunFolder
 from esper.cli.main import app
 from esper.contracts.errors import ConfigError
@@ -93,6 +94,21 @@ def test_it_says_what_was_run_and_what_came_of_it(tmp_path: Path) -> None:
     assert "grown 75.0 % with 1,234 parameters" in text
     for word in ("control", "blend starts", "kept", "fc1:1  gate", "head:0  glu", "epochs trained"):
         assert word in text
+
+
+def test_it_shows_what_each_seed_earned_and_from_how_many_grafts(tmp_path: Path) -> None:
+    where = {"layer": "fc1", "seed": 1}
+    events = [
+        Event("a", "outcome", data={**where, "reward": 0.3}),
+        Event("b", "failure", data=where),
+        Event("c", "outcome", data={"layer": "head", "seed": 0, "reward": -0.1}),
+    ]
+    found = rewards(events)
+    assert {seat: seed.rewards for seat, seed in found.items()} == {
+        ("fc1", 1): [0.3, 0.0], ("head", 0): [-0.1]
+    }  # fmt: skip
+    draw(run(tmp_path), [*log(), *events], tmp_path / "run.svg")
+    assert "mean reward, 95 %, n" in words(tmp_path / "run.svg")
 
 
 def test_an_unfinished_run_can_be_drawn(tmp_path: Path) -> None:
