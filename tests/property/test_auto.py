@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from esper.contracts.selection import SelectionContext
 from esper.services.tamiyo.history import LayerMetrics
 from esper.services.tamiyo.randomness import Draws
-from esper.services.tamiyo.strategies._restarts import Restarting
+from esper.services.tamiyo.strategies._beliefs import Beliefs
 from esper.services.tamiyo.strategies.auto import Auto
 
 SIZES = st.floats(1e-12, 1e12) | st.floats(-1e12, -1e-12) | st.just(0.0)
 OUTCOMES = st.lists(st.tuples(st.integers(0, 5), SIZES), min_size=1, max_size=80)
 
 
-def _taught(outcomes: list[tuple[int, float]]) -> Restarting:
-    learned = Restarting()
+def _taught(outcomes: list[tuple[int, float]]) -> Beliefs:
+    learned = Beliefs()
     for seed_idx, reward in outcomes:
         learned.learn(seed_idx, reward, None)
     return learned
@@ -47,7 +47,7 @@ def test_everything_is_finite_and_means_are_within_the_rewards(
 def test_a_state_goes_on_as_it_was(
     before: list[tuple[int, float]], after: list[tuple[int, float]]
 ) -> None:
-    learned, resumed = _taught(before), Restarting()
+    learned, resumed = _taught(before), Beliefs()
     resumed.load_state_dict(json.loads(json.dumps(learned.state_dict())))
     for seed_idx, reward in after:
         learned.learn(seed_idx, reward, None)

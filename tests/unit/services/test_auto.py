@@ -15,11 +15,12 @@ from esper.services.tamiyo.history import LayerMetrics, SeedRecord
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.seed_selector import SeedSelector
-from esper.services.tamiyo.strategies._restarts import Restarting
+from esper.services.tamiyo.strategies._beliefs import Beliefs
 from esper.services.tamiyo.strategies.auto import Auto
 from esper.stores.memory import MemoryStore
 
 CONTEXT = SelectionContext()
+POOL = Beliefs().pool.state_dict()
 
 
 class Plain:
@@ -37,15 +38,18 @@ class Plain:
         self.df = self.alarms = 0
 
     def variance(self) -> float:
-        return (self.m2 + self.total / max(1, len(self.rewards) - 1)) / (self.df + 1)
+        return (self.m2 + self.total / max(1, min(len(self.rewards), 1000) - 1)) / (self.df + 1)
 
     def indices(self) -> list[float]:
-        top = max(self.mean)
-        indices = []
-        for n, mean in zip(self.n, self.mean, strict=True):
+        average = sum(self.mean) / len(self.mean)
+        trials = [n + 1 for n in self.n]
+        means = [(n * mean + average) / (n + 1) for n, mean in zip(self.n, self.mean, strict=True)]
+        top = max(means)
+        lead, indices = trials[means.index(top)], []
+        for n, mean in zip(trials, means, strict=True):
             phi = log(n) if n <= 250 else log(250) + 0.05 * (log(n) - log(250))
             gap2 = (top - mean) ** 2 / (2 * self.variance())
-            indices.append(gap2 * n**2 / (n + 0.5) + 0.85 * phi)
+            indices.append(gap2 / (1 / n + 1 / lead) + phi)
         return indices
 
     def learn(self, arm: int, reward: float) -> None:
@@ -53,6 +57,8 @@ class Plain:
         self.rewards.append(reward)
         off = reward - self.centre
         self.centre += off / min(len(self.rewards), 1000)
+        if len(self.rewards) > 1000:
+            self.total -= self.total / 1000
         self.total += off * (reward - self.centre)
         if not n:
             self.n[arm], self.mean[arm] = 1, reward
@@ -71,7 +77,7 @@ class Plain:
             if not self.g[arm][side]:
                 run.clear()
         for side, run in enumerate((self.up[arm], self.down[arm])):
-            if self.g[arm][side] > 16:
+            if self.g[arm][side] > 15:
                 self.restart(arm, list(run), rose=not side)
                 return
         self.n[arm] = n + 1
@@ -93,7 +99,7 @@ class Plain:
 
 def _play(
     means: Callable[[int], Sequence[float]], steps: int, seed: int, factor: float, shift: float
-) -> tuple[list[int], Restarting]:
+) -> tuple[list[int], Beliefs]:
     """What `auto` chooses, every outcome coming at once."""
     random, strategy = Random(seed), Auto()
     learned = strategy.begin("fc1")
@@ -145,10 +151,10 @@ def test_factor_and_shift_change_no_choice(factor: float, shift: float) -> None:
 
 
 def test_knowledge_of_eight_seeds_fits_in_400_bytes() -> None:
-    learned = Restarting()
+    learned = Beliefs()
     for seed_idx in (3, 0, 7, 1, 2, 6, 5, 4):
         learned.learn(seed_idx, 0.1 * seed_idx, None)
-    parts = [getattr(learned, name) for name in Restarting.__slots__]
+    parts = [learned._cells, learned._seeds]  # the pool is one for all layers
     assert not hasattr(learned, "__dict__")
     assert sys.getsizeof(learned) + sum(sys.getsizeof(x) for x in parts if x is not None) <= 400
 
@@ -156,7 +162,7 @@ def test_knowledge_of_eight_seeds_fits_in_400_bytes() -> None:
 @pytest.mark.parametrize("seeds", [(0, 1, 2, 3), (4, 6, 0, 9)])
 def test_state_goes_on_to_the_last_bit(seeds: Sequence[int]) -> None:
     random = Random(3)
-    one, two = Restarting(), Restarting()
+    one, two = Beliefs(), Beliefs()
     for step in range(700):
         one.learn(seeds[random.randrange(4)], random.gauss(step // 300, 0.3), None)
     two.load_state_dict(json.loads(json.dumps(one.state_dict())))
@@ -174,28 +180,30 @@ def test_state_goes_on_to_the_last_bit(seeds: Sequence[int]) -> None:
     [
         {},
         {"cells": [1.0]},
-        {"layer": [0.0] * 3, "seeds": [], "rows": []},
-        {"layer": [0.0, 0.0, 0.0, 0, 0, 0, 0], "seeds": [1], "rows": []},
-        {"layer": [float("nan"), 0.0, 0.0, 0, 0, 0, 0], "seeds": [], "rows": []},
+        {"layer": [0.0] * 3, "seeds": [], "rows": [], "pool": POOL},
+        {"layer": [0.0, 0.0, 0.0, 0, 0, 0, 0], "seeds": [1], "rows": [], "pool": POOL},
+        {"layer": [0.0] * 3 + [0] * 4, "seeds": [], "rows": [], "pool": {}},
+        {"layer": [float("nan"), 0.0, 0.0, 0, 0, 0, 0], "seeds": [], "rows": [], "pool": POOL},
         {
             "layer": [0.0, 0.0, 0.0, 0, 0, 0, 0],
             "seeds": [2, 2],
-            "rows": [[0.0] * 6 + [0, 0]] * 2,
+            "rows": [[0.0] * 6 + [0, 0, 0]] * 2,
+            "pool": POOL,
         },
     ],
 )
 def test_a_foreign_state_is_refused_and_nothing_changes(state: dict[str, object]) -> None:
-    learned = Restarting()
+    learned = Beliefs()
     learned.learn(0, 1.0, None)
     before = learned.state_dict()
-    with pytest.raises(ConfigError, match="layer, seeds and rows"):
+    with pytest.raises(ConfigError, match="layer, seeds, rows and pool"):
         learned.load_state_dict(state)
     assert learned.state_dict() == before
 
 
 @pytest.mark.parametrize("size", [1e-12, 1e12, 1e60])
 def test_many_large_or_small_rewards_leave_all_finite(size: float) -> None:
-    random, learned = Random(1), Restarting()
+    random, learned = Random(1), Beliefs()
     for step in range(20_000):
         learned.learn(random.randrange(3), size * random.choice((1, 1, 1, 3 - step // 9000)), None)
     metrics = LayerMetrics(learned)
@@ -205,7 +213,7 @@ def test_many_large_or_small_rewards_leave_all_finite(size: float) -> None:
 
 
 def test_a_rebound_seed_begins_anew() -> None:
-    learned = Restarting()
+    learned = Beliefs()
     for seed_idx in (0, 1, 2):
         learned.learn(seed_idx, 0.1 * seed_idx, None)
     learned.forget(1)
@@ -256,7 +264,7 @@ def test_says_why() -> None:
         learned.learn(0, reward, None)
     assert why([0]) == "the only one with a mean, over 4 outcomes"
     learned.learn(1, 0.2, None)
-    assert why() == "not ruled out: 0.9 sd behind, but only 1 outcome"
+    assert why() == "not ruled out: 0.6 sd behind, but only 1 outcome"
     for _ in range(6):
         learned.learn(1, 0.1, None)
     assert why() == "best mean by 2.4 sd over 4 outcomes"
@@ -306,7 +314,7 @@ def test_a_second_run_and_a_resumed_one_know_the_same() -> None:
     for known in (tracker, other):
         layer = known.layer("fc1")
         assert layer is not None
-        assert isinstance(layer.seeds.knowledge, Restarting)
+        assert isinstance(layer.seeds.knowledge, Beliefs)
         states.append(layer.seeds.knowledge.state_dict())
     assert states[0] == states[1]
 

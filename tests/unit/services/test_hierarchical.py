@@ -16,8 +16,9 @@ from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.services.tamiyo.strategies import STRATEGIES
-from esper.services.tamiyo.strategies._kinds import Kinds
-from esper.services.tamiyo.strategies._pooling import Cell, Kind, between
+from esper.services.tamiyo.strategies._beliefs import Beliefs
+from esper.services.tamiyo.strategies._evidence import posterior_of
+from esper.services.tamiyo.strategies._pooling import between
 from esper.services.tamiyo.strategies.hierarchical import Hierarchical
 from esper.stores.memory import MemoryStore
 
@@ -72,10 +73,11 @@ def _gain(name: str, runs: int) -> float:
     return earned / chance
 
 
-def test_layers_that_share_kinds_earn_twice_what_chance_does() -> None:
-    pooled = _gain("hierarchical", 60)
+@pytest.mark.parametrize("name", ["hierarchical", "auto"])
+def test_layers_that_share_kinds_earn_twice_what_chance_does(name: str) -> None:
+    pooled = _gain(name, 60)
     assert pooled > 1.9
-    assert pooled > 1.7 * _gain("auto", 60)
+    assert pooled > 1.7 * _gain("ucb", 60)
     assert pooled > 1.7 * _gain("random", 60)
 
 
@@ -85,7 +87,7 @@ def test_a_new_layer_begins_with_the_best_kind_and_says_so() -> None:
         _learn(selector, layer, {0: (0.0, 0.2), 1: (1.0, 1.2), 2: (0.4, 0.6)})
     decision = selector.decide("fc4", [0, 1, 2], _context((2, 0, 1)))
     assert decision.blueprint == "lowrank"
-    sentence = "; no outcome yet here, pooled from 3 other Linear layers"
+    sentence = " over no outcome here, pooled from 3 other Linear layers"
     assert decision.reason.reason.endswith(sentence)
     assert decision.reason.reason.startswith("best mean by ")
 
@@ -126,11 +128,13 @@ def test_own_outcomes_outweigh_the_others_in_the_end() -> None:
     record = selector.performance_tracker.layer("fc4")
     assert record is not None
     learned = record.seeds.knowledge
-    assert isinstance(learned, Kinds)
-    first, second = (learned.standing(seed, f"Linear/{BLUEPRINTS[seed]}") for seed in (0, 1))
-    assert first.mean > second.mean
-    assert second.mean > 0.4  # relative to 0.0, the first reward: pulled up by the other layers
-    assert first.layers == second.layers == 3
+    assert isinstance(learned, Beliefs)
+    context = _context((0, 1))
+    posterior = posterior_of(learned, learned.rows(), [0, 1], record.seeds, context)
+    first, second = posterior.means
+    assert first > second
+    assert second > 0.4  # pulled up by the other layers
+    assert [prior and prior.layers for prior in posterior.priors] == [3, 3]
 
 
 def test_a_second_run_on_the_store_begins_where_the_first_ended() -> None:
@@ -140,17 +144,17 @@ def test_a_second_run_on_the_store_begins_where_the_first_ended() -> None:
     second = PerformanceTracker(store=store, run="b")
     decision = SeedSelector(Hierarchical(), tracker=second).decide("fc1", [0, 1], _context((0, 1)))
     assert decision.seed_idx == 1
-    assert decision.reason.reason.endswith("; 2 outcomes here")
+    assert decision.reason.reason.endswith(" over 2 outcomes")
 
 
 def test_shrinkage_is_that_of_known_variances() -> None:
     """Many layers, one outcome each: the estimate is near what the rewards were drawn with."""
     random, ratio = Random(4), 2.0
-    layers = {f"fc{index}": sqrt(ratio) * random.gauss(0, 1) for index in range(400)}
-    first = Kinds("fc0")
-    for name, level in layers.items():
-        knowledge = Kinds(name)
+    first = Hierarchical().begin("fc")
+    for index in range(400):
+        knowledge = Hierarchical().begin(f"fc{index}")
         knowledge.join(first)
+        level = sqrt(ratio) * random.gauss(0, 1)
         for _ in range(3):
             knowledge.take(0, "Linear/glu", random.gauss(level, 1.0))
     assert first.pool.noise() == pytest.approx(1.0, rel=0.2)
@@ -158,31 +162,43 @@ def test_shrinkage_is_that_of_known_variances() -> None:
 
 
 def test_the_variance_between_layers_is_the_unweighted_estimate() -> None:
-    kind = Kind()
     means, counts = (0.1, 0.9, 0.4, 0.0), (1.0, 3.0, 2.0, 8.0)
-    for index, (mean, count) in enumerate(zip(means, counts, strict=True)):
-        kind.cells[f"fc{index}"] = Cell(count, mean)
+    group = list(zip(means, counts, strict=True))
     noise = 0.2
     expected = variance(means) / noise**2 - fmean(1 / count for count in counts)
-    assert between({"a": kind}, noise) == pytest.approx((3 * expected + 1.5) / 9)
-    assert between({"a": kind}, inf) == 0.25
-    assert between({}, noise) == 0.25
+    assert between([group], noise) == pytest.approx((3 * expected + 1.5) / 9)
+    assert between([group], inf) == 0.25
+    assert between([], noise) == 0.25
 
 
-def test_running_sums_are_those_of_the_cells() -> None:
-    random, first = Random(2), Kinds("fc0")
-    knowledge = [first, *(Kinds(f"fc{index}") for index in range(1, 5))]
-    for one in knowledge[1:]:
-        one.join(first)
-    for _ in range(500):
-        one = knowledge[random.randrange(5)]
-        one.take(0, BLUEPRINTS[random.randrange(2)], random.gauss(3.0, 0.5))
-    for kind in first.pool.kinds.values():
-        weights = [1 / (first.pool.ratio + 1 / cell.count) for cell in kind.cells.values()]
-        means = [cell.mean for cell in kind.cells.values()]
-        assert kind.weight == pytest.approx(sum(weights), rel=1e-9)
-        weighted = sum(w * mean for w, mean in zip(weights, means, strict=True))
-        assert kind.weighted == pytest.approx(weighted, rel=1e-9, abs=1e-9)
+@pytest.mark.parametrize("restarts", [True, False])
+def test_running_sums_are_those_of_the_rows(restarts: bool) -> None:
+    random = Random(2)
+    layers = [Beliefs(restarts=restarts) for _ in range(5)]
+    for one in layers[1:]:
+        one.join(layers[0])
+    pool = layers[0].pool
+    for step in range(1500):
+        one = layers[random.randrange(5)]
+        seed_idx = random.randrange(3)
+        if step == 700:
+            one.forget(seed_idx)
+        reward = random.gauss(3.0 + (step // 400) * seed_idx, 0.5)
+        one.take(seed_idx, BLUEPRINTS[seed_idx % 2], reward)
+    assert restarts == any(one.restarts for one in layers)
+    for name in BLUEPRINTS[:2]:
+        number = pool.known(name)
+        rows = [
+            (mean, known) for one in layers for kind, mean, known in one.cells() if kind == number
+        ]
+        rows += [row for kind, row in pool._past.items() if kind == number]
+        weights = [1 / (pool.ratio + 1 / known) for _, known in rows]
+        centre = sum(w * mean for w, (mean, _) in zip(weights, rows, strict=True)) / sum(weights)
+        prior = pool.prior(number, 0.0, 0.0)
+        assert prior is not None
+        assert prior.layers == len(rows)
+        assert prior.mean == pytest.approx(centre, rel=1e-9)
+        assert prior.weight == pytest.approx(1 / (pool.ratio + 1 / sum(weights)), rel=1e-9)
 
 
 @pytest.mark.parametrize(("factor", "shift"), [(1000.0, 0.0), (1e-12, 0.0), (1.0, 100.0)])
@@ -199,29 +215,23 @@ def test_factor_and_shift_change_no_choice(factor: float, shift: float) -> None:
 
 def test_state_goes_on_to_the_last_bit() -> None:
     random = Random(3)
-    one, two = Kinds("fc1"), Kinds("fc1")
-    other = Kinds("fc2")
+    one, two, other = Beliefs(), Beliefs(), Beliefs()
     other.join(one)
+    third = Beliefs()
+    third.join(two)
+    kinds = ("", "Linear/glu", "Linear/mlp")
     for step in range(300):
-        knowledge = (one, other)[step % 2]
-        knowledge.take(step % 3, ("", "Linear/glu", "Linear/mlp")[step % 3], random.gauss(0, 1))
-    two.load_state_dict(json.loads(json.dumps(one.state_dict())))
+        (one, other)[step % 2].take(step % 3, kinds[step % 3], random.gauss(0, 1))
+    one.forget(1)
+    for before, after in ((one, two), (other, third)):
+        after.load_state_dict(json.loads(json.dumps(before.state_dict())))
     for step in range(300):
         reward = random.gauss(0.3, 1)
         for knowledge in (one, two):
-            knowledge.take(step % 3, ("", "Linear/glu", "Linear/mlp")[step % 3], reward)
+            knowledge.take(step % 3, kinds[step % 3], reward)
     assert one.state_dict() == two.state_dict()
-    assert one.standing(1, "Linear/glu") == two.standing(1, "Linear/glu")
-
-
-@pytest.mark.parametrize("state", [{}, {"cells": []}, {"pool": {}, "kinds": {}, "alone": {}}])
-def test_a_foreign_state_is_refused_and_nothing_changes(state: dict[str, object]) -> None:
-    learned = Kinds("fc1")
-    learned.take(0, "Linear/glu", 1.0)
-    before = learned.state_dict()
-    with pytest.raises(ConfigError, match="pool, kinds and alone"):
-        learned.load_state_dict(state)
-    assert learned.state_dict() == before
+    assert other.state_dict() == third.state_dict()
+    assert one.prior(1, "Linear/glu") == two.prior(1, "Linear/glu")
 
 
 def test_a_rebound_seed_is_another_kind_and_the_old_one_stays_known() -> None:
@@ -233,14 +243,14 @@ def test_a_rebound_seed_is_another_kind_and_the_old_one_stays_known() -> None:
 
 
 def test_without_blueprints_seeds_are_learnt_alone() -> None:
-    learned = Kinds("fc1")
+    learned = Hierarchical().begin("fc1")
     for reward in (1.0, 2.0):
         learned.learn(0, reward, None)
         learned.learn(1, reward + 1, None)
-    assert not learned.pool.kinds
-    assert [learned.standing(seed, "")[:2] for seed in (0, 1)] == [(0.5, 2.0), (1.5, 2.0)]
+    assert not learned.pool.shares
+    assert learned.means() == {0: (1.5, 2.0), 1: (2.5, 2.0)}
     learned.forget(0)
-    assert learned.standing(0, "").weight == 0
+    assert learned.means() == {1: (2.5, 2.0)}
 
 
 def test_pending_choices_count_so_parallel_trainers_spread() -> None:
@@ -261,8 +271,8 @@ def test_hand_made_metrics_are_read_with_their_blueprints() -> None:
         for seed, rewards in enumerate(([0.0, 0.2], [0.4, 0.6]))
     }
     _, reason = Hierarchical().decide([0, 1], metrics, SelectionContext(), Draws(0, "fc1", 0))
-    assert reason.scores[0] == reason.scores[1]  # one kind in one layer: one belief
-    assert reason.propensity == 0.5
+    # One kind in two seeds: each is what the other's prior says.
+    assert reason.reason.endswith("over 2 outcomes here, pooled from 1 other layer")
 
 
 def test_a_layer_of_its_own_gives_its_reasons() -> None:
@@ -275,11 +285,11 @@ def test_a_layer_of_its_own_gives_its_reasons() -> None:
     for reward in (0.0, 1.0) * 5:
         learned.learn(0, reward, None)
     why = strategy.decide([0], metrics, SelectionContext(), draws)[1].reason
-    assert why == "the only one with a mean; 10 outcomes here"
+    assert why == "the only one with a mean, over 10 outcomes"
     learned.learn(1, 0.2, None)
     chosen, reason = strategy.decide([0, 1], metrics, SelectionContext(), draws)
     assert chosen == 1
-    assert reason.reason.startswith("not ruled out: 0.6 sd behind; 1 outcome here")
+    assert reason.reason.startswith("not ruled out: 0.4 sd behind, but only 1 outcome")
 
 
 @pytest.mark.parametrize("value", [0, -1.0, float("nan"), inf, "1"])

@@ -1,6 +1,6 @@
 """Partial pooling: a layer begins with what its blueprints did in layers like it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -8,27 +8,15 @@ from typing_extensions import override
 
 from esper.contracts.selection import SelectionContext, SelectionReason
 from esper.services.tamiyo.randomness import Draws
-from esper.services.tamiyo.strategies._base import (
-    Metrics,
-    SelectionStrategy,
-    others,
-    pick_best,
-    require_number,
-    rewards_of,
-    tried,
-)
-from esper.services.tamiyo.strategies._imed import merits, shared
-from esper.services.tamiyo.strategies._kinds import Kinds, kind_of
-from esper.services.tamiyo.strategies._pooling import Standing
-
-_PATIENCE = 20
-"""Outcomes of a layer, per viable seed, after which each is tried for its own sake."""
+from esper.services.tamiyo.strategies._base import Metrics, SelectionStrategy, require_number
+from esper.services.tamiyo.strategies._beliefs import Beliefs
+from esper.services.tamiyo.strategies._evidence import decide_by_evidence, known_kinds
 
 
 @final
 @dataclass(frozen=True)
 class Hierarchical(SelectionStrategy):
-    """Choose as `auto` does, among posterior means to which all layers of the history contribute.
+    """Choose as `auto` does, among posterior means to which all layers contribute; no restarts.
 
     A seed's kind is the type of its layer and its blueprint. The mean reward of a kind in a layer
     is normal about the kind's mean, with a variance that is estimated from how much the layers
@@ -62,13 +50,13 @@ class Hierarchical(SelectionStrategy):
         >>> two.join(one)
         >>> for _ in range(4):
         ...     one.take(0, "Linear/glu", 1.0)
-        >>> [round(number, 3) for number in two.standing(5, "Linear/glu")]  # relative to 1.0
-        [0.0, 1.333, 0.0, 1]
+        >>> [round(number, 3) for number in two.prior(5, "Linear/glu")]  # mean, weight, layers
+        [1.0, 1.333, 1]
     """
 
     when: ClassVar[str] = "many layers share blueprints, and each has few choices of its own"
     name: ClassVar[str] = "hierarchical"
-    exploration: float = 0.85
+    exploration: float = 1.0
     horizon: float = 250.0
 
     def __post_init__(self) -> None:
@@ -76,96 +64,18 @@ class Hierarchical(SelectionStrategy):
         require_number("hierarchical.horizon", self.horizon, at_least=1)
 
     @override
-    def begin(self, layer_name: str) -> Kinds:
-        return Kinds(layer_name)
+    def begin(self, layer_name: str) -> Beliefs:
+        return Beliefs(restarts=False)
 
     @override
-    def knows(self, viable: Sequence[int], metrics: Metrics, context: SelectionContext) -> set[int]:
-        if sum([seed.outcomes for seed in metrics.values()]) >= _PATIENCE * len(viable):
-            return set()
-        standings = _standings(viable, metrics, context, _known_of(metrics, context))
-        return {seed for seed, standing in standings.items() if standing.weight}
+    def knows(
+        self, viable: Sequence[int], metrics: Metrics, context: SelectionContext
+    ) -> Collection[int]:
+        return known_kinds(self, viable, metrics, context)
 
     @override
     def decide(
         self, viable: Sequence[int], metrics: Metrics, context: SelectionContext, rng: Draws
     ) -> tuple[int, SelectionReason]:
-        learned = _known_of(metrics, context)
-        standings = _standings(viable, metrics, context, learned)
-        noise = learned.pool.noise()
-        scores = merits(_with_trials(standings, metrics), noise, self.exploration, self.horizon)
-        chosen, share = pick_best(scores, rng)
-        score = scores[chosen]
-        return chosen, SelectionReason(
-            "hierarchical",
-            chosen,
-            score,
-            scores,
-            share if share == 1 else shared(scores, share),
-            _sentence(chosen, standings, noise, context.layer_type),
-            False,
-            others(viable, chosen),
-        )
-
-
-def _known_of(metrics: Metrics, context: SelectionContext) -> Kinds:
-    """What was learnt; of hand-made metrics, what their windows hold."""
-    found = getattr(metrics, "knowledge", None)
-    if isinstance(found, Kinds):
-        return found
-    made = Kinds("")
-    for seed in sorted(metrics):
-        for reward in rewards_of(metrics[seed]):
-            made.take(seed, _kind(seed, metrics, context), reward)
-    return made
-
-
-def _kind(seed_idx: int, metrics: Metrics, context: SelectionContext) -> str:
-    blueprint = context.blueprints.get(seed_idx)
-    if blueprint is None:
-        blueprint = getattr(metrics.get(seed_idx), "blueprint", "")
-    return kind_of(context.layer_type, blueprint)
-
-
-def _standings(
-    viable: Sequence[int], metrics: Metrics, context: SelectionContext, learned: Kinds
-) -> dict[int, Standing]:
-    return {seed: learned.standing(seed, _kind(seed, metrics, context)) for seed in viable}
-
-
-def _with_trials(
-    standings: dict[int, Standing], metrics: Metrics
-) -> dict[int, tuple[float, float]]:
-    """Mean and trials: what a belief is worth, and the choices whose outcome has not come."""
-    means = [standing.mean for standing in standings.values() if standing.weight]
-    average = sum(means) / len(means) if means else 0.0
-    found = {}
-    for seed, standing in standings.items():
-        record = metrics.get(seed)
-        trials = standing.weight + (record.pending if record else 0)
-        if not standing.weight and record is not None:
-            # Chosen, but nothing heard of it: an average seed, less promising at each try.
-            trials = max(trials, record.total_activations - record.outcomes)
-        found[seed] = (standing.mean if standing.weight else average, trials)
-    return found
-
-
-def _sentence(chosen: int, standings: dict[int, Standing], noise: float, layer_type: str) -> str:
-    own = standings[chosen]
-    if not own.weight:
-        return "not ruled out: no outcome yet"
-    basis = f"{tried(int(own.here))} here"
-    if own.layers:
-        kind = f"{layer_type} layer" if layer_type else "layer"
-        plural = "s" if own.layers > 1 else ""
-        basis += f", pooled from {own.layers} other {kind}{plural}"
-    rivals = [
-        standing.mean for seed, standing in standings.items() if seed != chosen and standing.weight
-    ]
-    if not rivals:
-        return f"the only one with a mean; {basis}"
-    ahead = (own.mean - max(rivals)) / noise
-    lead = (
-        f"best mean by {ahead:.1f} sd" if ahead >= 0 else f"not ruled out: {-ahead:.1f} sd behind"
-    )
-    return f"{lead}; {basis}"
+        index = self.exploration, self.horizon
+        return decide_by_evidence(self, index, (viable, metrics, context), rng)

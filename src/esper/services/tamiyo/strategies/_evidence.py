@@ -1,0 +1,202 @@
+"""How `auto` and `hierarchical` choose: by the evidence against each seed's posterior mean."""
+
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from math import isfinite
+from typing import NamedTuple, final
+
+from esper.contracts.errors import SelectionError
+from esper.contracts.selection import SelectionContext, SelectionReason
+from esper.services.tamiyo.randomness import Draws
+from esper.services.tamiyo.strategies._base import (
+    Metrics,
+    SelectionStrategy,
+    others,
+    pick_best,
+    rewards_of,
+    tried,
+)
+from esper.services.tamiyo.strategies._beliefs import Beliefs
+from esper.services.tamiyo.strategies._imed import merits, shared
+from esper.services.tamiyo.strategies._pooling import Prior, kind_of
+
+_OWN = 1.0
+"""Outcomes that the average seed of the layer is worth where no other layer says anything."""
+
+_FRESH = 10
+"""Outcomes per seed after a restart in which it is worth a word."""
+
+_PATIENCE = 20
+"""Outcomes of a layer, per viable seed, after which each is tried for its own sake."""
+
+
+@final
+class Posterior(NamedTuple):
+    """What is believed of the viable seeds, in their order.
+
+    Attributes:
+        means: Posterior mean reward of each.
+        trials: Outcomes that it is worth, and choices whose outcome has not come.
+        priors: What other layers say of each.
+    """
+
+    means: list[float]
+    trials: list[float]
+    priors: list[Prior | None]
+
+
+def decide_by_evidence(
+    strategy: SelectionStrategy,
+    index: tuple[float, float],
+    asked: tuple[Sequence[int], Metrics, SelectionContext],
+    rng: Draws,
+) -> tuple[int, SelectionReason]:
+    """Choose the seed with the least evidence against it, relative to what was spent on it.
+
+    Args:
+        strategy: Who is asked; its `begin` makes `Beliefs`.
+        index: ``exploration`` and ``horizon`` of `merits`.
+        asked: Viable seeds, metrics and context, as `decide` gets them.
+        rng: The only randomness.
+    """
+    viable, metrics, context = asked
+    learned = beliefs_of(strategy, metrics, context)
+    rows, noise = learned.rows(), learned.noise()
+    posterior = posterior_of(learned, rows, viable, metrics, context)
+    values = merits(posterior.means, posterior.trials, noise, *index)
+    scores = dict(zip(viable, values, strict=True))
+    chosen, share = pick_best(scores, rng)
+    at = values.index(scores[chosen]) if share == 1 else list(viable).index(chosen)
+    return chosen, SelectionReason(
+        strategy.name,
+        chosen,
+        values[at],
+        scores,
+        share if share == 1 else shared(scores, share),
+        partial(
+            _sentence,
+            at,
+            posterior,
+            rows.get(chosen),
+            noise,
+            learned.restarts and learned.since,
+            len(rows),
+            context.layer_type,
+        ),
+        False,
+        others(viable, chosen),
+    )
+
+
+def beliefs_of(strategy: SelectionStrategy, metrics: Metrics, context: SelectionContext) -> Beliefs:
+    """What was learnt; of hand-made metrics, what their windows hold."""
+    found = getattr(metrics, "knowledge", None)
+    if found is None:
+        found = strategy.begin("")
+        if isinstance(found, Beliefs):
+            for seed in sorted(metrics):
+                for reward in rewards_of(metrics[seed]):
+                    found.take(seed, _kind(seed, metrics, context), reward)
+    if not isinstance(found, Beliefs):
+        raise SelectionError(
+            f"the layer's knowledge is a {type(found).__name__}, which strategy {strategy.name!r} "
+            "did not begin; give metrics to the strategy that learnt them"
+        )
+    return found
+
+
+def posterior_of(
+    learned: Beliefs,
+    rows: Mapping[int, tuple[float, float, int]],
+    viable: Sequence[int],
+    metrics: Metrics,
+    context: SelectionContext,
+) -> Posterior:
+    """Each seed's mean, shrunk to what other layers say of its kind, or to the layer's average."""
+    average = _average(rows)
+    pooled = learned.pool.shares
+    means, trials, priors = [], [], []
+    for seed in viable:
+        record, row = metrics.get(seed), rows.get(seed)
+        prior = learned.prior(seed, _kind(seed, metrics, context)) if pooled else None
+        centre, weight = (prior.mean, prior.weight) if prior else (average, _OWN)
+        waiting = record.pending if record else 0
+        if row is None:
+            if prior is None:
+                # Chosen, but nothing heard of it: an average seed, less promising at each try.
+                lost = record.total_activations - record.outcomes if record else 0
+                waiting = max(waiting, lost)
+                weight = _OWN if waiting else 0.0
+            means.append(centre)
+            trials.append(weight + waiting)
+        else:
+            mean, known, _ = row
+            known += weight
+            means.append(mean + (centre - mean) * weight / known)
+            trials.append(known + waiting)
+        priors.append(prior)
+    return Posterior(means, trials, priors)
+
+
+def known_kinds(
+    strategy: SelectionStrategy,
+    viable: Sequence[int],
+    metrics: Metrics,
+    context: SelectionContext,
+) -> Collection[int]:
+    """The viable seeds whose kind other layers know; none once the layer could know for itself."""
+    learned = beliefs_of(strategy, metrics, context)
+    if not learned.pool.shares:
+        return ()
+    if sum([seed.outcomes for seed in metrics.values()]) >= _PATIENCE * len(viable):
+        return ()
+    return [seed for seed in viable if learned.prior(seed, _kind(seed, metrics, context))]
+
+
+def _kind(seed_idx: int, metrics: Metrics, context: SelectionContext) -> str:
+    blueprint = context.blueprints.get(seed_idx)
+    if blueprint is None:
+        blueprint = getattr(metrics.get(seed_idx), "blueprint", "")
+    return kind_of(context.layer_type, blueprint)
+
+
+def _average(rows: Mapping[int, tuple[float, float, int]]) -> float:
+    means = [row[0] for row in rows.values()]
+    # Deviations from one of the means: equal rewards then differ by exactly nothing.
+    return means[0] + sum([mean - means[0] for mean in means]) / len(means) if means else 0.0
+
+
+def _sentence(
+    at: int,
+    posterior: Posterior,
+    row: tuple[float, float, int] | None,
+    noise: float,
+    since: int,
+    seeds: int,
+    layer_type: str,
+) -> str:
+    prior = posterior.priors[at]
+    if row is None and prior is None:
+        return "not ruled out: no outcome yet"
+    basis = tried(int(row[1])) if row else "no outcome"
+    if prior:
+        kind = f"{layer_type} layer" if layer_type else "layer"
+        plural = "s" if prior.layers > 1 else ""
+        basis += f" here, pooled from {prior.layers} other {kind}{plural}"
+    rivals = [
+        mean
+        for place, mean in enumerate(posterior.means)
+        if place != at and posterior.trials[place]
+    ]
+    if not rivals:
+        return f"the only one with a mean, over {basis}"
+    ahead = (posterior.means[at] - max(rivals)) / noise
+    if ahead < 0:
+        lead = f"not ruled out: {-ahead:.1f} sd behind, but only {basis}"
+    elif isfinite(noise):
+        lead = f"best mean by {ahead:.1f} sd over {basis}"
+    else:
+        lead = f"as good as any over {basis}"
+    if not since or since >= _FRESH * seeds:
+        return lead
+    return f"{lead}; restarted after a change, {tried(since)} ago"
