@@ -267,7 +267,7 @@ def test_says_why() -> None:
     assert why() == "not ruled out: 0.6 sd behind, but only 1 outcome"
     for _ in range(6):
         learned.learn(1, 0.1, None)
-    assert why() == "best mean by 2.4 sd over 4 outcomes"
+    assert why() == "best mean by 2.0 sd over 4 outcomes"
     for reward in (0.2, 0.4) * 20:
         learned.learn(0, reward, None)
     while not learned.restarts:

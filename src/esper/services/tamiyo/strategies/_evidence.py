@@ -3,9 +3,11 @@
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from math import isfinite
+from operator import attrgetter
 from typing import NamedTuple, final
 
 from esper.contracts.errors import SelectionError
+from esper.contracts.performance import SeedStatistics
 from esper.contracts.selection import SelectionContext, SelectionReason
 from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.strategies._base import (
@@ -30,6 +32,12 @@ _PATIENCE = 20
 """Outcomes of a layer, per viable seed, after which each is tried for its own sake."""
 
 
+_OPEN = attrgetter("pending")
+
+Rows = Mapping[int, tuple[float, float, int]]
+"""Mean, outcomes and kind of the seeds that have outcomes, as `Beliefs.rows` gives them."""
+
+
 @final
 class Posterior(NamedTuple):
     """What is believed of the viable seeds, in their order.
@@ -37,7 +45,7 @@ class Posterior(NamedTuple):
     Attributes:
         means: Posterior mean reward of each.
         trials: Outcomes that it is worth, and choices whose outcome has not come.
-        priors: What other layers say of each.
+        priors: What other layers say of each; empty if they say nothing of any.
     """
 
     means: list[float]
@@ -79,7 +87,7 @@ def decide_by_evidence(
             posterior,
             rows.get(chosen),
             noise,
-            learned.restarts and learned.since,
+            learned.since if learned.restarts else -1,
             len(rows),
             context.layer_type,
         ),
@@ -107,35 +115,51 @@ def beliefs_of(strategy: SelectionStrategy, metrics: Metrics, context: Selection
 
 def posterior_of(
     learned: Beliefs,
-    rows: Mapping[int, tuple[float, float, int]],
+    rows: Rows,
     viable: Sequence[int],
     metrics: Metrics,
     context: SelectionContext,
 ) -> Posterior:
     """Each seed's mean, shrunk to what other layers say of its kind, or to the layer's average."""
+    priors = list[Prior | None]()
+    if learned.pool.shares:
+        priors = [learned.prior(seed, _kind(seed, metrics, context)) for seed in viable]
+    elif list(rows) == list(viable) and not any(map(_OPEN, metrics.values())):
+        return _alone(rows)
     average = _average(rows)
-    pooled = learned.pool.shares
-    means, trials, priors = [], [], []
-    for seed in viable:
-        record, row = metrics.get(seed), rows.get(seed)
-        prior = learned.prior(seed, _kind(seed, metrics, context)) if pooled else None
+    records = [metrics.get(seed) for seed in viable]
+    waiting = [record.pending if record else 0 for record in records]
+    means, trials = [], []
+    for at, seed in enumerate(viable):
+        row, prior = rows.get(seed), priors[at] if priors else None
         centre, weight = (prior.mean, prior.weight) if prior else (average, _OWN)
-        waiting = record.pending if record else 0
-        if row is None:
-            if prior is None:
-                # Chosen, but nothing heard of it: an average seed, less promising at each try.
-                lost = record.total_activations - record.outcomes if record else 0
-                waiting = max(waiting, lost)
-                weight = _OWN if waiting else 0.0
-            means.append(centre)
-            trials.append(weight + waiting)
-        else:
+        if row is not None:
             mean, known, _ = row
             known += weight
             means.append(mean + (centre - mean) * weight / known)
-            trials.append(known + waiting)
-        priors.append(prior)
+            trials.append(known + waiting[at])
+            continue
+        if prior is None:
+            # Chosen, but nothing heard of it: an average seed, less promising at each try.
+            waiting[at] = max(waiting[at], _lost(records[at]))
+            weight = _OWN if waiting[at] else 0.0
+        means.append(centre)
+        trials.append(weight + waiting[at])
     return Posterior(means, trials, priors)
+
+
+def _alone(rows: Rows) -> Posterior:
+    """The same for a layer that knows only itself, but all of itself: most choices, and faster."""
+    means, counts, _ = zip(*rows.values(), strict=True)
+    average, trials = _average(rows), [count + _OWN for count in counts]
+    shrunk = [
+        mean + (average - mean) * _OWN / count for mean, count in zip(means, trials, strict=True)
+    ]
+    return Posterior(shrunk, trials, [])
+
+
+def _lost(record: SeedStatistics | None) -> int:
+    return record.total_activations - record.outcomes if record else 0
 
 
 def known_kinds(
@@ -160,7 +184,7 @@ def _kind(seed_idx: int, metrics: Metrics, context: SelectionContext) -> str:
     return kind_of(context.layer_type, blueprint)
 
 
-def _average(rows: Mapping[int, tuple[float, float, int]]) -> float:
+def _average(rows: Rows) -> float:
     means = [row[0] for row in rows.values()]
     # Deviations from one of the means: equal rewards then differ by exactly nothing.
     return means[0] + sum([mean - means[0] for mean in means]) / len(means) if means else 0.0
@@ -175,7 +199,7 @@ def _sentence(
     seeds: int,
     layer_type: str,
 ) -> str:
-    prior = posterior.priors[at]
+    prior = posterior.priors[at] if posterior.priors else None
     if row is None and prior is None:
         return "not ruled out: no outcome yet"
     basis = tried(int(row[1])) if row else "no outcome"
@@ -197,6 +221,7 @@ def _sentence(
         lead = f"best mean by {ahead:.1f} sd over {basis}"
     else:
         lead = f"as good as any over {basis}"
-    if not since or since >= _FRESH * seeds:
+    if not 0 <= since < _FRESH * seeds:
         return lead
-    return f"{lead}; restarted after a change, {tried(since)} ago"
+    ago = f", {tried(since)} ago" if since else ""
+    return f"{lead}; restarted after a change{ago}"
