@@ -14,6 +14,7 @@ from esper.services.tamiyo.strategies._base import require_number
 from esper.services.tamiyo.strategies._contextual import Model
 from esper.services.tamiyo.strategies._linear import Linear
 from esper.services.tamiyo.strategies._predictions import Prediction, evidence
+from esper.services.tamiyo.strategies._reasons import bound_reason
 
 
 @final
@@ -56,7 +57,7 @@ class LinUCB(Linear):
         >>> context = SelectionContext(current_epoch=19)
         >>> chosen, reason = LinUCB().decide([0, 1], metrics, context, Draws(0, "fc1", 2))
         >>> chosen, reason.reason
-        (1, 'highest upper bound here, 1.73 sd: +0.82 expected, interval 0.91; 1 outcome')
+        (1, 'best mean by 1.6 sd, give or take 0.9, +0.82 expected here; 1 outcome')
     """
 
     when: ClassVar[str] = "what pays depends on the layer: health, type, size of the kernel"
@@ -84,12 +85,13 @@ class LinUCB(Linear):
         return (
             dict(zip(expected.seeds, bounds, strict=True)),
             None,
-            lambda at: partial(_why, bounds[at], expected.means[at], *expected.behind[at]),
+            lambda at: partial(_why, at, bounds, expected.means, *expected.behind[at]),
         )
 
 
-def _why(bound: float, mean: float, outcomes: int, of: str, in_all: int) -> str:
-    return (
-        f"highest upper bound here, {bound:.2f} sd: {mean:+.2f} expected, interval "
-        f"{bound - mean:.2f}; {evidence(outcomes, of, in_all)}"
-    )
+def _why(
+    at: int, bounds: list[float], means: list[float], outcomes: int, of: str, in_all: int
+) -> str:
+    known = f"{means[at]:+.2f} expected here; {evidence(outcomes, of, in_all)}"
+    standings = {place: (mean, 1.0) for place, mean in enumerate(means)}
+    return bound_reason(at, standings, dict(enumerate(bounds)), known)
