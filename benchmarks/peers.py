@@ -23,9 +23,9 @@ import numpy as np
 
 from benchmarks.peer_libraries import LIBRARIES, Peer, Player, installed
 from esper.contracts.selection import Decision
+from esper.services.tamiyo.bandit import Recorded
 from esper.services.tamiyo.strategies import STRATEGIES
 from esper.studies.environments import Environment, environments
-from esper.studies.regret import Bare
 
 OURS = ("auto", "change_ucb", "ucb", "thompson", "exp3", "random")
 RUNS, STEPS = 10, 1000
@@ -113,10 +113,10 @@ def _binary(where: Environment) -> bool:
 
 class _Ours:
     def __init__(self, name: str, arms: int, seed: int) -> None:
-        self.bare = Bare(STRATEGIES.create(name), arms, "layer", seed)
+        self.bare = Recorded(STRATEGIES.create(name), arms, "layer", seed)
 
     def choose(self) -> tuple[int, Decision]:
-        decision = self.bare.choose()
+        decision = self.bare.decide()
         return decision.seed_idx, decision
 
     def learn(self, arm: int, reward: float, ticket: Decision) -> None:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from esper.execution.kasmina_layer import KasminaLayer as KasminaLayer
     from esper.execution.surgery import unwrap as unwrap
     from esper.execution.surgery import wrap as wrap
+    from esper.services.tamiyo.bandit import Bandit as Bandit
     from esper.services.tamiyo.settings import load_config as load_config
     from esper.services.tamiyo.tamiyo import Tamiyo as Tamiyo
 
@@ -47,6 +48,7 @@ _HOME = {
     "harden": "esper.execution.harden",
     "KasminaLayer": "esper.execution.kasmina_layer",
     "Tamiyo": "esper.services.tamiyo.tamiyo",
+    "Bandit": "esper.services.tamiyo.bandit",
     "load_config": "esper.services.tamiyo.settings",
     "SeedState": "esper.contracts.seeds",
     "EsperError": "esper.contracts.errors",

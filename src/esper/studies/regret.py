@@ -13,13 +13,11 @@ from typing import final
 import numpy as np
 import numpy.typing as npt
 
-from esper.contracts.config import Performance
 from esper.contracts.errors import ConfigError
 from esper.contracts.performance import PerformanceDelta
 from esper.contracts.selection import Decision, SelectionConstraints, SelectionContext
-from esper.services.tamiyo.history import LayerRecord
-from esper.services.tamiyo.randomness import Draws
-from esper.services.tamiyo.seed_selector import SeedSelector, first_try
+from esper.services.tamiyo.bandit import Recorded
+from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.services.tamiyo.strategies import SelectionStrategy
 from esper.studies.environments import Environment, Problem
 
@@ -34,8 +32,6 @@ _POINTS = 100
 
 _BLOCK = 10
 """Runs that one process does in one go."""
-
-_WINDOW = Performance()
 
 Numbers = npt.NDArray[np.float64]
 
@@ -203,64 +199,13 @@ def play(
     return _alone(strategy, environment.name, problem, seed)
 
 
-@final
-class Bare:
-    """A strategy over one layer: what `SeedSelector` and `PerformanceTracker` do to its records.
-
-    Without store, events, reservations and constraints.
-
-    Args:
-        strategy: Who chooses.
-        arms: How many seeds the layer has, >= 1.
-        name: Of the layer.
-        seed: Of the strategy's own randomness.
-    """
-
-    def __init__(self, strategy: SelectionStrategy, arms: int, name: str, seed: int) -> None:
-        self.strategy = strategy
-        self.viable = list(range(arms))
-        self._layer = LayerRecord(name, strategy.begin(name))
-        self._seed = seed
-
-    def choose(self) -> Decision:
-        """Choose a seed; each is tried once first."""
-        layer, viable, strategy = self._layer, self.viable, self.strategy
-        step, metrics = layer.choices, layer.seeds
-        context, rng = SelectionContext(step), Draws(self._seed, layer.name, step)
-        first = first_try(strategy, viable, metrics, rng) if step < len(viable) else None
-        arm, reason = first or strategy.decide(viable, metrics, context, rng)
-        decision = Decision(
-            decision_id=str(step),
-            layer_name=layer.name,
-            seed_idx=arm,
-            blueprint="",
-            epoch=step,
-            reason=reason,
-            random_key=(self._seed, layer.name, step),
-        )
-        layer.current(arm).choose(decision.decision_id, step)
-        layer.choices += 1
-        return decision
-
-    def learn(self, decision: Decision, reward: float) -> None:
-        """Tell what came of a decision; too late if it was one of too many that were open."""
-        metrics, arm = self._layer.seeds, decision.seed_idx
-        record = metrics[arm]
-        if not record.close(decision.decision_id):
-            return
-        window, decay = _WINDOW.window_size, _WINDOW.decay_factor
-        record.add(reward, None, None, window_size=window, decay_factor=decay)
-        if metrics.knowledge is not None:
-            metrics.knowledge.learn(arm, reward, decision)
-
-
 def _alone(strategy: SelectionStrategy, name: str, problem: Problem, seed: int) -> list[int]:
-    bare = Bare(strategy, problem.rewards.shape[1], name, seed)
+    bare = Recorded(strategy, problem.rewards.shape[1], name, seed)
     delays = problem.delays.tolist()
     waiting: dict[int, list[tuple[Decision, float]]] = {}
     chosen = []
     for step, row in enumerate(problem.rewards.tolist()):
-        decision = bare.choose()
+        decision = bare.decide()
         arm = decision.seed_idx
         chosen.append(arm)
         waiting.setdefault(step + delays[step], []).append((decision, row[arm]))

@@ -7,6 +7,7 @@ import pytest
 from esper.services.tamiyo.randomness import Draws
 
 FIRST = [0.51432, 0.876836, 0.027273]
+NORMAL = [0.18115, 1.432998]
 
 
 def test_the_numbers_of_a_choice_never_change() -> None:
@@ -33,3 +34,12 @@ def test_numbers_are_spread_as_they_should_be() -> None:
     assert counts == pytest.approx([800] * 5, abs=110)
     assert fmean([draws.beta(2, 6) for _ in range(2000)]) == pytest.approx(0.25, abs=0.02)
     assert fmean([draws.normal(3, 2) for _ in range(2000)]) == pytest.approx(3, abs=0.2)
+
+
+def test_normal_numbers_are_normal() -> None:
+    found = [number for turn in range(500) for number in Draws(1, "fc1", turn).normals(11)]
+    assert fmean(found) == pytest.approx(0, abs=0.05)
+    assert pstdev(found) == pytest.approx(1, abs=0.04)
+    assert fmean([number**4 for number in found]) == pytest.approx(3, abs=0.4)
+    assert Draws(1, "fc1", 0).normals(3) == Draws(1, "fc1", 0).normals(11)[:3]
+    assert [round(number, 6) for number in Draws(7, "fc1", 3).normals(2)] == NORMAL

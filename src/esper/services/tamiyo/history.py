@@ -18,7 +18,7 @@ from esper.contracts.events import Event
 from esper.contracts.selection import Decision, decision_from
 from esper.services.tamiyo.standing import Standing
 
-_OPEN = 32
+OPEN = 32
 """Decisions without an outcome that are remembered per seed; older ones count as expired."""
 
 _CANCELLED = 1e-8
@@ -131,7 +131,7 @@ class SeedRecord:
         self.total_activations += 1
         self.last_activation_epoch = max(self.last_activation_epoch, epoch)
         if decision_id:
-            self.open = (*self.open[-_OPEN + 1 :], decision_id)
+            self.open = (*self.open[-OPEN + 1 :], decision_id)
 
     def close(self, decision_id: str) -> bool:
         """No longer wait for this decision; whether it was waited for."""
@@ -158,9 +158,7 @@ class SeedRecord:
         fallen = self._measured.push(reward, accuracy, loss)
         if fallen is None:
             self.count += 1
-            before = reward - self.mean
-            self.mean += before / self.count
-            self.m2 += before * (reward - self.mean)
+            self.mean, self.m2 = grow(self.mean, self.m2, self.count, reward)
         elif fallen != reward:
             slid = slide(self.mean, self.m2, self.count, fallen, reward)
             if slid is not None and self.outcomes % window_size:
@@ -191,6 +189,24 @@ class SeedRecord:
         """Windows of latencies in milliseconds and memory in megabytes, oldest first."""
         ring = self._timed
         return (ring.column(0), ring.column(1)) if ring else ([], [])
+
+
+def grow(mean: float, m2: float, count: int, reward: float) -> tuple[float, float]:
+    """Mean and sum of squared deviations of a window that a reward was added to.
+
+    Args:
+        mean: Mean of the window before.
+        m2: Sum of squared deviations from it.
+        count: Size of the window now.
+        reward: The one that came in.
+
+    Example:
+        >>> grow(2.0, 2.0, 3, 5.0)
+        (3.0, 8.0)
+    """
+    before = reward - mean
+    mean += before / count
+    return mean, m2 + before * (reward - mean)
 
 
 def slide(
@@ -288,6 +304,9 @@ class LayerMetrics(dict[int, SeedRecord]):
 
     @override
     def __setitem__(self, seed_idx: int, record: SeedRecord) -> None:
+        if record._standing is self.standing:  # a copy of all is being put together
+            super().__setitem__(seed_idx, record)
+            return
         replaced = self.get(seed_idx)
         if replaced is not None:
             replaced.stand(None, 0)

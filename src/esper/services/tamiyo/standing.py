@@ -85,10 +85,11 @@ class Standing:
 
     __slots__ = (
         "_exact",
+        "_left",
         "_origin",
         "_peak",
         "_shifts",
-        "_since",
+        "_spread",
         "_squares",
         "_total",
         "_weighted",
@@ -109,11 +110,11 @@ class Standing:
         self.outcomes = 0
         self.tried = 0
         self._exact = False
-        self._since = 0
+        self._left = _ANEW
         # Deviations from the origin; "weighted" and "squares" are weighted with counts.
         self._total = 0
         self._origin = self._within = self._peak = 0.0
-        self._shifts = self._weighted = self._squares = 0.0
+        self._shifts = self._weighted = self._squares = self._spread = 0.0
 
     def insert(self, seed_idx: int) -> None:
         """Make room for a seed without outcomes, in the order of seeds."""
@@ -143,33 +144,38 @@ class Standing:
         """Take in one outcome of the seed in row ``at``, whose window is now as given."""
         counts, means, m2s, origin = self.counts, self.means, self.m2s, self._origin
         before, was, had = counts[at], means[at] - origin, m2s[at]
-        counts[at], means[at], m2s[at] = count, mean, m2
+        counts[at] = count
+        means[at] = mean
+        m2s[at] = m2
         self.outcomes += 1
-        self._since += 1
-        if not before or self._since == _ANEW or self._exact:
+        self._left = left = self._left - 1
+        if left <= 0 or not before:
             self._take_anew()
             return
         now = mean - origin
-        total = self._total = self._total + count - before
-        within = self._within = self._within + (m2 - had)
-        weighted = self._weighted = self._weighted + (count * now - before * was)
-        squares = self._squares + (count * now * now - before * was * was)
-        self._squares = squares
-        self._shifts += now - was
-        spread = within + squares
-        if spread > self._peak:  # noqa: PLR1730 (max() takes twice as long)
-            self._peak = spread
-        if spread - weighted * weighted / total < _CANCELLED * self._peak:
+        change = now - was
+        self._within = within = self._within + (m2 - had)
+        self._shifts += change
+        if count == before:
+            total = self._total
+            self._weighted = weighted = self._weighted + count * change
+            self._squares = squares = self._squares + count * (change * (now + was))
+        else:
+            self._total = total = self._total + count - before
+            self._weighted = weighted = self._weighted + (count * now - before * was)
+            self._squares = squares = self._squares + (count * now * now - before * was * was)
+        most = within + squares
+        self._peak = max(self._peak, most)
+        self._spread = spread = most - weighted * weighted / total
+        if spread < _CANCELLED * self._peak:
             self._take_anew()
 
     def units(self) -> tuple[float, float, int]:
         """`Units`, as a plain tuple."""
-        total, within, origin = self._total, self._within, self._origin
+        total, origin, tried = self._total, self._origin, self.tried
         if total < 2:
             return origin, inf, self.outcomes
-        spread = within + self._squares - self._weighted * self._weighted / total
-        tried = self.tried
-        pooled = within + _SHRINKAGE * spread / (total - 1)
+        pooled = self._within + _SHRINKAGE * self._spread / (total - 1)
         scale = sqrt(pooled / (total - tried + _SHRINKAGE)) if pooled > 0.0 else inf
         if scale <= _ROUNDING * abs(origin):
             scale = inf
@@ -206,4 +212,5 @@ class Standing:
         self.tried = len(rows)
         self._origin, self._total, self._within = origin, total, within
         self._shifts, self._weighted, self._squares = shifts, weighted, squares
-        self._peak, self._since = within + squares, 0
+        self._peak, self._left = within + squares, 0 if self._exact else _ANEW
+        self._spread = within + squares - (weighted * weighted / total if total else 0.0)

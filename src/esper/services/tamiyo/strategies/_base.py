@@ -7,8 +7,8 @@ everything it may use, decides, and remembers nothing: what it knows is in the m
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from contextvars import ContextVar
-from math import inf, isfinite
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from math import isfinite
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, final
 
 from esper.contracts.errors import ConfigError, SelectionError
 from esper.contracts.performance import SeedPerformanceMetrics, SeedStatistics
@@ -60,7 +60,7 @@ class SelectionStrategy(ABC):
     arrays, `score_layers`."""
 
     draws_scores: ClassVar[bool] = False
-    """Whether what `score_layers` writes is drawn."""
+    """Whether what `score_layers` and `score_columns` give is drawn."""
 
     @abstractmethod
     def decide(
@@ -134,6 +134,33 @@ class SelectionStrategy(ABC):
         del known
         return None
 
+    @property
+    def quick(self) -> bool:
+        """Whether `score_columns` and `tell` are all of `decide` once each seed has outcomes.
+
+        Such a strategy is fast in a `Bandit`, which then keeps columns and makes no reasons.
+        """
+        return False
+
+    def score_columns(
+        self, standing: Standing, pending: Sequence[int], rng: Draws
+    ) -> tuple[list[float], Any]:
+        """Score every seed of a layer; the highest will be chosen.
+
+        Args:
+            standing: Of seeds that all have outcomes.
+            pending: Choices of each seed whose outcome has not come yet.
+            rng: The only randomness.
+
+        Returns:
+            The scores, and what else `tell` needs.
+        """
+        raise NotImplementedError(f"strategy {self.name!r} has no formula over columns alone")
+
+    def tell(self, picked: "Picked", evidence: Any) -> SelectionReason:
+        """Why a seed was chosen by `score_columns`, which also gave ``evidence``."""
+        raise NotImplementedError(f"strategy {self.name!r} has no formula over columns alone")
+
     def begin(self, layer_name: str) -> LayerKnowledge | None:
         """Begin to learn a layer; ``None``: the strategy reads the records alone, as most do.
 
@@ -206,6 +233,25 @@ class SelectionStrategy(ABC):
         return last[1]
 
 
+@final
+class Picked(NamedTuple):
+    """A choice by columns, before anybody asks for its reason.
+
+    Attributes:
+        seeds: Seeds that could be chosen.
+        row: Row of the one that was.
+        scores: Of every seed; the list must not be changed.
+        propensity: With which it was picked from among equal scores.
+        outcomes: In its window.
+    """
+
+    seeds: Sequence[int]
+    row: int
+    scores: list[float]
+    propensity: float
+    outcomes: int
+
+
 def rewards_of(record: SeedStatistics) -> Sequence[float]:
     """The rewards that a seed's window holds, oldest first."""
     if isinstance(record, SeedRecord):
@@ -251,12 +297,21 @@ def pick_best(scores: Mapping[int, float], rng: Draws) -> tuple[int, float]:
         >>> pick_best({0: 0.7, 1: 0.7}, Draws(0, "fc1", 0))[1]
         0.5
     """
-    values = list(scores.values())
-    at = alone_at_top(values)
+    at = alone_at_top(list(scores.values()))
     if at >= 0:
         return list(scores)[at], 1.0
-    least = max(values) - TIE
-    tied = sorted([seed for seed, score in scores.items() if score >= least])
+    seeds = sorted(scores)
+    at, propensity = pick_row([scores[seed] for seed in seeds], rng)
+    return seeds[at], propensity
+
+
+def pick_row(scores: list[float], rng: Draws) -> tuple[int, float]:
+    """`pick_best` over a column, in the order of seeds."""
+    at = alone_at_top(scores)
+    if at >= 0:
+        return at, 1.0
+    least = max(scores) - TIE
+    tied = [row for row, score in enumerate(scores) if score >= least]
     return tied[rng.index(len(tied))], 1 / len(tied)
 
 
@@ -267,12 +322,11 @@ def alone_at_top(values: list[float]) -> int:
         >>> alone_at_top([0.5, 0.7]), alone_at_top([0.7, 0.7])
         (1, -1)
     """
-    best = max(values)
-    at = values.index(best)
-    values[at] = -inf
-    second = max(values)
-    values[at] = best
-    return at if second < best - TIE else -1
+    ordered = sorted(values)
+    best = ordered[-1]
+    if len(ordered) > 1 and ordered[-2] >= best - TIE:
+        return -1
+    return values.index(best)
 
 
 def others(viable: Sequence[int], seed_idx: int) -> tuple[int, ...]:

@@ -1,8 +1,9 @@
 """Thompson sampling: draw what each seed may be worth, take the best draw."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import add
 from typing import TYPE_CHECKING, ClassVar, final
 
 from typing_extensions import override
@@ -10,13 +11,17 @@ from typing_extensions import override
 from esper.contracts.errors import ConfigError, unknown_name
 from esper.contracts.selection import SelectionContext, SelectionReason
 from esper.services.tamiyo.randomness import Draws
+from esper.services.tamiyo.standing import Standing
 from esper.services.tamiyo.strategies._base import (
     Metrics,
+    Picked,
     SelectionStrategy,
     others,
     pick_best,
+    pick_row,
     require_number,
     standardise,
+    standing_of,
 )
 from esper.services.tamiyo.strategies._posteriors import (
     BestDraw,
@@ -24,7 +29,9 @@ from esper.services.tamiyo.strategies._posteriors import (
     Posterior,
     beta_posterior,
     draw,
+    gaussian_draws,
     gaussian_posterior,
+    gaussian_posteriors,
     nig_posterior,
 )
 from esper.services.tamiyo.strategies._reasons import draw_reason
@@ -33,6 +40,9 @@ if TYPE_CHECKING:
     from numpy.random import Generator
 
     from esper.services.tamiyo.columns import Flags, Floats, WindowColumns
+
+_Evidence = tuple[list[float], tuple[float, float], list[float]]
+"""Means of the windows, centre and scale, and weights."""
 
 _POSTERIORS = ("beta", "gaussian", "nig")
 
@@ -110,26 +120,72 @@ class Thompson(SelectionStrategy):
     def decide(
         self, viable: Sequence[int], metrics: Metrics, context: SelectionContext, rng: Draws
     ) -> tuple[int, SelectionReason]:
+        standing = standing_of(metrics)
+        if self.quick and viable == standing.seeds and standing.tried == len(viable):
+            pending = [metrics[seed].pending for seed in viable]
+            values, evidence = self.score_columns(standing, pending, rng)
+            row, propensity = pick_row(values, rng)
+            return viable[row], self.tell(
+                Picked(viable, row, values, propensity, standing.counts[row]), evidence
+            )
         posteriors = self.posteriors(sorted(viable), metrics)
-        scores = {
-            seed: draw(self.posterior, parameters, rng) for seed, parameters in posteriors.items()
-        }
+        if self.posterior == "gaussian":
+            noise = rng.normals(len(posteriors))
+            scores = {
+                seed: mean + sd * one
+                for (seed, (mean, sd)), one in zip(posteriors.items(), noise, strict=True)
+            }
+        else:
+            scores = {
+                seed: draw(self.posterior, parameters, rng)
+                for seed, parameters in posteriors.items()
+            }
         chosen, _ = pick_best(scores, rng)
         record = metrics.get(chosen)
-        return chosen, SelectionReason(
+        return chosen, self._reason(
+            viable, chosen, scores, posteriors, record.count if record else 0
+        )
+
+    @property
+    @override
+    def quick(self) -> bool:
+        return self.posterior == "gaussian"
+
+    @override
+    def score_columns(
+        self, standing: Standing, pending: Sequence[int], rng: Draws
+    ) -> tuple[list[float], _Evidence]:
+        means, counts = standing.means, standing.counts
+        centre, scale, _ = standing.units()
+        weights: list[float] = list(map(add, counts, pending)) if any(pending) else [*counts]
+        units, prior, noise = (centre, scale), self.prior_count, rng.normals(len(counts))
+        drawn = gaussian_draws(means, units, weights, prior, noise)
+        return drawn, (means[:], units, weights)
+
+    @override
+    def tell(self, picked: Picked, evidence: _Evidence) -> SelectionReason:
+        seeds, row, values, _, count = picked
+        means, sds = gaussian_posteriors(*evidence, self.prior_count)
+        posteriors = dict(zip(seeds, zip(means, sds, strict=True), strict=True))
+        scores = dict(zip(seeds, values, strict=True))
+        return self._reason(seeds, seeds[row], scores, posteriors, count)
+
+    def _reason(
+        self,
+        viable: Sequence[int],
+        chosen: int,
+        scores: dict[int, float],
+        posteriors: Mapping[int, Parameters],
+        count: int,
+    ) -> SelectionReason:
+        own, score = posteriors[chosen], scores[chosen]
+        return SelectionReason(
             "thompson",
             chosen,
-            scores[chosen],
+            score,
             scores,
             BestDraw(self.posterior, tuple(posteriors.items())),
-            partial(
-                draw_reason,
-                self.posterior,
-                posteriors[chosen],
-                scores[chosen],
-                len(scores),
-                record.count if record else 0,
-            ),
+            partial(draw_reason, self.posterior, own, score, len(scores), count),
             False,
             others(viable, chosen),
         )

@@ -13,9 +13,11 @@ from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.standing import Standing
 from esper.services.tamiyo.strategies._base import (
     Metrics,
+    Picked,
     SelectionStrategy,
     others,
     pick_best,
+    pick_row,
     require_number,
     standing_of,
     tried,
@@ -39,6 +41,32 @@ def upper_bound(mean: float, trials: int, total: int, exploration_constant: floa
     if not trials:
         return inf
     return mean + sqrt(exploration_constant * log(total) / trials)
+
+
+def upper_bounds(
+    means: list[float],
+    trials: list[int],
+    units: tuple[float, float, int],
+    exploration_constant: float,
+) -> list[float]:
+    """`upper_bound` of some seeds of a layer, in its `Units`.
+
+    Example:
+        As above, in units of 0.2 about 0.4:
+
+        >>> [round(bound, 3) for bound in upper_bounds([0.50, 0.40], [4, 1], (0.4, 0.2, 5), 2.0)]
+        [1.397, 1.794]
+    """
+    centre, scale, total = units
+    width = exploration_constant * log(total) if total > 1 else 0.0
+    trial = trials[0]
+    if trials.count(trial) == len(trials):  # as when all windows are full
+        bonus = sqrt(width / trial)
+        return [(mean - centre) / scale + bonus for mean in means]
+    return [
+        (mean - centre) / scale + sqrt(width / count)
+        for mean, count in zip(means, trials, strict=True)
+    ]
 
 
 @final
@@ -75,56 +103,52 @@ class UCB(SelectionStrategy):
     def decide(
         self, viable: Sequence[int], metrics: Metrics, context: SelectionContext, rng: Draws
     ) -> tuple[int, SelectionReason]:
+        standing = standing_of(metrics)
+        if viable == standing.seeds and standing.tried == len(viable):
+            values, _ = self.score_columns(standing, (), rng)
+            row, propensity = pick_row(values, rng)
+            return viable[row], self.tell(
+                Picked(viable, row, values, propensity, standing.counts[row]), None
+            )
         scores = self.scores(viable, metrics)
         chosen, propensity = pick_best(scores, rng)
-        score = scores[chosen]
         record = metrics.get(chosen)
-        return chosen, SelectionReason(
-            "ucb",
-            chosen,
-            score,
-            scores,
-            propensity,
-            partial(_why, score, record.count if record else 0),
-            False,
-            others(viable, chosen),
-        )
+        return chosen, _reason(viable, chosen, scores, propensity, record.count if record else 0)
+
+    @property
+    @override
+    def quick(self) -> bool:
+        return True
+
+    @override
+    def score_columns(
+        self, standing: Standing, pending: Sequence[int], rng: Draws
+    ) -> tuple[list[float], None]:
+        return upper_bounds(
+            standing.means, standing.counts, standing.units(), self.exploration_constant
+        ), None
+
+    @override
+    def tell(self, picked: Picked, evidence: None) -> SelectionReason:
+        seeds, row, values, propensity, count = picked
+        scores = dict(zip(seeds, values, strict=True))
+        return _reason(seeds, seeds[row], scores, propensity, count)
 
     def scores(self, viable: Sequence[int], metrics: Metrics) -> dict[int, float]:
         """Upper bounds in standard deviations of the layer's rewards; inf where untried."""
-        standing = standing_of(metrics)
-        if viable == standing.seeds and standing.tried == len(viable):
-            return dict(zip(viable, self.bounds(standing), strict=True))
-        units = standing.units()
+        units, c = standing_of(metrics).units(), self.exploration_constant
         scores = {}
         for seed in viable:
             record = metrics.get(seed)
             if record is None:
                 scores[seed] = inf
             elif record.count:
-                [scores[seed]] = self._bounds([record.mean], [record.count], units)
+                [scores[seed]] = upper_bounds([record.mean], [record.count], units, c)
             else:
                 # Chosen, but nothing heard of it: an average seed, less promising at each try.
                 tries = record.total_activations
-                scores[seed] = self._bounds([units[0]], [tries], units)[0] if tries else inf
+                scores[seed] = upper_bounds([units[0]], [tries], units, c)[0] if tries else inf
         return scores
-
-    def bounds(self, standing: Standing) -> list[float]:
-        """Upper bound of every seed of a layer in which all have been tried."""
-        return self._bounds(standing.means, standing.counts, standing.units())
-
-    def _bounds(
-        self, means: list[float], trials: list[int], units: tuple[float, float, int]
-    ) -> list[float]:
-        centre, scale, total = units
-        width = self.exploration_constant * log(total) if total > 1 else 0.0
-        if trials.count(trials[0]) == len(trials):  # as when all windows are full
-            bonus = sqrt(width / trials[0])
-            return [(mean - centre) / scale + bonus for mean in means]
-        return [
-            (mean - centre) / scale + sqrt(width / count)
-            for mean, count in zip(means, trials, strict=True)
-        ]
 
     @override
     def score_layers(
@@ -136,6 +160,22 @@ class UCB(SelectionStrategy):
     ) -> None:
         known.standardised(out_KL)
         out_KL += known.intervals(self.exploration_constant)
+
+
+def _reason(
+    viable: Sequence[int], chosen: int, scores: dict[int, float], propensity: float, count: int
+) -> SelectionReason:
+    score = scores[chosen]
+    return SelectionReason(
+        "ucb",
+        chosen,
+        score,
+        scores,
+        propensity,
+        partial(_why, score, count),
+        False,
+        others(viable, chosen),
+    )
 
 
 def _why(score: float, count: int) -> str:

@@ -1,0 +1,126 @@
+"""Bandit: what it refuses, and what it keeps."""
+
+import re
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import pytest
+
+import esper
+from esper.contracts.errors import ConfigError, EsperError, MeasurementError, SelectionError
+from esper.services.tamiyo.bandit import Bandit
+from esper.services.tamiyo.strategies import STRATEGIES
+
+NAMES = ["ucb", "thompson", "auto"]
+
+
+@pytest.fixture(params=NAMES)
+def bandit(request: pytest.FixtureRequest) -> Bandit:
+    made = Bandit(request.param, arms=3, seed=1)
+    for step in range(30):
+        made.update(made.choose(), 0.1 * (step % 4))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("arm", "reward", "error"),
+    [
+        (3, 0.1, SelectionError),
+        (-1, 0.1, SelectionError),
+        (1.0, 0.1, SelectionError),
+        ("1", 0.1, SelectionError),
+        (None, 0.1, SelectionError),
+        (1, float("nan"), MeasurementError),
+        (1, float("inf"), MeasurementError),
+        (1, -1e200, MeasurementError),
+        (1, "0.1", MeasurementError),
+        (1, None, MeasurementError),
+    ],
+)
+def test_a_bad_outcome_is_refused_and_changes_nothing(
+    bandit: Bandit, arm: Any, reward: Any, error: type[EsperError]
+) -> None:
+    before = deepcopy(bandit.state_dict())
+    named = repr(arm) if error is SelectionError else repr(reward)
+    with pytest.raises(error, match=re.escape(named)):
+        bandit.update(arm, reward)
+    assert bandit.state_dict() == before
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ({"strategy": "ucc"}, "Did you mean 'ucb'"),
+        ({"strategy": 3}, "strategy is 3"),
+        ({"arms": 0}, "arms is 0"),
+        ({"arms": True}, "arms is True"),
+        ({"seed": 0.5}, r"seed is 0\.5"),
+    ],
+)
+def test_a_bad_argument_is_refused(given: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        Bandit(**({"strategy": "ucb"} | given))
+
+
+def test_numbers_of_numpy_are_numbers(bandit: Bandit) -> None:
+    twin = deepcopy(bandit)
+    bandit.update(np.int64(2), np.float32(0.5))  # type: ignore[arg-type]
+    twin.update(2, 0.5)
+    assert bandit.state_dict() == twin.state_dict()
+    bandit.update(1, 1)
+    assert bandit.choose() in range(3)
+
+
+@pytest.mark.parametrize("key", ["choices", "seed", "rings", "standing"])
+def test_a_damaged_state_is_refused_and_changes_nothing(key: str) -> None:
+    bandit = Bandit("ucb", arms=2)
+    for _ in range(10):
+        bandit.update(bandit.choose(), 0.5)
+    state = bandit.state_dict()
+    before = deepcopy(state)
+    del state[key]
+    with pytest.raises(ConfigError, match=key):
+        bandit.load_state_dict(state)
+    assert bandit.state_dict() == before
+
+
+def test_the_state_of_another_bandit_is_refused() -> None:
+    state = Bandit("ucb", arms=2).state_dict()
+    for other in (Bandit("ucb", arms=3), Bandit("thompson", arms=2)):
+        with pytest.raises(ConfigError, match="make it as it was made then"):
+            other.load_state_dict(state)
+    gentler = Bandit(STRATEGIES.create("ucb", exploration_constant=0.5), arms=2)
+    with pytest.raises(ConfigError, match=r"exploration_constant=2\.0"):
+        gentler.load_state_dict(state)
+
+
+def test_there_must_be_a_choice_to_explain() -> None:
+    bandit = Bandit("ucb", arms=2)
+    with pytest.raises(SelectionError, match="choose"):
+        bandit.explain()
+    bandit.choose()
+    assert bandit.explain().reason.startswith("untried")
+
+
+def test_it_is_at_hand() -> None:
+    assert esper.Bandit is Bandit
+
+
+@pytest.mark.parametrize("name", ["ucb", "thompson"])
+def test_the_state_does_not_grow_with_the_outcomes(name: str) -> None:
+    bandit = Bandit(STRATEGIES.create(name, **({} if name == "ucb" else {"posterior": "gaussian"})))
+    for step in range(2000):
+        bandit.update(bandit.choose(), float(step % 7))
+    state = bandit.state_dict()
+    assert "story" not in state
+    assert sum(len(ring) for ring in state["rings"]) <= 8 * 20
+
+
+def test_unheard_choices_are_pending_up_to_a_limit() -> None:
+    bandit = Bandit(STRATEGIES.create("thompson", posterior="gaussian"), arms=2)
+    for _ in range(4):
+        bandit.update(bandit.choose(), 0.5)
+    for _ in range(200):
+        assert bandit.choose() in (0, 1)
+    assert max(bandit.state_dict()["open"]) == 32
