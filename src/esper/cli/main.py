@@ -72,7 +72,7 @@ def train(  # noqa: PLR0913, PLR0917 (one for each option)
     strategy: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Who chooses the seeds; see: esper strategies.  [default: ucb]"
+            metavar="NAME", help="Who chooses the seeds; see: esper strategies.  [default: auto]"
         ),
     ] = None,
     seed: Annotated[

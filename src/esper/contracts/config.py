@@ -35,7 +35,7 @@ class SeedSelection(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
-    strategy: str = Field("ucb", description="which strategy chooses the seed")
+    strategy: str = Field("auto", description="which strategy chooses the seed")
     performance: Performance = Performance()
     constraints: SelectionConstraints = SelectionConstraints()
 

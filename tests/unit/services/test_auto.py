@@ -262,9 +262,9 @@ def test_says_why() -> None:
     assert why() == "not ruled out: no outcome yet"
     for reward in (0.2, 0.4) * 2:
         learned.learn(0, reward, None)
-    assert why([0]) == "the only one with a mean, over 4 outcomes"
+    assert why([0]) == "the only one with a mean over 4 outcomes"
     learned.learn(1, 0.2, None)
-    assert why() == "not ruled out: 0.6 sd behind, but only 1 outcome"
+    assert why() == "not ruled out: 0.6 sd behind over 1 outcome"
     for _ in range(6):
         learned.learn(1, 0.1, None)
     assert why() == "best mean by 2.0 sd over 4 outcomes"

@@ -87,7 +87,7 @@ def test_a_new_layer_begins_with_the_best_kind_and_says_so() -> None:
         _learn(selector, layer, {0: (0.0, 0.2), 1: (1.0, 1.2), 2: (0.4, 0.6)})
     decision = selector.decide("fc4", [0, 1, 2], _context((2, 0, 1)))
     assert decision.blueprint == "lowrank"
-    sentence = " over no outcome here, pooled from 3 other Linear layers"
+    sentence = " (untried here, pooled from 3 other Linear layers)"
     assert decision.reason.reason.endswith(sentence)
     assert decision.reason.reason.startswith("best mean by ")
 
@@ -285,11 +285,11 @@ def test_a_layer_of_its_own_gives_its_reasons() -> None:
     for reward in (0.0, 1.0) * 5:
         learned.learn(0, reward, None)
     why = strategy.decide([0], metrics, SelectionContext(), draws)[1].reason
-    assert why == "the only one with a mean, over 10 outcomes"
+    assert why == "the only one with a mean over 10 outcomes"
     learned.learn(1, 0.2, None)
     chosen, reason = strategy.decide([0, 1], metrics, SelectionContext(), draws)
     assert chosen == 1
-    assert reason.reason.startswith("not ruled out: 0.4 sd behind, but only 1 outcome")
+    assert reason.reason.startswith("not ruled out: 0.4 sd behind over 1 outcome")
 
 
 @pytest.mark.parametrize("value", [0, -1.0, float("nan"), inf, "1"])

@@ -202,26 +202,29 @@ def _sentence(
     prior = posterior.priors[at] if posterior.priors else None
     if row is None and prior is None:
         return "not ruled out: no outcome yet"
-    basis = tried(int(row[1])) if row else "no outcome"
-    if prior:
-        kind = f"{layer_type} layer" if layer_type else "layer"
-        plural = "s" if prior.layers > 1 else ""
-        basis += f" here, pooled from {prior.layers} other {kind}{plural}"
     rivals = [
         mean
         for place, mean in enumerate(posterior.means)
         if place != at and posterior.trials[place]
     ]
+    ahead = (posterior.means[at] - max(rivals)) / noise if rivals else 0.0
     if not rivals:
-        return f"the only one with a mean, over {basis}"
-    ahead = (posterior.means[at] - max(rivals)) / noise
-    if ahead < 0:
-        lead = f"not ruled out: {-ahead:.1f} sd behind, but only {basis}"
-    elif isfinite(noise):
-        lead = f"best mean by {ahead:.1f} sd over {basis}"
+        lead = "the only one with a mean"
+    elif ahead < 0:
+        lead = f"not ruled out: {-ahead:.1f} sd behind"
     else:
-        lead = f"as good as any over {basis}"
+        lead = f"best mean by {ahead:.1f} sd" if isfinite(noise) else "as good as any"
+    lead += _basis(row, prior, layer_type)
     if not 0 <= since < _FRESH * seeds:
         return lead
     ago = f", {tried(since)} ago" if since else ""
     return f"{lead}; restarted after a change{ago}"
+
+
+def _basis(row: tuple[float, float, int] | None, prior: Prior | None, layer_type: str) -> str:
+    here = f" over {tried(int(row[1]))}" if row else " (untried here"
+    if prior is None:
+        return here
+    kind = f"{layer_type} layer" if layer_type else "layer"
+    pooled = f"pooled from {prior.layers} other {kind}{'s' if prior.layers > 1 else ''}"
+    return f"{here} here, {pooled}" if row else f"{here}, {pooled})"
