@@ -172,7 +172,7 @@ def test_a_store_is_inspected_by_its_address(place: Path) -> None:
         seat: now["mean"] for seat, now in known.items()
     }
     text = inside("inspect", url, "--scope", "digits", cwd=place).stdout
-    assert "as ucb (default settings) sees them now" in text
+    assert "as auto (default settings) sees them now" in text
     told = inside("inspect", url, "--events", cwd=place, code=2).stderr
     assert "--events and --picture show a run" in told
 
