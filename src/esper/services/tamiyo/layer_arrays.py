@@ -26,7 +26,10 @@ from esper.services.tamiyo.strategies._base import require_number
 
 COLUMNS: Registry[Columns] = Registry(
     "columns",
-    {"window": "esper.services.tamiyo.columns:WindowColumns"},
+    {
+        "window": "esper.services.tamiyo.columns:WindowColumns",
+        "beliefs": "esper.services.tamiyo.strategies._belief_columns:BeliefColumns",
+    },
     group="esper.columns",
 )
 """What strategies can keep of many layers; `SelectionStrategy.columns` names one."""
