@@ -258,12 +258,12 @@ class BeliefColumns(Columns):
     def _average(self, mean_KL: Floats, heard_KL: Flags | None) -> Floats:
         # Deviations from one of the means: equal rewards then differ by exactly nothing.
         if heard_KL is None:
-            origin_L = mean_KL[0]
-            average_L: Floats = origin_L + np.add.reduce(mean_KL - origin_L) / len(mean_KL)
-            return average_L
-        origin_L = _of(mean_KL, heard_KL.argmax(axis=0))
-        apart_L = np.add.reduce(np.where(heard_KL, mean_KL - origin_L, 0.0))
-        average_L = origin_L + apart_L / np.maximum(np.add.reduce(heard_KL), 1)
+            origin_L, seeds = mean_KL[0], np.array(len(mean_KL))
+            apart_KL = mean_KL - origin_L
+        else:
+            origin_L, seeds = _of(mean_KL, heard_KL.argmax(axis=0)), np.add.reduce(heard_KL)
+            apart_KL = np.where(heard_KL, mean_KL - origin_L, 0.0)
+        average_L: Floats = origin_L + np.add.reduce(apart_KL) / np.maximum(seeds, 1)
         return average_L
 
 
