@@ -40,14 +40,15 @@ class Ring:
     def push(self, *row: float | None) -> float | None:
         """Add a row; returns the first value of the row that fell out, if one did."""
         cells = self._cells
-        values = [nan if value is None else value for value in row]
         if len(cells) < self.size * self.width:
-            cells.extend(values)
+            cells.extend([nan if value is None else value for value in row])
             return None
-        start = self._oldest
-        fallen = cells[start]
-        cells[start : start + self.width] = array("d", values)
-        self._oldest = (start + self.width) % len(cells)
+        at = self._oldest
+        fallen = cells[at]
+        for value in row:
+            cells[at] = nan if value is None else value
+            at += 1
+        self._oldest = at % len(cells)
         return fallen
 
     def column(self, index: int) -> list[float]:

@@ -66,6 +66,7 @@ class Standing:
         counts: Outcomes inside the window.
         means: Mean reward of the window; 0 if it is empty.
         m2s: Sum of squared deviations from the mean over the window.
+        roots: One over the square root of the count; 0 where there is none.
         outcomes: Outcomes ever, of all seeds.
         tried: How many seeds have outcomes inside their window.
 
@@ -98,6 +99,7 @@ class Standing:
         "m2s",
         "means",
         "outcomes",
+        "roots",
         "seeds",
         "tried",
     )
@@ -107,6 +109,7 @@ class Standing:
         self.counts: list[int] = []
         self.means: list[float] = []
         self.m2s: list[float] = []
+        self.roots: list[float] = []
         self.outcomes = 0
         self.tried = 0
         self._exact = False
@@ -125,6 +128,7 @@ class Standing:
         self.counts.insert(at, 0)
         self.means.insert(at, 0.0)
         self.m2s.insert(at, 0.0)
+        self.roots.insert(at, 0.0)
 
     def replace(self, seeds: Iterable[int], rows: Iterable[Row]) -> None:
         """Begin again with other columns; where only seeds without outcomes differ, sums stay."""
@@ -134,6 +138,7 @@ class Standing:
         self.counts = [row.count for row in rows]
         self.means = [row.mean for row in rows]
         self.m2s = [row.m2 for row in rows]
+        self.roots = [row.count and row.count**-0.5 for row in rows]
         self.outcomes = sum([row.outcomes for row in rows])
         if before != self._rows():
             # A seed that changes its blueprint may do so at another moment of a resumed run.
@@ -147,6 +152,8 @@ class Standing:
         counts[at] = count
         means[at] = mean
         m2s[at] = m2
+        if count != before:
+            self.roots[at] = count**-0.5
         self.outcomes += 1
         self._left = left = self._left - 1
         if left <= 0 or not before:
