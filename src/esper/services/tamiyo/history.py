@@ -7,6 +7,7 @@ windows themselves are rings of doubles, about one kilobyte per seed when full.
 
 from abc import ABC, abstractmethod
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from math import fsum, isnan, nan
 from typing import Any, final
@@ -20,6 +21,10 @@ from esper.services.tamiyo.standing import Standing
 
 OPEN = 32
 """Decisions without an outcome that are remembered per seed; older ones count as expired."""
+
+EXPIRY = 64
+"""Later choices in its layer after which nobody waits any more for a decision of another run: that
+run may have died. Its outcome counts all the same if it comes."""
 
 _CANCELLED = 1e-8
 """When a sum of squares falls to this share of what it was, rounding rules; it is taken anew."""
@@ -331,14 +336,29 @@ class LayerRecord:
         choices: Choices ever made in the layer.
     """
 
-    __slots__ = ("_aside", "_bound", "choices", "name", "seeds")
+    __slots__ = ("_aside", "_bound", "_elsewhere", "choices", "name", "seeds")
 
     def __init__(self, name: str, knowledge: LayerKnowledge | None = None) -> None:
         self.name = name
         self.seeds = LayerMetrics(knowledge)
         self.choices = 0
         self._aside: dict[tuple[int, str], SeedRecord] | None = None
+        self._elsewhere: deque[tuple[int, SeedRecord, str]] | None = None
         self._bound: set[int] | None = None
+
+    def count_choice(self) -> None:
+        """One more choice in the layer; what other runs decided long ago expires."""
+        self.choices += 1
+        if self._elsewhere:
+            while self._elsewhere and self._elsewhere[0][0] <= self.choices - EXPIRY:
+                _, record, decision_id = self._elsewhere.popleft()
+                record.close(decision_id)
+
+    def decided_elsewhere(self, record: SeedRecord, decision_id: str) -> None:
+        """Another run waits for an outcome; stop counting on it once it is too old."""
+        if self._elsewhere is None:
+            self._elsewhere = deque()
+        self._elsewhere.append((self.choices, record, decision_id))
 
     def current(self, seed_idx: int) -> SeedRecord:
         """The record of the seed under its blueprint of now."""
@@ -402,6 +422,7 @@ class History:
         decay_factor: Weight of an outcome relative to the one after it, in (0, 1].
         begin: Makes the strategy's knowledge of a new layer, given its name; ``None`` for a
             strategy that reads the records alone.
+        own: Whose decisions do not expire, as `writer_of` names them.
 
     Attributes:
         layers: Name to record.
@@ -410,8 +431,13 @@ class History:
     """
 
     def __init__(
-        self, window_size: int, decay_factor: float, begin: BeginKnowledge | None = None
+        self,
+        window_size: int,
+        decay_factor: float,
+        begin: BeginKnowledge | None = None,
+        own: str = "",
     ) -> None:
+        self.own = own
         self.window_size = window_size
         self.decay_factor = decay_factor
         self.begin = begin
@@ -479,13 +505,17 @@ def fold(history: History, event: Event) -> None:
 def _decision(history: History, data: Mapping[str, Any]) -> None:
     decision_id, layer_name = data["decision"], data["layer"]
     layer = history.layer(layer_name)
-    layer.choices += 1
+    layer.count_choice()
     layer.follow(data["seed"], data["blueprint"])
-    layer.under(data["seed"], data["blueprint"]).choose(decision_id, data["epoch"])
+    record = layer.under(data["seed"], data["blueprint"])
+    record.choose(decision_id, data["epoch"])
     if history.begin is not None and decision_id:
         history.open[decision_id] = decision_from(data)
     if decision_id:
-        history.writers.add(writer_of(decision_id, layer_name))
+        writer = writer_of(decision_id, layer_name)
+        history.writers.add(writer)
+        if writer != history.own:
+            layer.decided_elsewhere(record, decision_id)
 
 
 def _outcome(history: History, data: Mapping[str, Any]) -> None:

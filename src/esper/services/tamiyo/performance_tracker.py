@@ -88,7 +88,7 @@ class PerformanceTracker:
         if not run and self._journal is not None:
             run = token_hex(8)
         self._writer = _writer(scope, run)
-        self._history = History(window_size, decay_factor)
+        self._history = History(window_size, decay_factor, own=self._writer)
         self._written = 0
         self._cursor = ""
         self._load(None)
@@ -154,7 +154,7 @@ class PerformanceTracker:
                 return self._decided(decision, layer_name, seed_idx)
             layer = self._history.layer(layer_name)
             record = layer.current(seed_idx)
-            layer.choices += 1
+            layer.count_choice()
             record.choose("", -1)
             if self._journal is not None:
                 self._note("decision", self._where(record, "") | {"epoch": -1})
@@ -171,7 +171,7 @@ class PerformanceTracker:
         history = self._history
         layer = history.layers.get(layer_name) or history.layer(layer_name)
         record = layer.seeds.get(seed_idx) or layer.current(seed_idx)
-        layer.choices += 1
+        layer.count_choice()
         record.choose(decision.decision_id, decision.epoch)
         if history.begin is not None:
             history.open[decision.decision_id] = decision
@@ -444,7 +444,7 @@ class PerformanceTracker:
         if self._journal is None:
             return
         old = self._history
-        history = History(old.window_size, old.decay_factor, old.begin)
+        history = History(old.window_size, old.decay_factor, old.begin, self._writer)
         own, written, cursor = self._op_id(""), 0, ""
         for place, event in self._journal.read(scope=self.scope, kinds=KINDS):
             cursor = place

@@ -1,0 +1,59 @@
+"""Decisions of a run that died: they are waited for a while, not for ever, and may still come."""
+
+from esper.contracts.performance import PerformanceDelta
+from esper.contracts.selection import SelectionContext
+from esper.services.tamiyo.history import EXPIRY
+from esper.services.tamiyo.performance_tracker import PerformanceTracker
+from esper.services.tamiyo.seed_selector import SeedSelector
+from esper.services.tamiyo.strategies.ucb import UCB
+from esper.stores.memory import MemoryStore
+
+
+def _turns(selector: SeedSelector, count: int) -> None:
+    for epoch in range(count):
+        decision = selector.decide("fc1", [1, 2], SelectionContext(current_epoch=epoch))
+        delta = PerformanceDelta(reward=0.1 * decision.seed_idx)
+        tracker = selector.performance_tracker
+        tracker.update_metrics_now("fc1", decision.seed_idx, delta, decision=decision)
+
+
+def _pending(tracker: PerformanceTracker, seed_idx: int = 0) -> int:
+    layer = tracker.layer("fc1")
+    assert layer is not None
+    return layer.seeds[seed_idx].pending
+
+
+def test_what_a_dead_run_decided_is_waited_for_a_while() -> None:
+    store = MemoryStore()
+    dead = SeedSelector(UCB(), tracker=PerformanceTracker(store=store, run="dead"))
+    dead.decide("fc1", [0], SelectionContext())
+    tracker = PerformanceTracker(store=store, run="alive")
+    selector = SeedSelector(UCB(), tracker=tracker)
+    _turns(selector, EXPIRY - 1)
+    assert _pending(tracker) == 1
+    _turns(selector, 1)
+    assert _pending(tracker) == 0
+    again = PerformanceTracker(store=store, run="later")
+    assert _pending(again) == 0
+
+
+def test_its_outcome_counts_all_the_same_if_it_comes() -> None:
+    store = MemoryStore()
+    slow_tracker = PerformanceTracker(store=store, run="slow")
+    decision = SeedSelector(UCB(), tracker=slow_tracker).decide("fc1", [0], SelectionContext())
+    tracker = PerformanceTracker(store=store, run="fast")
+    _turns(SeedSelector(UCB(), tracker=tracker), EXPIRY + 5)
+    slow_tracker.update_metrics_now("fc1", 0, PerformanceDelta(reward=0.7), decision=decision)
+    tracker.refresh()
+    assert tracker.get_layer_metrics("fc1")[0].rewards == [0.7]
+
+
+def test_a_run_waits_for_its_own_decisions_as_long_as_it_takes() -> None:
+    store = MemoryStore()
+    tracker = PerformanceTracker(store=store, run="one")
+    selector = SeedSelector(UCB(), tracker=tracker)
+    selector.decide("fc1", [0], SelectionContext())
+    _turns(selector, EXPIRY + 5)
+    assert _pending(tracker) == 1
+    resumed = PerformanceTracker(store=store, run="one")
+    assert _pending(resumed) == 1
