@@ -128,7 +128,7 @@ class Standing:
         self.counts.insert(at, 0)
         self.means.insert(at, 0.0)
         self.m2s.insert(at, 0.0)
-        self.roots.insert(at, 0.0)
+        self.roots = [*self.roots[:at], 0.0, *self.roots[at:]]
 
     def replace(self, seeds: Iterable[int], rows: Iterable[Row]) -> None:
         """Begin again with other columns; where only seeds without outcomes differ, sums stay."""
@@ -153,7 +153,8 @@ class Standing:
         means[at] = mean
         m2s[at] = m2
         if count != before:
-            self.roots[at] = count**-0.5
+            # Anew, not in place: who was given the list may keep it.
+            self.roots = [*self.roots[:at], count**-0.5, *self.roots[at + 1 :]]
         self.outcomes += 1
         self._left = left = self._left - 1
         if left <= 0 or not before:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from math import inf, sqrt
 
-from esper.services.tamiyo.strategies._base import tried
+from esper.services.tamiyo.strategies._base import TIE, tried
 from esper.services.tamiyo.strategies._posteriors import Parameters, Posterior
 
 
@@ -38,10 +38,10 @@ def bound_reason(
     halves = {seed: score - standings[seed][0] for seed, score in scores.items()}
     ahead = standings[chosen][0] - max(standings[seed][0] for seed in scores if seed != chosen)
     half = halves[chosen]
-    if ahead >= 0:
-        return f"best mean by {ahead:.1f} sd, give or take {half:.1f}, {evidence}"
+    if ahead > -TIE:
+        return f"best mean by {max(ahead, 0.0):.1f} sd, give or take {half:.1f}, {evidence}"
     behind = f"its mean {-ahead:.1f} sd behind the best, {evidence}"
-    if half >= max(halves.values()):
+    if half > max(halves.values()) - TIE:
         return f"widest interval, give or take {half:.1f} sd, {behind}"
     return f"highest upper bound, give or take {half:.1f} sd, {behind}"
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from typing_extensions import override
 
+from esper.contracts.performance import SeedStatistics
 from esper.contracts.selection import SelectionContext, SelectionReason
 from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.standing import Standing
@@ -20,13 +21,17 @@ from esper.services.tamiyo.strategies._base import (
     pick_row,
     require_number,
     standing_of,
-    tried,
 )
+from esper.services.tamiyo.strategies._reasons import bound_reason
 
 if TYPE_CHECKING:
     from numpy.random import Generator
 
     from esper.services.tamiyo.columns import Flags, Floats, WindowColumns
+
+
+Known = tuple[int, list[float]]
+"""Outcomes ever, and one over the square root of every seed's trials."""
 
 
 def upper_bound(mean: float, trials: int, total: int, exploration_constant: float) -> float:
@@ -99,15 +104,18 @@ class UCB(SelectionStrategy):
     ) -> tuple[int, SelectionReason]:
         standing = standing_of(metrics)
         if viable == standing.seeds and standing.tried == len(viable):
-            values, _ = self.score_columns(standing, (), rng)
+            values, known = self.score_columns(standing, (), rng)
             row, propensity = pick_row(values, rng)
             return viable[row], self.tell(
-                Picked(viable, row, values, propensity, standing.counts[row]), None
+                Picked(viable, row, values, propensity, standing.counts[row]), known
             )
         scores = self.scores(viable, metrics)
         chosen, propensity = pick_best(scores, rng)
         record = metrics.get(chosen)
-        return chosen, _reason(viable, chosen, scores, propensity, record.count if record else 0)
+        roots = [_root(metrics.get(seed)) for seed in scores]
+        values, row = list(scores.values()), list(scores).index(chosen)
+        picked = Picked(list(scores), row, values, propensity, record.count if record else 0)
+        return chosen, self.tell(picked, (standing.outcomes, roots))
 
     @property
     @override
@@ -117,16 +125,24 @@ class UCB(SelectionStrategy):
     @override
     def score_columns(
         self, standing: Standing, pending: Sequence[int], rng: Draws
-    ) -> tuple[list[float], None]:
-        return upper_bounds(
-            standing.means, standing.roots, standing.units(), self.exploration_constant
-        ), None
+    ) -> tuple[list[float], Known]:
+        units, roots = standing.units(), standing.roots
+        bounds = upper_bounds(standing.means, roots, units, self.exploration_constant)
+        return bounds, (units[2], roots)
 
     @override
-    def tell(self, picked: Picked, evidence: None) -> SelectionReason:
+    def tell(self, picked: Picked, evidence: Known) -> SelectionReason:
         seeds, row, values, propensity, count = picked
-        scores = dict(zip(seeds, values, strict=True))
-        return _reason(seeds, seeds[row], scores, propensity, count)
+        return SelectionReason(
+            "ucb",
+            seeds[row],
+            values[row],
+            dict(zip(seeds, values, strict=True)),
+            propensity,
+            partial(_why, row, values, evidence, self.exploration_constant, count),
+            False,
+            others(seeds, seeds[row]),
+        )
 
     def scores(self, viable: Sequence[int], metrics: Metrics) -> dict[int, float]:
         """Upper bounds in standard deviations of the layer's rewards; inf where untried."""
@@ -136,14 +152,10 @@ class UCB(SelectionStrategy):
             record = metrics.get(seed)
             if record is None:
                 scores[seed] = inf
-            elif record.count:
-                [scores[seed]] = upper_bounds([record.mean], [record.count**-0.5], units, c)
             else:
                 # Chosen, but nothing heard of it: an average seed, less promising at each try.
-                tries = record.total_activations
-                scores[seed] = (
-                    upper_bounds([units[0]], [tries**-0.5], units, c)[0] if tries else inf
-                )
+                mean, root = record.mean if record.count else units[0], _root(record)
+                scores[seed] = upper_bounds([mean], [root], units, c)[0] if root < inf else inf
         return scores
 
     @override
@@ -158,21 +170,17 @@ class UCB(SelectionStrategy):
         out_KL += known.intervals(self.exploration_constant)
 
 
-def _reason(
-    viable: Sequence[int], chosen: int, scores: dict[int, float], propensity: float, count: int
-) -> SelectionReason:
-    score = scores[chosen]
-    return SelectionReason(
-        "ucb",
-        chosen,
-        score,
-        scores,
-        propensity,
-        partial(_why, score, count),
-        False,
-        others(viable, chosen),
-    )
+def _root(record: SeedStatistics | None) -> float:
+    trials = 0 if record is None else record.count or record.total_activations
+    return trials**-0.5 if trials else inf
 
 
-def _why(score: float, count: int) -> str:
-    return f"highest upper bound, {score:.2f} sd, after {tried(count)}"
+def _why(row: int, values: list[float], known: Known, c: float, count: int) -> str:
+    total, roots = known
+    width = sqrt(c * log(total)) if total > 1 else 0.0
+    halves = [width * root if root < inf else inf for root in roots]
+    standings = {
+        place: (value - half if half < inf else 0.0, 1.0)
+        for place, (value, half) in enumerate(zip(values, halves, strict=True))
+    }
+    return bound_reason(row, standings, dict(enumerate(values)), count)
