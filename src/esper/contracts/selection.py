@@ -183,6 +183,43 @@ class _Propensity:
         raise AttributeError("a reason cannot be changed")
 
 
+class _Scores:
+    """A mapping, or seeds and their scores side by side, which become one when first read."""
+
+    def __get__(
+        self, reason: "SelectionReason | None", owner: type | None = None
+    ) -> Mapping[int, float]:
+        if reason is None:
+            raise AttributeError("scores")  # the field has no default
+        values = reason.__dict__
+        value: Mapping[int, float] | tuple[Sequence[int], Sequence[float]] = values["scores"]
+        if isinstance(value, tuple):
+            value = values["scores"] = dict(zip(*value, strict=True))
+        return value
+
+    def __set__(self, reason: "SelectionReason", value: object) -> None:
+        raise AttributeError("a reason cannot be changed")
+
+
+class _Others:
+    """The other seeds, or a list of all, which become the others when they are first read."""
+
+    def __get__(
+        self, reason: "SelectionReason | None", owner: type | None = None
+    ) -> tuple[int, ...]:
+        if reason is None:
+            raise AttributeError("alternatives_considered")  # the field has no default
+        values = reason.__dict__
+        value: tuple[int, ...] | list[int] = values["alternatives_considered"]
+        if isinstance(value, list):
+            value = tuple([seed for seed in value if seed != reason.seed_idx])
+            values["alternatives_considered"] = value
+        return value
+
+    def __set__(self, reason: "SelectionReason", value: object) -> None:
+        raise AttributeError("a reason cannot be changed")
+
+
 class _Sentence:
     """A string, or what makes one, which becomes one when it is first read."""
 
@@ -207,7 +244,8 @@ class SelectionReason:
         strategy: Name of the strategy that chose.
         seed_idx: The chosen seed.
         score: Its score, in the strategy's own units; ``inf`` for a seed never tried.
-        scores: Score of every viable seed.
+        scores: Score of every viable seed. Given as a mapping, or as a tuple of the seeds and their
+            scores side by side, which nobody may change any more; always read as a mapping.
         propensity: Probability, in (0, 1], with which the strategy chose this seed here. Given as a
             number, as a `Chance`, or as the probabilities of all seeds; always read as a number.
         reason: One sentence for a person. Given as a string, or as a call without arguments that
@@ -215,18 +253,19 @@ class SelectionReason:
             a call must depend on nothing that changes after the choice: best a `functools.partial`
             of a function and the numbers in the sentence.
         fallback: Whether a soft constraint was overridden to choose at all.
-        alternatives_considered: The other viable seeds.
+        alternatives_considered: The other viable seeds; given as such, or as a list of all viable
+            seeds, which nobody may change any more.
         features: What a contextual strategy saw of the chosen seed; it learns from them later.
     """
 
     strategy: str
     seed_idx: int
     score: float
-    scores: Mapping[int, float]
+    scores: _Scores = _Scores()
     propensity: _Propensity = _Propensity()
     reason: _Sentence = _Sentence()
     fallback: bool = False
-    alternatives_considered: tuple[int, ...] = ()
+    alternatives_considered: _Others = _Others()
     features: tuple[float, ...] = ()
 
     def __init__(  # noqa: PLR0913, PLR0917 (its fields)
@@ -234,11 +273,11 @@ class SelectionReason:
         strategy: str,
         seed_idx: int,
         score: float,
-        scores: Mapping[int, float],
+        scores: Mapping[int, float] | tuple[Sequence[int], Sequence[float]],
         propensity: float | Mapping[int, float] | Chance,
         reason: str | Callable[[], str],
         fallback: bool = False,
-        alternatives_considered: tuple[int, ...] = (),
+        alternatives_considered: tuple[int, ...] | list[int] = (),
         features: tuple[float, ...] = (),
     ) -> None:
         # One is made at every choice; what dataclass writes for a frozen class is slower.

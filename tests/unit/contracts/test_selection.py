@@ -43,3 +43,16 @@ def test_a_sentence_made_late_is_equal_to_one_given() -> None:
 def test_a_sentence_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         _lazy().reason = "another"  # type: ignore[misc]
+
+
+def test_scores_and_others_may_be_given_side_by_side() -> None:
+    columns = SelectionReason("ucb", 1, 0.5, ([0, 1], [0.2, 0.5]), 0.7, "why", False, [0, 1])
+    plain = SelectionReason("ucb", 1, 0.5, {0: 0.2, 1: 0.5}, 0.7, "why", False, (0,))
+    assert deepcopy(columns) == plain
+    assert columns.propensities == plain.propensities
+    assert columns.knows_propensities
+    assert repr(columns) == repr(plain)
+    assert (columns.scores, columns.alternatives_considered) == ({0: 0.2, 1: 0.5}, (0,))
+    for name in ("scores", "alternatives_considered", "propensity"):
+        with pytest.raises(AttributeError):
+            setattr(columns, name, ())

@@ -40,15 +40,13 @@ def sift(
         >>> sift([0, 1, 2], {0}, {1: 4}, 8, SelectionConstraints())
         Sifted(viable=[2], cooling=[1])
     """
+    if at_rest(active, freed, epoch, constraints):
+        return Sifted(list(seeds), [])
     if constraints is None:
         return Sifted([seed for seed in seeds if seed not in active], [])
     if len(active) >= constraints.max_concurrent_seeds:
         return Sifted([], [])
-    if not active and not freed:
-        return Sifted(list(seeds), [])
     latest = epoch - constraints.min_dormant_epochs
-    if not active and max(freed.values()) <= latest:
-        return Sifted(list(seeds), [])
     viable: list[int] = []
     cooling: list[int] = []
     for seed in seeds:
@@ -56,6 +54,20 @@ def sift(
             continue
         (viable if freed.get(seed, latest) <= latest else cooling).append(seed)
     return Sifted(viable, cooling)
+
+
+def at_rest(
+    active: Set[int],
+    freed: Mapping[int, int],
+    epoch: int,
+    constraints: SelectionConstraints | None,
+) -> bool:
+    """Whether nothing stands in the way of any seed of a layer; arguments as for `sift`."""
+    return not active and (
+        not freed
+        or constraints is None
+        or max(freed.values()) <= epoch - constraints.min_dormant_epochs
+    )
 
 
 class Occupancy(NamedTuple):

@@ -178,8 +178,8 @@ class PerformanceTracker:
         history.writers.add(self._writer)
         if self._journal is not None:
             # Immutable: what is written of it can be worked out when it is written.
-            op_id, self._written = self._op_id(self._written), self._written + 1
-            self._journal.later(partial(_event_of, op_id, self.scope, self.run, decision))
+            self._journal.later(partial(self._event_of, self._written, decision))
+            self._written += 1
         return record
 
     def update_metrics_now(
@@ -565,12 +565,13 @@ class PerformanceTracker:
             self._journal.later(event)
         return event
 
+    def _event_of(self, number: int, decision: Decision) -> Event:
+        # Before this tracker takes on another name it writes what it has.
+        data = decision_data(decision)
+        return Event(self._op_id(number), "decision", self.scope, self.run, data)
+
     def _op_id(self, number: int | str) -> str:
         return f"{self._writer}/tracker/{number}"
-
-
-def _event_of(op_id: str, scope: str, run: str, decision: Decision) -> Event:
-    return Event(op_id, "decision", scope, run, decision_data(decision))
 
 
 def _writer(scope: str, run: str) -> str:

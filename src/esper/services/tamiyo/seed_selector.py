@@ -19,7 +19,7 @@ from esper.contracts.selection import (
     decision_from,
 )
 from esper.services.tamiyo.assignment import Assignment
-from esper.services.tamiyo.constraints import Occupancy, refusal, sift
+from esper.services.tamiyo.constraints import Occupancy, at_rest, refusal, sift
 from esper.services.tamiyo.history import LayerMetrics, SeedRecord
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.randomness import Draws
@@ -36,6 +36,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _NOTHING_KNOWN = SelectionContext()
+
+_NO_SEEDS: list[int] = []
 
 _CHECKED: dict[bytes, list[int]] = {}
 """Lists of seeds that were found to be in order, sorted."""
@@ -212,7 +214,9 @@ class SeedSelector:
             slots = self._layers.get(layer_name) or _Slots()
             if slots.reserved:
                 slots.settle()
-            viable, cooling = sift(seeds, slots.active, slots.freed, epoch, self.constraints)
+            viable, cooling = list(seeds), _NO_SEEDS
+            if not at_rest(slots.active, slots.freed, epoch, self.constraints):
+                viable, cooling = sift(seeds, slots.active, slots.freed, epoch, self.constraints)
             fallback = not viable
             if fallback and not (
                 cooling and self.constraints and self.constraints.fallback_to_zero

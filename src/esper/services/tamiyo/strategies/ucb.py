@@ -16,7 +16,6 @@ from esper.services.tamiyo.strategies._base import (
     Metrics,
     Picked,
     SelectionStrategy,
-    others,
     pick_best,
     pick_row,
     require_number,
@@ -132,16 +131,17 @@ class UCB(SelectionStrategy):
 
     @override
     def tell(self, picked: Picked, evidence: Known) -> SelectionReason:
-        seeds, row, values, propensity, count = picked
+        _, row, values, propensity, count = picked
+        seeds = list(picked.seeds)
         return SelectionReason(
             "ucb",
             seeds[row],
             values[row],
-            dict(zip(seeds, values, strict=True)),
+            (seeds, values),
             propensity,
             partial(_why, row, values, evidence, self.exploration_constant, count),
             False,
-            others(seeds, seeds[row]),
+            seeds,
         )
 
     def scores(self, viable: Sequence[int], metrics: Metrics) -> dict[int, float]:
