@@ -25,6 +25,8 @@ Whole: TypeAlias = NDArray[np.intp]
 OPEN = 32
 """Choices without an outcome that are remembered per seed; older ones count as expired."""
 
+_SCRATCH = ("_work_KL", "_spare_KL")
+
 _ROUNDING = 1e-12
 """A spread below this share of the rewards' size is rounding, not information."""
 
@@ -71,9 +73,9 @@ class Columns(ABC):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays but the one to work in."""
+        """Bytes of all arrays but those to work in."""
         own = vars(self).items()
-        return sum([v.nbytes for k, v in own if isinstance(v, np.ndarray) and k != "_work_KL"])
+        return sum([v.nbytes for k, v in own if isinstance(v, np.ndarray) and k not in _SCRATCH])
 
     def untried(self) -> Flags | None:
         """Which seeds were neither chosen nor heard of; ``None`` if there are none."""
@@ -177,7 +179,7 @@ class WindowColumns(Columns):
         self.mean_KL, self.m2_KL, self.recent_KL = (np.zeros(shape) for _ in range(3))
         self.centre_L, self.scale_L = np.zeros(layers), np.full(layers, np.inf)
         self._total_L = np.zeros(layers)
-        self._work_KL = np.empty(shape)
+        self._work_KL, self._spare_KL = np.empty(shape), np.empty(shape)
 
     def standardised(self, out_KL: Floats) -> Floats:
         """Mean rewards in standard deviations about the layer's centre; 0 without an outcome."""
@@ -188,6 +190,10 @@ class WindowColumns(Columns):
     def counts(self) -> Floats:
         """Outcomes inside the window; a buffer that the next call overwrites."""
         return np.minimum(self.outcomes_KL, float(self.window_size), out=self._work_KL)
+
+    def spare(self) -> Floats:
+        """Another buffer, for whatever is needed."""
+        return self._spare_KL
 
     def weights(self) -> Floats:
         """Outcomes inside the window and choices without one; overwrites `counts`."""

@@ -227,13 +227,14 @@ class Thompson(SelectionStrategy):
         if squares_KL is not None:
             self._students(out_KL, n_KL, squares_KL, rng)
         elif self.posterior == "gaussian":
-            # (z n + sqrt(n + prior) e) / (n + prior), e standard normal; in place, as it is faster
+            # z n / (n + prior) + e / sqrt(n + prior), e standard normal; in place, which is faster
             out_KL *= n_KL
             n_KL += self.prior_count
-            noise_KL = rng.standard_normal(out_KL.shape)
-            noise_KL *= n_KL**0.5
-            out_KL += noise_KL
             out_KL /= n_KL
+            n_KL **= 0.5
+            noise_KL = rng.standard_normal(out=known.spare())
+            noise_KL /= n_KL
+            out_KL += noise_KL
         else:
             successes_KL = n_KL * known.below(out_KL)
             n_KL -= successes_KL
