@@ -1,7 +1,8 @@
 """What choosing for 10,000 layers of 8 seeds at once costs, beside what NumPy needs for one line.
 
 Medians over calls, of the processor's time, since the machine is shared; still judge a figure by
-the floor of the same table. The floor is the bare expression of UCB1 and its argmax over arrays that hold nothing else.
+the floor of the same table: the bare expression of UCB1 and its argmax over arrays that hold
+nothing else.
 """
 
 import statistics
