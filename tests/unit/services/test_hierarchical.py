@@ -130,7 +130,7 @@ def test_own_outcomes_outweigh_the_others_in_the_end() -> None:
     learned = record.seeds.knowledge
     assert isinstance(learned, Beliefs)
     context = _context((0, 1))
-    posterior = posterior_of(learned, learned.rows(), [0, 1], record.seeds, context)
+    posterior = posterior_of(learned, [0, 1], record.seeds, context)
     first, second = posterior.means
     assert first > second
     assert second > 0.4  # pulled up by the other layers

@@ -6,6 +6,7 @@ rewards are compared with in double; distances from a mean, not rewards, so a sh
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from math import inf, isfinite, sqrt
 from struct import Struct
 from struct import error as StructError
@@ -48,6 +49,8 @@ _BORROWED: Final = 30.0
 
 _ROUNDING: Final = 1e-12
 """A spread below this share of the rewards' size is rounding, not information."""
+
+_NUMBERS: Final = list(range(256))
 
 _BYTE, _WORD, _SINGLE, _NO_SPREAD = 2**8 - 1, 2**16 - 1, 3e38, inf
 
@@ -128,6 +131,21 @@ class Beliefs(LayerKnowledge):
         """Outcomes in the layer since the last restart, or ever, up to 65,535."""
         since: int = _HEAD.unpack_from(self._cells)[4]
         return since
+
+    def outcomes(self, seed_idx: int) -> int:
+        """Outcomes of one seed, as far as they still count."""
+        at = self._row(seed_idx)
+        return int(_STANDING.unpack_from(self._cells, at)[1]) if at else 0
+
+    def columns(self, seeds: Sequence[int]) -> tuple[Sequence[float], Sequence[float]] | None:
+        """Means and outcomes, if ``seeds`` are 0, 1, 2... and just those that have outcomes."""
+        if self._seeds is not None or list(seeds) != _NUMBERS[: len(seeds)]:
+            return None
+        if len(self._cells) != _HEAD.size + len(seeds) * _SEED.size:
+            return None
+        flat = _columns_of(len(seeds)).unpack_from(self._cells, _HEAD.size)
+        counts = flat[1::2]
+        return (flat[::2], counts) if all(counts) else None
 
     def rows(self) -> dict[int, tuple[float, float, int]]:
         """Mean reward, outcomes and kind of every seed that has outcomes, as far as they count."""
@@ -331,6 +349,12 @@ class Beliefs(LayerKnowledge):
             )
         self._cells = bytearray(cells)
         self._seeds = None if seeds == tuple(range(len(seeds))) and seeds else seeds
+
+
+@lru_cache(maxsize=64)
+def _columns_of(seeds: int) -> Struct:
+    """Mean and outcomes of every row, at once."""
+    return Struct("<" + "df20x" * seeds)
 
 
 def _followed(run: Run, push: float, off: float) -> Run:

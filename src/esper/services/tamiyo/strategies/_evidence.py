@@ -1,6 +1,6 @@
 """How `auto` and `hierarchical` choose: by the evidence against each seed's posterior mean."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from math import isfinite
 from operator import attrgetter
@@ -32,10 +32,7 @@ _PATIENCE = 20
 """Outcomes of a layer, per viable seed, after which each is tried for its own sake."""
 
 
-_OPEN = attrgetter("pending")
-
-Rows = Mapping[int, tuple[float, float, int]]
-"""Mean, outcomes and kind of the seeds that have outcomes, as `Beliefs.rows` gives them."""
+_PENDING = attrgetter("pending")
 
 
 @final
@@ -69,8 +66,8 @@ def decide_by_evidence(
     """
     viable, metrics, context = asked
     learned = beliefs_of(strategy, metrics, context)
-    rows, noise = learned.rows(), learned.noise()
-    posterior = posterior_of(learned, rows, viable, metrics, context)
+    noise = learned.noise()
+    posterior = posterior_of(learned, viable, metrics, context)
     values = merits(posterior.means, posterior.trials, noise, *index)
     scores = dict(zip(viable, values, strict=True))
     chosen, share = pick_best(scores, rng)
@@ -85,10 +82,9 @@ def decide_by_evidence(
             _sentence,
             at,
             posterior,
-            rows.get(chosen),
+            learned.outcomes(chosen),
             noise,
             learned.since if learned.restarts else -1,
-            len(rows),
             context.layer_type,
         ),
         False,
@@ -114,19 +110,16 @@ def beliefs_of(strategy: SelectionStrategy, metrics: Metrics, context: Selection
 
 
 def posterior_of(
-    learned: Beliefs,
-    rows: Rows,
-    viable: Sequence[int],
-    metrics: Metrics,
-    context: SelectionContext,
+    learned: Beliefs, viable: Sequence[int], metrics: Metrics, context: SelectionContext
 ) -> Posterior:
     """Each seed's mean, shrunk to what other layers say of its kind, or to the layer's average."""
     priors = list[Prior | None]()
     if learned.pool.shares:
         priors = [learned.prior(seed, _kind(seed, metrics, context)) for seed in viable]
-    elif list(rows) == list(viable) and not any(map(_OPEN, metrics.values())):
-        return _alone(rows)
-    average = _average(rows)
+    elif (columns := learned.columns(viable)) and not any(map(_PENDING, metrics.values())):
+        return _alone(*columns)
+    rows = learned.rows()
+    average = _average([row[0] for row in rows.values()])
     records = [metrics.get(seed) for seed in viable]
     waiting = [record.pending if record else 0 for record in records]
     means, trials = [], []
@@ -148,10 +141,9 @@ def posterior_of(
     return Posterior(means, trials, priors)
 
 
-def _alone(rows: Rows) -> Posterior:
+def _alone(means: Sequence[float], counts: Sequence[float]) -> Posterior:
     """The same for a layer that knows only itself, but all of itself: most choices, and faster."""
-    means, counts, _ = zip(*rows.values(), strict=True)
-    average, trials = _average(rows), [count + _OWN for count in counts]
+    average, trials = _average(means), [count + _OWN for count in counts]
     shrunk = [
         mean + (average - mean) * _OWN / count for mean, count in zip(means, trials, strict=True)
     ]
@@ -184,23 +176,24 @@ def _kind(seed_idx: int, metrics: Metrics, context: SelectionContext) -> str:
     return kind_of(context.layer_type, blueprint)
 
 
-def _average(rows: Rows) -> float:
-    means = [row[0] for row in rows.values()]
+def _average(means: Sequence[float]) -> float:
+    if not means:
+        return 0.0
     # Deviations from one of the means: equal rewards then differ by exactly nothing.
-    return means[0] + sum([mean - means[0] for mean in means]) / len(means) if means else 0.0
+    first = means[0]
+    return first + sum([mean - first for mean in means]) / len(means)
 
 
 def _sentence(
     at: int,
     posterior: Posterior,
-    row: tuple[float, float, int] | None,
+    outcomes: int,
     noise: float,
     since: int,
-    seeds: int,
     layer_type: str,
 ) -> str:
     prior = posterior.priors[at] if posterior.priors else None
-    if row is None and prior is None:
+    if not outcomes and prior is None:
         return "not ruled out: no outcome yet"
     rivals = [
         mean
@@ -214,17 +207,17 @@ def _sentence(
         lead = f"not ruled out: {-ahead:.1f} sd behind"
     else:
         lead = f"best mean by {ahead:.1f} sd" if isfinite(noise) else "as good as any"
-    lead += _basis(row, prior, layer_type)
-    if not 0 <= since < _FRESH * seeds:
+    lead += _basis(outcomes, prior, layer_type)
+    if not 0 <= since < _FRESH * len(posterior.means):
         return lead
     ago = f", {tried(since)} ago" if since else ""
     return f"{lead}; restarted after a change{ago}"
 
 
-def _basis(row: tuple[float, float, int] | None, prior: Prior | None, layer_type: str) -> str:
-    here = f" over {tried(int(row[1]))}" if row else " (untried here"
+def _basis(outcomes: int, prior: Prior | None, layer_type: str) -> str:
+    here = f" over {tried(outcomes)}" if outcomes else " (untried here"
     if prior is None:
         return here
     kind = f"{layer_type} layer" if layer_type else "layer"
     pooled = f"pooled from {prior.layers} other {kind}{'s' if prior.layers > 1 else ''}"
-    return f"{here} here, {pooled}" if row else f"{here}, {pooled})"
+    return f"{here} here, {pooled}" if outcomes else f"{here}, {pooled})"
