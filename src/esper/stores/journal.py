@@ -186,13 +186,15 @@ class Journal:
     def _tick(self) -> None:
         # Looking at an empty queue now and then costs less than waking a thread at each choice.
         idle = 0
-        while idle < _IDLE_ROUNDS and not self._closed:
-            time.sleep(_BEHIND_S)
-            idle = 0 if self._later else idle + 1
-            if self._later:
-                self._catch_up_alone()
-        self._ticking = False
-        _TICKING.discard(self)
+        try:
+            while idle < _IDLE_ROUNDS and not self._closed:
+                time.sleep(_BEHIND_S)
+                idle = 0 if self._later else idle + 1
+                if self._later:
+                    self._catch_up_alone()
+        finally:
+            self._ticking = False
+            _TICKING.discard(self)
         self._catch_up_alone()  # what came while this thread seemed to go on
 
     def _catch_up_alone(self) -> None:
@@ -213,12 +215,18 @@ class Journal:
         later = self._later
         if not later:
             return
-        events = []
-        for _ in range(len(later)):
-            event = later.popleft()
-            events.append(event if isinstance(event, Event) else event())
+        events: list[Event] = []
         try:
-            self._write(events)
+            for _ in range(len(later)):
+                event = later.popleft()
+                events.append(event if isinstance(event, Event) else event())
+        finally:  # one that cannot be made holds up no other
+            self._write_each(events)
+
+    def _write_each(self, events: Sequence[Event]) -> None:
+        try:
+            if events:
+                self._write(events)
         except ConfigError:
             if len(events) == 1:
                 raise

@@ -83,6 +83,21 @@ def test_an_event_that_cannot_be_written_holds_up_no_other() -> None:
     journal.catch_up()
 
 
+def test_an_event_that_cannot_be_made_holds_up_no_other() -> None:
+    def broken() -> Event:
+        raise ZeroDivisionError
+
+    store = MemoryStore()
+    journal = Journal(store)
+    for one in (made(0), broken, made(1)):
+        journal.later(one)
+    with pytest.raises(ZeroDivisionError):
+        journal.catch_up()
+    assert numbers(store.read()) == [0]
+    journal.catch_up()
+    assert numbers(store.read()) == [0, 1]
+
+
 def test_the_thread_says_what_it_could_not_write(caplog: pytest.LogCaptureFixture) -> None:
     journal = Journal(MemoryStore())
     journal.later(lambda: Event("bad", "k", data={"value": float("nan")}))
