@@ -431,6 +431,7 @@ class PerformanceTracker:
                         f"the state has {name} {getattr(history, name)}, this tracker "
                         f"{getattr(old, name)}; make it with the same"
                     )
+            history.own = old.own
             self._history = history
 
     def _require_no_store(self, what: str) -> None:
