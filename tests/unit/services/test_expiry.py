@@ -1,4 +1,4 @@
-"""Decisions of a run that died: they are waited for a while, not for ever, and may still come."""
+"""Decisions without an outcome: they count as trials, but not for ever, and may still come."""
 
 from esper.contracts.performance import PerformanceDelta
 from esper.contracts.selection import SelectionContext
@@ -57,3 +57,19 @@ def test_a_run_waits_for_its_own_decisions_as_long_as_it_takes() -> None:
     assert _pending(tracker) == 1
     resumed = PerformanceTracker(store=store, run="one")
     assert _pending(resumed) == 1
+
+
+def test_trainers_that_decide_before_they_hear_spread_by_ucb() -> None:
+    store = MemoryStore()
+    first = SeedSelector(UCB(), tracker=PerformanceTracker(store=store, run="first"))
+    for seed_idx in range(4):
+        for sign in (-1, 1):
+            delta = PerformanceDelta(reward=0.03 * seed_idx + 0.2 * sign)
+            first.performance_tracker.update_metrics_now("fc1", seed_idx, delta)
+    taken = []
+    for run in range(6):
+        trainer = SeedSelector(UCB(), tracker=PerformanceTracker(store=store, run=f"run-{run}"))
+        taken.append(trainer.decide("fc1", range(4), SelectionContext()).seed_idx)
+        trainer.performance_tracker.flush()
+    assert taken[0] == 3
+    assert len(set(taken)) >= 3

@@ -204,13 +204,17 @@ class WindowColumns(Columns):
     def intervals(self, constant: float) -> Floats:
         """``sqrt(constant * ln(outcomes ever in the layer) / trials)``; overwrites `counts`.
 
-        Trials are outcomes inside the window; choices, of a seed that nothing was heard of.
+        Trials are outcomes inside the window; choices, of a seed that nothing was heard of. Both
+        count choices whose outcome has not come.
         """
-        trials_KL = self.counts()
+        trials_KL, total_L = self.counts(), self._total_L
+        if self.pending_KL.any():
+            trials_KL += self.pending_KL
+            total_L = total_L + self.pending_KL.sum(axis=0)
         if not self.outcomes_KL.all():
             unheard_KL = self.outcomes_KL == 0
             np.copyto(trials_KL, np.maximum(self.choices_KL, 1), where=unheard_KL)
-        width_L = constant * np.log(np.maximum(self._total_L, 1.0))
+        width_L = constant * np.log(np.maximum(total_L, 1.0))
         np.divide(width_L, trials_KL, out=trials_KL)
         return np.sqrt(trials_KL, out=trials_KL)
 

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import inf, log, sqrt
+from operator import attrgetter
 from typing import TYPE_CHECKING, ClassVar, final
 
 from typing_extensions import override
 
 from esper.contracts.performance import SeedStatistics
 from esper.contracts.selection import SelectionContext, SelectionReason
+from esper.services.tamiyo.history import LayerMetrics
 from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.standing import Standing
 from esper.services.tamiyo.strategies._base import (
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
     from esper.services.tamiyo.columns import Flags, Floats, WindowColumns
 
+
+_OPEN = attrgetter("open")
 
 Known = tuple[int, list[float]]
 """Outcomes ever, and one over the square root of every seed's trials."""
@@ -73,8 +77,9 @@ class UCB(SelectionStrategy):
     """Score a seed by ``mean + sqrt(c * ln(total) / trials)``; the highest is chosen.
 
     ``mean`` is the standardised mean reward of the window, ``trials`` the outcomes inside the
-    window, ``total`` the outcomes ever in the layer: the bonus of a seed that is left alone grows
-    without limit, so none starves (docs/decisions/0003).
+    window, ``total`` the outcomes ever in the layer, and both count the choices whose outcome has
+    not come, so that parallel trainers spread. The bonus of a seed that is left alone grows without
+    limit, so none starves (docs/decisions/0003).
 
     Args:
         exploration_constant: ``c``, > 0, inside the root; 2.0 is UCB1.
@@ -103,7 +108,7 @@ class UCB(SelectionStrategy):
     ) -> tuple[int, SelectionReason]:
         standing = standing_of(metrics)
         if viable == standing.seeds and standing.tried == len(viable):
-            values, known = self.score_columns(standing, (), rng)
+            values, known = self.score_columns(standing, _pending(metrics), rng)
             row, propensity = pick_row(values, rng)
             return viable[row], self.tell(
                 Picked(viable, row, values, propensity, standing.counts[row]), known
@@ -114,7 +119,7 @@ class UCB(SelectionStrategy):
         roots = [_root(metrics.get(seed)) for seed in scores]
         values, row = list(scores.values()), list(scores).index(chosen)
         picked = Picked(list(scores), row, values, propensity, record.count if record else 0)
-        return chosen, self.tell(picked, (standing.outcomes, roots))
+        return chosen, self.tell(picked, (standing.outcomes + sum(_pending(metrics)), roots))
 
     @property
     @override
@@ -126,6 +131,11 @@ class UCB(SelectionStrategy):
         self, standing: Standing, pending: Sequence[int], rng: Draws
     ) -> tuple[list[float], Known]:
         units, roots = standing.units(), standing.roots
+        if any(pending):
+            centre, scale, total = units
+            units = centre, scale, total + sum(pending)
+            waiting = zip(standing.counts, pending, strict=True)
+            roots = [(count + more) ** -0.5 for count, more in waiting]
         bounds = upper_bounds(standing.means, roots, units, self.exploration_constant)
         return bounds, (units[2], roots)
 
@@ -146,7 +156,8 @@ class UCB(SelectionStrategy):
 
     def scores(self, viable: Sequence[int], metrics: Metrics) -> dict[int, float]:
         """Upper bounds in standard deviations of the layer's rewards; inf where untried."""
-        units, c = standing_of(metrics).units(), self.exploration_constant
+        centre, scale, total = standing_of(metrics).units()
+        units, c = (centre, scale, total + sum(_pending(metrics))), self.exploration_constant
         scores = {}
         for seed in viable:
             record = metrics.get(seed)
@@ -171,8 +182,17 @@ class UCB(SelectionStrategy):
 
 
 def _root(record: SeedStatistics | None) -> float:
-    trials = 0 if record is None else record.count or record.total_activations
+    if record is None:
+        return inf
+    trials = record.count + record.pending if record.count else record.total_activations
     return trials**-0.5 if trials else inf
+
+
+def _pending(metrics: Metrics) -> list[int]:
+    """Choices without an outcome, seed by seed; empty where there are none, as mostly."""
+    if isinstance(metrics, LayerMetrics) and not any(map(_OPEN, metrics.values())):
+        return []
+    return [record.pending for record in metrics.values()]
 
 
 def _why(row: int, values: list[float], known: Known, c: float, count: int) -> str:
