@@ -87,7 +87,7 @@ def test_pending_choices_are_counted_answered_and_withdrawn() -> None:
     many.update_many([0, 0, 0], [1, 1, 1], [0.1, 0.2, 0.3])  # more outcomes than choices
     many.withdraw_many([1], [0])
     assert many.pending.tolist() == [[1, 0], [0, 1]]
-    for _ in range(40):
+    for _ in range(140):
         many.select_many()
     assert many.pending.max() == 32
     # Nobody who asks to spread gets the same seed twice.
