@@ -146,7 +146,8 @@ def _show_replay(console: Console, found: Replay) -> None:
         Text(
             f"{found.used} outcomes count as {found.sample:.0f} of {found.strategy}'s own "
             f"(effective sample size; the largest weight is {found.largest_weight:.1%} of all); "
-            f"{found.shared} were first tries or fallbacks, alike for every strategy"
+            f"{found.shared} were first tries or fallbacks, alike for every strategy, the others "
+            f"count as {found.own_sample:.0f}"
         )
     )
     right = ("reward", "95 % interval", "gain", "95 % interval of it")

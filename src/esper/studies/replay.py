@@ -18,7 +18,9 @@ from esper.contracts.errors import ConfigError
 from esper.contracts.events import Event
 from esper.contracts.health import HealthSignal
 from esper.contracts.selection import Propensities, SelectionContext, spread
-from esper.services.tamiyo.history import History, fold
+from esper.services.tamiyo.history import History, SeedRecord, fold
+from esper.services.tamiyo.randomness import Draws
+from esper.services.tamiyo.seed_selector import first_try
 from esper.services.tamiyo.strategies import SelectionStrategy
 from esper.studies.logs import Log
 from esper.studies.off_policy import Array, Estimate, effective_sample_size, estimates
@@ -55,7 +57,9 @@ class Step:
         error: Largest error of the two strategies' probabilities.
         expected: What the reward model expects of the other strategy here.
         predicted: What it expects of what was chosen.
-        shared: Whether the selector decided, not the strategy: a first try or a fallback.
+        shared: Whether no strategy had a say: a fallback, or a first try that the other strategy
+            would have made too.
+        first_try: Whether the log's choice was a first try.
     """
 
     decision_id: str
@@ -69,6 +73,7 @@ class Step:
     expected: float
     predicted: float
     shared: bool
+    first_try: bool
 
     @property
     def weight(self) -> float:
@@ -86,13 +91,13 @@ class Replay:
         choosers: The strategies that made the logged decisions.
         decisions: Logged decisions.
         outcomes: Those whose outcome is known; only they count.
-        left_out: Why the decisions of some choosers do not count, by chooser.
+        left_out: Why the decisions of some choosers, or some first tries, do not count.
         used: Outcomes that do.
-        shared: Those of them in which every strategy would have done the same: first tries and
-            fallbacks.
+        shared: Those of them in which the strategy would have had no say: first tries, fallbacks.
         gap: Mean probability, in those that count, with which the strategy would have chosen what
             the log could not; in all, if none do.
         sample: Effective sample size.
+        own_sample: The same without those that are shared; whether there is an estimate goes by it.
         largest_weight: The largest share of one decision in the total weight.
         propensity_error: Largest error of a propensity that was used.
         estimates: Logged mean, ips, snips, dr; empty if refused.
@@ -108,6 +113,7 @@ class Replay:
     shared: int
     gap: float
     sample: float
+    own_sample: float
     largest_weight: float
     propensity_error: float
     estimates: tuple[Estimate, ...]
@@ -132,31 +138,46 @@ def replay(logs: Iterable[Log], strategy: SelectionStrategy) -> Replay:
         raise ConfigError(
             f"none of the {decisions} decisions in these logs has an outcome yet; wait for one"
         )
-    left_out = _left_out(found, strategy.name)
-    usable = [step for step in found if step.chooser not in left_out]
-    used = usable or found
+    # What was logged and what would have been chosen decide, not what came of it: this is no bias.
+    kept = [step for step in found if not (step.first_try and step.gap > FLOOR)] or found
+    left_out = _left_out(kept, strategy.name)
+    usable = [step for step in kept if step.chooser not in left_out]
+    used = usable or kept
     weights = np.array([step.weight for step in used])
     sample = effective_sample_size(weights)
+    own_sample = effective_sample_size(np.array([one.weight for one in used if not one.shared]))
     refusal = "" if usable else f"{'; '.join(left_out.values())}. {_LOG_ANEW}"
-    if usable and sample < LEAST_SAMPLE:
-        refusal = (
-            f"the log agrees with {strategy.name} too seldom: {len(used)} outcomes count as "
-            f"{sample:.1f}, at least {LEAST_SAMPLE:.0f} are needed. Give more runs. {_LOG_ANEW}"
-        )
+    if usable and own_sample < LEAST_SAMPLE:
+        refusal = _too_few(used, own_sample, strategy.name)
     return Replay(
         strategy=strategy.name,
         choosers=tuple(dict.fromkeys(step.chooser for step in found)),
         decisions=decisions,
         outcomes=len(found),
-        left_out=left_out,
+        left_out=left_out | _first_tries_left_out(len(found) - len(kept), strategy.name),
         used=len(usable),
         shared=sum(step.shared for step in usable),
         gap=_mean_gap(used),
         sample=sample if usable else 0.0,
+        own_sample=own_sample if usable else 0.0,
         largest_weight=float(weights.max() / weights.sum()) if weights.any() else 0.0,
         propensity_error=max(step.error for step in used),
         estimates=() if refusal else tuple(_estimates(used, weights)),
         refusal=refusal,
+    )
+
+
+def _too_few(used: Sequence[Step], sample: float, name: str) -> str:
+    shared = sum(step.shared for step in used)
+    if len(used) - shared < LEAST_SAMPLE:
+        first = f", {shared} of them of first tries, alike for every strategy" if shared else ""
+        return (
+            f"there are too few outcomes: {len(used)}{first}; at least {LEAST_SAMPLE:.0f} are "
+            "needed in which the strategy has a say. Give more runs, or longer ones"
+        )
+    return (
+        f"the log agrees with {name} too seldom: {len(used)} outcomes count as {sample:.1f} where "
+        f"it has a say, at least {LEAST_SAMPLE:.0f} are needed. Give more runs. {_LOG_ANEW}"
     )
 
 
@@ -166,6 +187,17 @@ def _estimates(used: Sequence[Step], weights: Array) -> list[Estimate]:
         for name in ("reward", "expected", "predicted")
     )
     return estimates(rewards, weights, expected, predicted)
+
+
+def _first_tries_left_out(count: int, name: str) -> dict[str, str]:
+    """What is said of first tries that would have been no first tries."""
+    if not count:
+        return {}
+    tries = "1 first try" if count == 1 else f"{count} first tries"
+    return {
+        "first tries": f"{tries} of seeds of which {name} would have known, and might have chosen "
+        "another"
+    }
 
 
 def _left_out(found: Sequence[Step], name: str) -> dict[str, str]:
@@ -279,11 +311,10 @@ class _Player:
             return
         self.decisions += 1
         logged = _logged(data, viable)
-        same = _selectors_own(data)
-        shared = same is not None
-        target = same or self._target(layer, viable, data)
+        target, shared = self._target(layer, viable, data)
         error = max(logged.error, target.error)
         floor = max(FLOOR, logged.error)
+        predicted = self.means.of(keys[seed])
         self.open[data["decision"]] = {
             "decision_id": data["decision"],
             "chooser": data["strategy"] + (f" (arm {data['ab']['arm']})" if data.get("ab") else ""),
@@ -292,14 +323,38 @@ class _Player:
             "chances": target.by_seed,
             "gap": 0.0 if shared else sum(target.of(s) for s in viable if logged.of(s) < floor),
             "error": error,
-            "expected": sum(target.of(one) * self.means.of(keys[one]) for one in viable),
-            "predicted": self.means.of(keys[seed]),
+            # Where all would have done the same, there is nothing for a model to make up for.
+            "expected": predicted
+            if shared
+            else sum(target.of(one) * self.means.of(keys[one]) for one in viable),
+            "predicted": predicted,
             "shared": shared,
+            "first_try": bool(_first_tries(data)),
         }
 
-    def _target(self, layer: str, viable: Sequence[int], data: Mapping[str, Any]) -> Propensities:
+    def _target(
+        self, layer: str, viable: list[int], data: Mapping[str, Any]
+    ) -> tuple[Propensities, bool]:
+        """How the strategy would have chosen, and whether it would have had no say in it either."""
+        if data["fallback"]:
+            return Propensities({data["seed"]: 1.0}), True
         known = self.history.layers.get(layer)
-        context = SelectionContext(
+        metrics: Mapping[int, SeedRecord] = known.seeds if known else {}
+        context = self._context(layer, data)
+        logged = _first_tries(data)
+        if logged:
+            # As the log has it: what other runs did at that time may stand in it before.
+            sure = self.strategy.knows(viable, metrics, context)
+            untried = [seed for seed in logged if seed not in sure]
+        else:  # by a strategy that needs none; this one may
+            first = first_try(self.strategy, viable, metrics, Draws(0, layer, 0), context)
+            untried = list(first[1].scores) if first else []
+        if untried:
+            return Propensities(dict.fromkeys(untried, 1 / len(untried))), untried == logged
+        return self.strategy.propensities(viable, metrics, context), False
+
+    def _context(self, layer: str, data: Mapping[str, Any]) -> SelectionContext:
+        return SelectionContext(
             current_epoch=max(data["epoch"], 0),
             layer_type=data.get("layer_type", ""),
             health=self.health.get(layer),
@@ -308,7 +363,6 @@ class _Player:
             },
             parameters=self.parameters.get(layer, {}),
         )
-        return self.strategy.propensities(viable, known.seeds if known else {}, context)
 
     def _outcome(self, data: Mapping[str, Any]) -> None:
         decision_id = data["decision"]
@@ -327,14 +381,10 @@ class _Player:
         return data["layer"], str(seed)  # nothing is bound: the slot stands for itself
 
 
-def _selectors_own(data: Mapping[str, Any]) -> Propensities | None:
-    """Propensities of a fallback or first try, in which no strategy has a say; else ``None``."""
-    if data["fallback"]:
-        return Propensities({data["seed"]: 1.0})
+def _first_tries(data: Mapping[str, Any]) -> list[int]:
+    """The seeds that were to be tried first; none if a strategy decided."""
     untried = [int(seed) for seed, score in data["scores"].items() if score is None]
-    if untried and len(untried) == len(data["scores"]):
-        return Propensities(dict.fromkeys(untried, 1 / len(untried)))
-    return None
+    return untried if len(untried) == len(data["scores"]) else []
 
 
 def _logged(data: Mapping[str, Any], viable: Sequence[int]) -> Propensities:

@@ -106,6 +106,55 @@ def test_first_tries_are_alike_for_every_strategy() -> None:
     assert {step.weight for step in shared} == {1.0}
 
 
+def test_a_first_try_is_put_to_a_strategy_that_would_have_needed_none() -> None:
+    auto = STRATEGIES.create("auto")
+    _, found = steps(exploring(), auto)
+    tries = [step for step in found if step.first_try]
+    assert len(tries) == 8
+    # Of a kind that the other layer knows, auto needs no first try; the log's were all first.
+    assert 0 < sum(step.shared for step in tries) < 8
+
+
+def test_first_tries_in_which_a_strategy_could_have_gone_on_are_left_out() -> None:
+    logs = [exploring(seed, choices=60) for seed in range(6)]
+    auto = STRATEGIES.create("auto")
+    tries = [step for log in logs for step in steps(log, auto)[1] if step.first_try]
+    odd = sum(step.gap > 0 for step in tries)
+    assert 0 < odd < len(tries)
+    found = replay(logs, auto)
+    assert found.used == 6 * 60 - odd
+    assert "of which auto would have known" in found.left_out["first tries"]
+
+
+def test_a_strategy_makes_the_first_tries_that_the_log_did_not_need() -> None:
+    log = log_of(record(STRATEGIES.create("auto"), choices=60, seed=1))
+    _, same = steps(log, STRATEGIES.create("auto"))
+    assert [step.weight for step in same] == pytest.approx([1.0] * 60)
+    _, found = steps(log, STRATEGIES.create("fixed"))
+    assert sum(step.shared for step in found) < 8
+    early = [step for step in found if not step.shared and step.chances.get(0) != 1]
+    assert early  # it would have tried, with equal chances, what the log knew from elsewhere
+    for step in early:
+        assert sum(step.chances.values()) == pytest.approx(1)
+        assert set(step.chances.values()) == {1 / len(step.chances)}
+
+
+def test_first_tries_alone_say_nothing_of_a_strategy() -> None:
+    logs = [exploring(seed, choices=8) for seed in range(10)]
+    found = replay(logs, STRATEGIES.create("ucb"))
+    assert found.used == found.shared == 80
+    assert found.sample == pytest.approx(80)
+    assert found.own_sample == 0
+    assert "80 of them of first tries" in found.refusal
+
+
+def test_the_gain_of_what_all_would_have_done_is_nothing() -> None:
+    _, found = steps(exploring(), STRATEGIES.create("ucb"))
+    shared = [step for step in found if step.shared]
+    assert shared
+    assert all(step.expected == step.predicted for step in shared)
+
+
 def test_a_deterministic_log_is_refused_and_the_way_out_told() -> None:
     log = log_of(record(STRATEGIES.create("round_robin"), choices=60))
     found = replay([log], STRATEGIES.create("random"))
