@@ -201,6 +201,30 @@ def test_running_sums_are_those_of_the_rows(restarts: bool) -> None:
         assert prior.weight == pytest.approx(1 / (pool.ratio + 1 / sum(weights)), rel=1e-9)
 
 
+def test_a_kind_that_becomes_known_at_a_restart_stays_known() -> None:
+    random, learned, other = Random(0), Beliefs(), Beliefs()
+    other.join(learned)
+    other.take(0, "Linear/mlp", 0.0)  # so that the sums are taken anew only later
+    for _ in range(30):
+        for seed_idx in (0, 1):
+            learned.take(seed_idx, "", random.gauss(seed_idx, 0.1))
+    while not _restarts_at(learned, 5.0):
+        learned.take(0, "", 5.0)
+    for _ in range(2):
+        learned.take(0, "Linear/glu", 5.0)
+        [(kind, mean, known)] = learned.cells()
+        assert kind == learned.pool.known("Linear/glu")
+        assert learned.pool.prior(kind, mean, known) is None  # it is the only one
+    assert learned.restarts == 1
+
+
+def _restarts_at(learned: Beliefs, reward: float) -> bool:
+    tried = Beliefs()
+    tried.load_state_dict(learned.state_dict())
+    tried.take(0, "", reward)
+    return tried.restarts > learned.restarts
+
+
 @pytest.mark.parametrize(("factor", "shift"), [(1000.0, 0.0), (1e-12, 0.0), (1.0, 100.0)])
 def test_factor_and_shift_change_no_choice(factor: float, shift: float) -> None:
     def choices(factor: float, shift: float) -> list[int]:
@@ -213,18 +237,19 @@ def test_factor_and_shift_change_no_choice(factor: float, shift: float) -> None:
     assert choices(factor, shift) == choices(1.0, 0.0)
 
 
-def test_state_goes_on_to_the_last_bit() -> None:
+@pytest.mark.parametrize("sort_keys", [False, True])
+def test_state_goes_on_to_the_last_bit(sort_keys: bool) -> None:
     random = Random(3)
     one, two, other = Beliefs(), Beliefs(), Beliefs()
     other.join(one)
     third = Beliefs()
     third.join(two)
-    kinds = ("", "Linear/glu", "Linear/mlp")
+    kinds = ("", "Linear/mlp", "Linear/glu")
     for step in range(300):
         (one, other)[step % 2].take(step % 3, kinds[step % 3], random.gauss(0, 1))
     one.forget(1)
     for before, after in ((one, two), (other, third)):
-        after.load_state_dict(json.loads(json.dumps(before.state_dict())))
+        after.load_state_dict(json.loads(json.dumps(before.state_dict(), sort_keys=sort_keys)))
     for step in range(300):
         reward = random.gauss(0.3, 1)
         for knowledge in (one, two):

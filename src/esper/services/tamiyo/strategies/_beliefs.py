@@ -235,7 +235,8 @@ class Beliefs(LayerKnowledge):
             up, down = _followed(up, push - _DRIFT, off), _followed(down, -push - _DRIFT, off)
             if up[0] > _LIMIT or down[0] > _LIMIT:
                 run = up if up[0] > _LIMIT else down
-                self._restart(at, mean + run[1], min(float(run[2]), _KEPT), run is up)
+                fresh = mean + run[1], min(float(run[2]), _KEPT)
+                self._restart(at, fresh, kind, run is up)
                 return
         known += 1
         step = off / min(known, MEMORY)
@@ -254,27 +255,27 @@ class Beliefs(LayerKnowledge):
                 self.pool.retire(kind, mean, known)
             _SEED.pack_into(self._cells, at, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 0)
 
-    def _restart(self, at: int, mean: float, known: float, rose: bool) -> None:
-        cells = self._cells
+    def _restart(self, at: int, fresh: tuple[float, float], kind: int, rose: bool) -> None:
+        cells, (mean, known) = self._cells, fresh
         head = _HEAD.unpack_from(cells)
         _HEAD.pack_into(cells, 0, *head[:4], 0, head[5], min(head[6] + 1, _BYTE))
         standing = {row: _STANDING.unpack_from(cells, row) for row in self._rows()}
         means = {row: one[0] for row, one in standing.items() if one[1]}
         best = max(means, key=means.__getitem__)
         in_doubt = not rose if at == best else mean > means[best]
-        _SEED.pack_into(cells, at, mean, known, 0.0, 0.0, 0.0, 0.0, 0, 0, standing[at][2])
+        _SEED.pack_into(cells, at, mean, known, 0.0, 0.0, 0.0, 0.0, 0, 0, kind)
         if not in_doubt:
             return
         means[at] = mean
         average = mean + sum([other - mean for other in means.values()]) / len(means)
         for row in means:
             if row != at:
-                before, outcomes, kind = standing[row]
+                before, outcomes, other = standing[row]
                 kept = min(outcomes, _KEPT)
-                if kind:
-                    self.pool.leave(kind, before, outcomes)
-                    self.pool.enter(kind, average, kept)
-                _SEED.pack_into(cells, row, average, kept, 0.0, 0.0, 0.0, 0.0, 0, 0, kind)
+                if other:
+                    self.pool.leave(other, before, outcomes)
+                    self.pool.enter(other, average, kept)
+                _SEED.pack_into(cells, row, average, kept, 0.0, 0.0, 0.0, 0.0, 0, 0, other)
 
     def _noise(self, m2: float, total: float, centre: float, seen: int, surprises: int) -> float:
         # One degree of freedom of all rewards' variance: something to go by before seeds repeat.

@@ -227,10 +227,11 @@ class Pool:
         return {
             "ratio": self.ratio,
             "numbers": dict(self._numbers),
-            "kinds": {
-                name: [kind.seeds, kind.weight, kind.weighted]
+            # A list, since kinds go by their place, and a writer may sort a mapping.
+            "kinds": [
+                [name, kind.seeds, kind.weight, kind.weighted]
                 for name, kind in zip(self._names, self._kinds[1:], strict=True)
-            },
+            ],
             "past": [[kind, mean, known] for kind, (mean, known) in self._past.items()],
         }
 
@@ -238,7 +239,7 @@ class Pool:
         """Take up where `state_dict` was asked; an error leaves all as it was."""
         kinds = [
             Kind(int(seeds), float(weight), float(weighted))
-            for seeds, weight, weighted in state["kinds"].values()
+            for _, seeds, weight, weighted in state["kinds"]
         ]
         numbers = {name: float(state["numbers"][name]) for name in self._numbers}
         past = {int(kind): (float(mean), float(known)) for kind, mean, known in state["past"]}
@@ -246,7 +247,7 @@ class Pool:
         sums = [number for kind in kinds for number in (kind.weight, kind.weighted)]
         if not all(map(isfinite, (*numbers.values(), *sums, ratio))) or ratio < LEAST:
             raise ValueError(ratio)
-        self._names = {str(name): at for at, name in enumerate(state["kinds"], start=1)}
+        self._names = {str(kind[0]): at for at, kind in enumerate(state["kinds"], start=1)}
         self._kinds, self._past = [Kind(), *kinds], past
         self._numbers, self.ratio = numbers, ratio
 
