@@ -1,10 +1,15 @@
 """Decisions without an outcome: they count as trials, but not for ever, and may still come."""
 
+from collections.abc import Callable
+
+import pytest
+
 from esper.contracts.performance import PerformanceDelta
 from esper.contracts.selection import SelectionContext
-from esper.services.tamiyo.history import EXPIRY
+from esper.services.tamiyo.history import EXPIRY, LATE, OPEN
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.seed_selector import SeedSelector
+from esper.services.tamiyo.strategies import STRATEGIES
 from esper.services.tamiyo.strategies.ucb import UCB
 from esper.stores.memory import MemoryStore
 
@@ -73,3 +78,25 @@ def test_trainers_that_decide_before_they_hear_spread_by_ucb() -> None:
         trainer.performance_tracker.flush()
     assert taken[0] == 3
     assert len(set(taken)) >= 3
+
+
+@pytest.mark.parametrize("store", [MemoryStore, None])
+def test_what_nobody_ever_answers_is_forgotten_in_the_end(
+    store: Callable[[], MemoryStore] | None,
+) -> None:
+    """A strategy that learns keeps decisions for their outcomes, but not for ever."""
+    tracker = PerformanceTracker(store=store() if store else None, run="r")
+    selector, made = SeedSelector(STRATEGIES.create("auto"), tracker=tracker), []
+    for epoch in range(3 * OPEN + LATE):
+        made.append(selector.decide("fc1", [0, 1], SelectionContext(epoch)))
+        selector.commit("fc1", made[-1].seed_idx)
+        selector.free("fc1", made[-1].seed_idx, epoch)
+        history = tracker._history
+        assert len(history.open) <= 2 * OPEN + LATE
+    assert len(history.open) == 2 * OPEN + LATE
+    assert made[-1].decision_id in history.open
+    if store:
+        again = PerformanceTracker(store=tracker.journal, run="r")
+        SeedSelector(STRATEGIES.create("auto"), tracker=again)
+        assert list(again._history.open) == list(history.open)
+        assert again._history.late == history.late

@@ -309,10 +309,9 @@ class Recorded:
             reason=reason,
             random_key=(self._seed, layer.name, step),
         )
-        layer.current(arm).choose(decision.decision_id, step)
-        layer.choices += 1
+        self.history.choose(layer, layer.current(arm), decision.decision_id, step)
         if self.history.begin is not None:
-            self._remember(decision)
+            self.history.open[decision.decision_id] = decision
         return decision
 
     def learn(self, decision: Decision, reward: float) -> None:
@@ -331,14 +330,6 @@ class Recorded:
     def _learn(self, record: SeedRecord, reward: float, decision_id: str) -> None:
         record.add(reward, None, None, window_size=_WINDOW, decay_factor=_DECAY)
         self.history.teach(record, reward, decision_id)
-
-    def _remember(self, decision: Decision) -> None:
-        waiting = self.history.open
-        if len(waiting) > 2 * OPEN * len(self.viable):  # many have expired
-            known = {one for record in self.layer.seeds.values() for one in record.open}
-            for decision_id in [one for one in waiting if one not in known]:
-                del waiting[decision_id]
-        waiting[decision.decision_id] = decision
 
 
 def _refusal(arm: object, arms: int, reward: object) -> SelectionError | MeasurementError:

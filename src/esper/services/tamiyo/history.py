@@ -8,7 +8,7 @@ windows themselves are rings of doubles, about one kilobyte per seed when full.
 from abc import ABC, abstractmethod
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import fsum, isnan, nan
 from typing import Any, final
 
@@ -25,6 +25,10 @@ OPEN = 32
 EXPIRY = 64
 """Later choices in its layer after which nobody waits any more for a decision of another run: that
 run may have died. Its outcome counts all the same if it comes."""
+
+LATE = 1000
+"""Decisions that nobody waits for any more and that are kept all the same, for outcomes that come
+even later."""
 
 _CANCELLED = 1e-8
 """When a sum of squares falls to this share of what it was, rounding rules; it is taken anew."""
@@ -132,12 +136,19 @@ class SeedRecord:
         """Choices whose outcome has not come yet."""
         return len(self.open)
 
-    def choose(self, decision_id: str, epoch: int) -> None:
-        """Note a choice; an id that is not empty waits for its outcome."""
+    def choose(self, decision_id: str, epoch: int) -> str:
+        """Note a choice; an id that is not empty waits for its outcome.
+
+        Returns:
+            The decision that expires thereby; empty if none does.
+        """
         self.total_activations += 1
         self.last_activation_epoch = max(self.last_activation_epoch, epoch)
-        if decision_id:
-            self.open = (*self.open[-OPEN + 1 :], decision_id)
+        if not decision_id:
+            return ""
+        waiting = self.open
+        self.open = (*waiting[-OPEN + 1 :], decision_id)
+        return waiting[0] if len(waiting) >= OPEN else ""
 
     def close(self, decision_id: str) -> bool:
         """No longer wait for this decision; whether it was waited for."""
@@ -346,13 +357,21 @@ class LayerRecord:
         self._elsewhere: deque[tuple[int, SeedRecord, str]] | None = None
         self._bound: set[int] | None = None
 
-    def count_choice(self) -> None:
-        """One more choice in the layer; what other runs decided long ago expires."""
+    def count_choice(self) -> Sequence[str]:
+        """One more choice in the layer; what other runs decided long ago expires.
+
+        Returns:
+            Decisions that expired.
+        """
         self.choices += 1
-        if self._elsewhere:
-            while self._elsewhere and self._elsewhere[0][0] <= self.choices - EXPIRY:
-                _, record, decision_id = self._elsewhere.popleft()
-                record.close(decision_id)
+        if not self._elsewhere:
+            return ()
+        expired = []
+        while self._elsewhere and self._elsewhere[0][0] <= self.choices - EXPIRY:
+            _, record, decision_id = self._elsewhere.popleft()
+            if record.close(decision_id):
+                expired.append(decision_id)
+        return expired
 
     def decided_elsewhere(self, record: SeedRecord, decision_id: str) -> None:
         """Another run waits for an outcome; stop counting on it once it is too old."""
@@ -428,6 +447,7 @@ class History:
         layers: Name to record.
         writers: Who made the decisions in it.
         open: Decisions whose outcome has not come, by id; kept only for a strategy that learns.
+        late: Ids of those that expired, oldest first; of as many as are kept.
     """
 
     def __init__(
@@ -444,6 +464,7 @@ class History:
         self.layers: dict[str, LayerRecord] = {}
         self.writers: set[str] = set()
         self.open: dict[str, Decision] = {}
+        self.late: deque[str] = deque()
         self._first: LayerKnowledge | None = None
 
     def layer(self, name: str) -> LayerRecord:
@@ -458,6 +479,14 @@ class History:
         self.begin, self._first = begin, None
         for name, layer in self.layers.items():
             layer.seeds.knowledge = self._begun(name)
+
+    def choose(self, layer: LayerRecord, record: SeedRecord, decision_id: str, epoch: int) -> None:
+        """Count a choice of a seed; decisions that expired long ago are forgotten."""
+        expired, dropped = layer.count_choice(), record.choose(decision_id, epoch)
+        if self.open and (expired or dropped):
+            self.late += [one for one in (*expired, dropped) if one in self.open]
+            while len(self.late) > LATE:
+                self.open.pop(self.late.popleft(), None)
 
     def teach(self, record: SeedRecord, reward: float, decision_id: str) -> None:
         """Let the strategy learn from one outcome, if it is one that learns."""
@@ -505,10 +534,9 @@ def fold(history: History, event: Event) -> None:
 def _decision(history: History, data: Mapping[str, Any]) -> None:
     decision_id, layer_name = data["decision"], data["layer"]
     layer = history.layer(layer_name)
-    layer.count_choice()
     layer.follow(data["seed"], data["blueprint"])
     record = layer.under(data["seed"], data["blueprint"])
-    record.choose(decision_id, data["epoch"])
+    history.choose(layer, record, decision_id, data["epoch"])
     if history.begin is not None and decision_id:
         history.open[decision_id] = decision_from(data)
     if decision_id:

@@ -151,17 +151,18 @@ class PerformanceTracker:
         _check_seed(layer_name, seed_idx)
         with self.lock:
             if decision is not None:
-                return self._decided(decision, layer_name, seed_idx)
-            layer = self._history.layer(layer_name)
-            record = layer.current(seed_idx)
-            layer.count_choice()
-            record.choose("", -1)
-            if self._journal is not None:
-                self._note("decision", self._where(record, "") | {"epoch": -1})
+                record = self._decided(decision, layer_name, seed_idx)
+            else:
+                layer = self._history.layer(layer_name)
+                record = layer.current(seed_idx)
+                self._history.choose(layer, record, "", -1)
+                if self._journal is not None:
+                    self._note("decision", self._where(record, "") | {"epoch": -1})
+        self.flush_soon()
         return record
 
     def record_decision(self, decision: Decision) -> SeedRecord:
-        """`record_selection` of a decision that was just made, under `lock`."""
+        """`record_selection` of a decision that was just made, under `lock`; `flush_soon` after."""
         layer_name, seed_idx = decision.layer_name, decision.seed_idx
         if layer_name not in self._history.layers:
             _check_seed(layer_name, seed_idx)
@@ -171,8 +172,7 @@ class PerformanceTracker:
         history = self._history
         layer = history.layers.get(layer_name) or history.layer(layer_name)
         record = layer.seeds.get(seed_idx) or layer.current(seed_idx)
-        layer.count_choice()
-        record.choose(decision.decision_id, decision.epoch)
+        history.choose(layer, record, decision.decision_id, decision.epoch)
         if history.begin is not None:
             history.open[decision.decision_id] = decision
         history.writers.add(self._writer)

@@ -44,6 +44,7 @@ def history_data(history: History) -> dict[str, Any]:
         "decay_factor": history.decay_factor,
         "writers": sorted(history.writers),
         "open": [decision_data(decision) for decision in history.open.values()],
+        "late": list(history.late),
         "layers": [_layer_data(layer) for layer in history.layers.values()],
     }
 
@@ -64,6 +65,7 @@ def history_from(data: Mapping[str, Any], begin: BeginKnowledge | None) -> Histo
         for one in data["open"]:
             decision = decision_from(one)
             history.open[decision.decision_id] = decision
+        history.late.extend(data["late"])
         for one in data["layers"]:
             _fill(history.layer(one["name"]), one)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
