@@ -7,9 +7,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import islice
-from threading import RLock, Thread
+from threading import Lock, RLock, Thread
 from types import TracebackType
 from typing import Self, final
+from weakref import WeakValueDictionary
 
 from esper.contracts.errors import ConfigError, EsperError, StoreError
 from esper.contracts.events import Event
@@ -62,6 +63,8 @@ class Journal:
         self._next_try = 0.0
         self._closed = False
         self._lock = RLock()
+        self._beginning = Lock()
+        _ALL[id(self)] = self
 
     @property
     def waiting(self) -> int:
@@ -92,9 +95,7 @@ class Journal:
         if self._closed:
             self._check_open()
         if not self._ticking:
-            self._ticking = True
-            _TICKING.add(self)
-            Thread(target=self._tick, name="esper-journal", daemon=True).start()
+            self._begin_to_tick()
 
     def catch_up(self) -> None:
         """Write now what was handed over for `later`, as ``append_all`` does.
@@ -121,9 +122,11 @@ class Journal:
         """Write ``events`` in order, as ``append`` does; while the store works, all or none."""
         with self._lock:
             self._check_open()
-            self._catch_up()
-            if events:
-                self._write(events)
+            try:
+                self._catch_up()
+            finally:  # what was wrong with others is no reason not to write these
+                if events:
+                    self._write(events)
 
     def flush(self) -> None:
         """Try now to deliver what waits.
@@ -149,7 +152,7 @@ class Journal:
         kinds: Collection[str] | None = None,
     ) -> Iterator[tuple[str, Event]]:
         """Read the store, as ``MetricsStore.read`` does; what waits here is not in it yet."""
-        for journal in {self, *_TICKING}:  # who reads finds what was chosen in the same process
+        for journal in _journals():  # who reads finds what was chosen in the same process
             if journal.store is self.store:
                 journal._catch_up_alone()
         return self.store.read(after, scope=scope, run=run, kinds=kinds)
@@ -163,12 +166,14 @@ class Journal:
         with self._lock:
             if self._closed:
                 return
-            self._catch_up()
-            self._deliver()
-            self._closed = True
-            lost, error = self.waiting, self.error
-            self._waiting.clear()
-            self.store.close()
+            try:
+                self._catch_up()
+            finally:
+                self._deliver()
+                self._closed = True
+                lost, error = self.waiting, self.error
+                self._waiting.clear()
+                self.store.close()
         if error is not None:
             raise StoreError(f"{lost} events were not stored and are lost: {error}") from error
 
@@ -183,6 +188,19 @@ class Journal:
     ) -> None:
         self.close()
 
+    def _begin_to_tick(self) -> None:
+        with self._beginning:  # so that there is one thread
+            if self._ticking:
+                return
+            thread = Thread(target=self._tick, name="esper-journal", daemon=True)
+            self._ticking = True
+            try:
+                thread.start()
+            except RuntimeError:  # no more threads, or the interpreter is ending
+                self._ticking = False
+        if not self._ticking:
+            self._catch_up_alone()
+
     def _tick(self) -> None:
         # Looking at an empty queue now and then costs less than waking a thread at each choice.
         idle = 0
@@ -194,7 +212,6 @@ class Journal:
                     self._catch_up_alone()
         finally:
             self._ticking = False
-            _TICKING.discard(self)
         self._catch_up_alone()  # what came while this thread seemed to go on
 
     def _catch_up_alone(self) -> None:
@@ -207,7 +224,7 @@ class Journal:
 
     def _after_fork(self) -> None:
         # The parent writes what waited; its thread, and whoever held the lock, are not here.
-        self._lock = RLock()
+        self._lock, self._beginning = RLock(), Lock()
         self._later.clear()
         self._ticking = False
 
@@ -293,19 +310,23 @@ class Journal:
             raise StoreError("this journal is closed; open a new one over the store")
 
 
-_TICKING: set[Journal] = set()
-"""Journals whose thread runs, and which may have something to write when the interpreter ends."""
+_ALL: WeakValueDictionary[int, Journal] = WeakValueDictionary()
+"""Any of them may have something to write when the interpreter ends."""
+
+
+def _journals() -> list[Journal]:
+    # References at once, since another thread may make a journal meanwhile.
+    return [journal for one in _ALL.valuerefs() if (journal := one()) is not None]
 
 
 def _at_exit() -> None:
-    for journal in list(_TICKING):
+    for journal in _journals():
         journal._catch_up_alone()
 
 
 def _after_fork() -> None:
-    for journal in list(_TICKING):
+    for journal in _journals():
         journal._after_fork()
-    _TICKING.clear()
 
 
 atexit.register(_at_exit)

@@ -5,11 +5,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from esper.contracts.errors import ConfigError, StoreError
 from esper.contracts.events import Event
+from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.stores.journal import Journal
 from esper.stores.memory import MemoryStore
 from esper.stores.sqlite import SqliteStore
@@ -62,6 +64,12 @@ def test_it_is_written_soon_although_nobody_does_anything() -> None:
         _wait_for(lambda upto=number + 1: len(numbers(store.read())) == upto)  # type: ignore[misc]
 
 
+def test_a_choice_that_only_the_tracker_is_told_of_is_written_soon() -> None:
+    store = MemoryStore()
+    PerformanceTracker(store=store).record_selection("fc1", 0)
+    _wait_for(lambda: len(list(store.read())) == 1)
+
+
 def test_what_waits_for_a_failing_store_comes_first(caplog: pytest.LogCaptureFixture) -> None:
     store = MemoryStore()
     journal = Journal(store)
@@ -96,6 +104,49 @@ def test_an_event_that_cannot_be_made_holds_up_no_other() -> None:
     assert numbers(store.read()) == [0]
     journal.catch_up()
     assert numbers(store.read()) == [0, 1]
+
+
+def test_an_event_that_cannot_be_written_is_no_reason_not_to_write_the_next() -> None:
+    store = MemoryStore()
+    journal = Journal(store)
+    journal.later(lambda: Event("bad", "k", data={"value": float("nan")}))
+    with pytest.raises(ConfigError, match="'bad'"):
+        journal.append(event(0))
+    assert numbers(store.read()) == [0]
+
+
+def test_a_journal_is_closed_although_an_event_cannot_be_written(tmp_path: Path) -> None:
+    store = SqliteStore(f"{tmp_path}/log.db")
+    journal = Journal(store)
+    journal.later(event(0))
+    journal.later(lambda: Event("bad", "k", data={"value": float("nan")}))
+    with pytest.raises(ConfigError, match="'bad'"):
+        journal.close()
+    with pytest.raises(StoreError, match="closed"):
+        store.append([event(1)])
+    with SqliteStore(f"{tmp_path}/log.db") as again:
+        assert numbers(again.read()) == [0]
+
+
+def test_without_a_thread_it_is_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(thread: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    store = MemoryStore()
+    journal = Journal(store)
+    for number in range(2):
+        journal.later(event(number))
+        with monkeypatch.context() as patch:
+            patch.setattr(Thread, "start", none_left)
+            journal.soon()
+        assert numbers(store.read()) == list(range(number + 1))
+
+
+def test_who_reads_by_another_journal_finds_it_too() -> None:
+    store = MemoryStore()
+    journal = Journal(store)
+    journal.later(event(0))
+    assert numbers(Journal(store).read()) == [0]
 
 
 def test_the_thread_says_what_it_could_not_write(caplog: pytest.LogCaptureFixture) -> None:
@@ -137,6 +188,24 @@ def test_a_process_that_ends_loses_nothing_and_one_that_is_killed_no_outcome(
     assert kinds in [wanted[: len(wanted) - lost] for lost in range(most_lost + 1)]
 
 
+UNASKED = """
+import sys
+from esper.contracts.events import Event
+from esper.stores.journal import Journal
+from esper.stores.sqlite import SqliteStore
+
+journal = Journal(SqliteStore(sys.argv[1]))
+journal.later(Event("a", "k"))
+"""
+
+
+def test_what_nobody_asked_to_be_written_soon_is_written_at_the_end(tmp_path: Path) -> None:
+    address = f"{tmp_path}/log.db"
+    subprocess.run([sys.executable, "-c", UNASKED, address], check=True)
+    with SqliteStore(address) as store:
+        assert [found.op_id for _, found in store.read()] == ["a"]
+
+
 FORKING = """
 import os, time, threading
 from esper.contracts.events import Event
@@ -148,7 +217,7 @@ class Slow:
 
 journal = Journal(Slow())
 journal.later(Event("a", "k"))
-journal.soon()
+HOLD
 time.sleep(0.15)  # the thread is in append now and holds the lock
 journal.later(Event("b", "k"))
 if not os.fork():
@@ -162,8 +231,12 @@ assert journal.waiting <= 1
 
 
 @pytest.mark.skipif(not hasattr(sys, "abiflags"), reason="no fork here")
-def test_a_forked_process_neither_waits_nor_writes_twice() -> None:
-    subprocess.run([sys.executable, "-c", FORKING], check=True, timeout=30)
+@pytest.mark.parametrize(
+    "hold", ["journal.soon()", "threading.Thread(target=journal.catch_up).start()"]
+)
+def test_a_forked_process_neither_waits_nor_writes_twice(hold: str) -> None:
+    code = FORKING.replace("HOLD", hold)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
 
 
 def _wait_for(answer: Callable[[], bool]) -> None:
