@@ -119,6 +119,9 @@ def test_what_is_left_out_has_its_default(tmp_path: Path, text: str) -> None:
         ("1: 2", ["key 1"]),
         ("[1]", ["the file is [1]", "a mapping"]),
         ("a: b: c", ["is not YAML", "line 1"]),
+        ("a: [", ["is not YAML: while parsing a flow node: ", "in line 1, column 5"]),
+        ("ab_test: {arms: [ucb, auto]}", ["ab_test.arms is ['ucb', 'auto']", "a mapping of keys"]),
+        ("ab_test: {unit: run}", ["ab_test.salt is missing (name of the test; another salt"]),
     ],
 )
 def test_a_mistake_is_named_with_its_place(tmp_path: Path, text: str, wanted: list[str]) -> None:
@@ -129,6 +132,7 @@ def test_a_mistake_is_named_with_its_place(tmp_path: Path, text: str, wanted: li
     for part in wanted:
         assert part in message
     assert "pydantic" not in message
+    assert "\n" not in message
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:

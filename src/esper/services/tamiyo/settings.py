@@ -16,7 +16,7 @@ from esper.services.tamiyo.strategies import STRATEGIES
 
 __all__ = ["config_from", "load_config"]
 
-_NO_MAPPING = ("model_type", "dataclass_type", "dataclass_exact_type")
+_NO_MAPPING = ("dict_type", "model_type", "dataclass_type", "dataclass_exact_type")
 
 
 def load_config(path: str | PathLike[str]) -> Config:
@@ -34,7 +34,7 @@ def load_config(path: str | PathLike[str]) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{place} cannot be read: {error}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{place} is not YAML: {error}") from error
+        raise ConfigError(f"{place} is not YAML: {_yaml_problem(error)}") from error
     return config_from(data, source=place)
 
 
@@ -65,6 +65,15 @@ rent_per_kparam, rent_per_ms. Did you mean 'kind'?
     _check_strategies(config.seed_selection, source)
     _check_arms(config.ab_test, source)
     return config
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """On one line; marks, which quote the file, take several."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return str(error)
+    mark = error.problem_mark
+    context = f"{error.context}: " if error.context else ""
+    return f"{context}{error.problem}, in line {mark.line + 1}, column {mark.column + 1}"
 
 
 def _mapping(data: object, source: str, what: str) -> dict[str, Any]:
@@ -105,7 +114,7 @@ def _mistake(detail: dict[str, Any]) -> str:
         kind = f"key in {place}:" if place else "key"
         text = unknown_name(kind, last, _known_keys(parents))
     elif detail["type"] == "missing":
-        text = f"{path} is missing"
+        text = f"{path} is missing{_meaning(parents, last)}"
     elif last == "[key]":  # of a mapping whose keys are the user's
         text = f"key {value!r} in {'.'.join(map(str, parents[:-1]))} is not a word; keys are names"
     elif detail["type"] == "invalid_key":
@@ -121,11 +130,23 @@ def _mistake(detail: dict[str, Any]) -> str:
 
 
 def _known_keys(parents: list[Any]) -> list[str]:
+    return list(_model(parents).model_fields)
+
+
+def _meaning(parents: list[Any], last: object) -> str:
+    """What a setting is, in brackets, where that is written down."""
+    known = _model(parents).model_fields.get(str(last))
+    return f" ({known.description})" if known and known.description else ""
+
+
+def _model(parents: list[Any]) -> type[BaseModel]:
+    """The section that a path of keys leads to."""
     section: Any = Config
     for name in parents:
         inside = getattr(section, "model_fields", {}).get(name)
         section = _section(inside.annotation if inside else get_args(section)[-1])
-    return list(section.model_fields)
+    model: type[BaseModel] = section
+    return model
 
 
 def _section(annotation: Any) -> Any:
