@@ -56,6 +56,7 @@ def test_a_bad_outcome_is_refused_and_changes_nothing(
         ({"arms": 0}, "arms is 0"),
         ({"arms": True}, "arms is True"),
         ({"seed": 0.5}, r"seed is 0\.5"),
+        ({"name": 3}, "name is 3"),
     ],
 )
 def test_a_bad_argument_is_refused(given: dict[str, Any], match: str) -> None:
@@ -70,6 +71,12 @@ def test_numbers_of_numpy_are_numbers(bandit: Bandit) -> None:
     assert bandit.state_dict() == twin.state_dict()
     bandit.update(1, 1)
     assert bandit.choose() in range(3)
+
+
+@pytest.mark.parametrize("state", [None, [], "x"])
+def test_what_is_no_state_is_refused(bandit: Bandit, state: Any) -> None:
+    with pytest.raises(ConfigError, match=re.escape(repr(state))):
+        bandit.load_state_dict(state)
 
 
 @pytest.mark.parametrize("key", ["choices", "seed", "rings", "standing"])

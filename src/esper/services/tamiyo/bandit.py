@@ -99,6 +99,8 @@ class Bandit:
             raise ConfigError(f"arms is {arms!r}; it must be a whole number >= 1")
         if not isinstance(seed, int) or isinstance(seed, bool):
             raise ConfigError(f"seed is {seed!r}; it must be a whole number")
+        if not isinstance(name, str):
+            raise ConfigError(f"name is {name!r}; it must be text")
         self.strategy = strategy
         self.arms = arms
         self.seed = seed
@@ -208,6 +210,8 @@ class Bandit:
             ConfigError: if the state is of another strategy or number of arms, or is damaged; the
                 bandit is as it was.
         """
+        if not isinstance(state, Mapping):
+            raise ConfigError(f"the state is {state!r}; give what state_dict() gave")
         found = (state.get("strategy"), state.get("arms"))
         if found != (repr(self.strategy), self.arms):
             raise ConfigError(
