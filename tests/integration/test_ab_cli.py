@@ -130,3 +130,14 @@ def test_training_runs_take_part_as_the_settings_say(tmp_path: Path) -> None:
     assert all(len(arms) == 1 for arms in by_unit.values())
     rails = {r["name"]: r["limit"] for r in document["comparisons"][0]["guardrails"]}
     assert rails == {"failure_rate": 0.1, "culled_share": 0.1, "latency": 0.2}
+    runs = ("--runs", str(tmp_path / "runs"))
+    assert {run["strategy"] for run in json.loads(esper("runs", "--json", *runs).stdout)} == {
+        "A/B test 'digits-1'"
+    }
+    shown = " ".join(esper("inspect", "digits-s1", *runs).stdout.split())
+    assert "Seeds, as the arm of A/B test 'digits-1' whose turn is next sees them now" in shown
+    (stands,) = json.loads(esper("inspect", url, "--json").stdout)
+    # What the end of a run cut short has no outcome, and no later run waits for one.
+    assert sum(seed["now"]["outcomes"] for seed in stands["seeds"]) < made
+    assert [seed["now"]["pending"] for seed in stands["seeds"]] == [0] * len(stands["seeds"])
+    assert "\nrun " in esper("inspect", url).stdout  # who chose, since it was not one run

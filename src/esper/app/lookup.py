@@ -9,6 +9,7 @@ from typing import Any, final
 from esper.app import facts, run_lock
 from esper.app.addresses import SQLITE, without_password
 from esper.app.run_folder import RunFolder, every, find
+from esper.contracts.config import chosen_by
 from esper.contracts.errors import StoreError
 from esper.contracts.events import Event
 from esper.contracts.seeds import SeedState
@@ -41,8 +42,8 @@ class Run:
 
     @property
     def strategy(self) -> str:
-        """Who chose the seeds."""
-        return str(self.spec["config"]["seed_selection"]["strategy"])
+        """Who chose the seeds: a strategy, or the arms of an A/B test."""
+        return chosen_by(self.spec["config"])
 
     @property
     def slots(self) -> list[tuple[str, int, str]]:

@@ -33,7 +33,7 @@ class History:
         strategy: Who chose last.
         blueprints: What each seed stands for, layer by layer.
         outlooks: What the strategy, by its default settings, thinks of each seed.
-        decisions: Every choice, as it was logged.
+        decisions: Every choice, as it was logged, and ``run``, which made it.
     """
 
     scope: str
@@ -121,7 +121,9 @@ def document(history: History) -> dict[str, Any]:
 
 
 def _history(scope: str, events: Sequence[Event]) -> History:
-    decisions = lookup.decisions(events)
+    decisions = [
+        {**data, "run": event.run} for event in events for data in lookup.decisions([event])
+    ]
     strategy = STRATEGIES.create(decisions[-1]["strategy"])
     tracker = _tracker(events, strategy, Performance(), scope, "")
     blueprints: dict[Seat, str] = {}

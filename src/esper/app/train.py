@@ -169,6 +169,11 @@ def make_spec(
         data["growth"]["budget"] = budget
     if strategy is not None:
         STRATEGIES.load(strategy)
+        if config.ab_test is not None:
+            raise ConfigError(
+                f"strategy {strategy!r} would have no say: the arms of ab_test "
+                f"{config.ab_test.salt!r} decide; leave out one of the two"
+            )
         data["seed_selection"]["strategy"] = strategy
     # Runs that share a store need names that no other machine gives.
     run = f"{task_name}-s{seed}" + (f"-{uuid4().hex[:8]}" if store else "")
@@ -243,6 +248,8 @@ def _train(spec: RunSpec, folder: RunFolder, on_progress: OnProgress) -> Result:
         used=tamiyo.used,
         budget=spec.config.growth.budget,
     )
+    for graft in tamiyo.grafts.grafts:  # nobody will tell what came of it: wait no longer
+        tamiyo.tracker.withdraw(graft.decision)
     folder.write("report", result.to_json())
     tamiyo.close()
     return result

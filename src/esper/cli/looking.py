@@ -68,7 +68,7 @@ def inspect(name: str, *, runs: Path, events: bool, picture: Path | None, json: 
         console.print(show.result(run))
     rows = standing_tables.rows_of_run(lookup.seed_stories(run, found), outlooks)
     for part in (
-        standing_tables.seeds_table(rows, run.strategy, ", in nats"),
+        standing_tables.seeds_table(rows, _who(run), ", in nats"),
         standing_tables.choices_table(lookup.decisions(found)),
         show.refusals_table(lookup.refusals(found)),
     ):
@@ -104,6 +104,13 @@ def inspect_store(url: str, scope: str | None, *, only_runs: bool, json: bool) -
         console.print(standing_tables.seeds_table(rows, f"{one.strategy} (default settings)"))
         console.print()
         console.print(standing_tables.choices_table(one.decisions))
+
+
+def _who(run: lookup.Run) -> str:
+    """Who would choose next; in an A/B test by graft that differs from layer to layer."""
+    if run.spec["config"].get("ab_test"):
+        return f"the arm of {run.strategy} whose turn is next"
+    return run.strategy
 
 
 def _outlooks(run: lookup.Run, events: list[Event]) -> Mapping[standing.Seat, SeedOutlook]:

@@ -22,6 +22,7 @@ from typing_extensions import override
 
 from esper.app.train import Progress, RunSpec
 from esper.cli import show
+from esper.contracts.config import chosen_by
 from esper.contracts.selection import Decision
 from esper.services.tamiyo.report import EpochReport, Step, Verdict
 from esper.services.tamiyo.tamiyo import Tamiyo
@@ -165,7 +166,7 @@ class LiveView(Watch):
         """The view as it is now."""
         head = Text.assemble(
             (f"{self.spec.task}", "bold"),
-            f", seed {self.spec.seed}, {self.spec.config.seed_selection.strategy}",
+            f", seed {self.spec.seed}, {chosen_by(self.spec.config.model_dump())}",
             (f"   Ctrl-C stops; esper train --resume {self.name} goes on", "dim"),
             overflow="ellipsis",
             no_wrap=True,

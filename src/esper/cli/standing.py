@@ -79,15 +79,18 @@ def seeds_table(rows: Sequence[Row], strategy: str, unit: str = "") -> Renderabl
 
 
 def choices_table(decisions: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """The latest choices, and the reason of each."""
+    """The latest choices, and the reason of each; and who made it, where that was not one run."""
     if not decisions:
         return Text("No seed was chosen.")
     shown = decisions[-_LATEST:]
     cut = f", the last {len(shown)} of {len(decisions):,}" if len(shown) < len(decisions) else ""
     right = ("epoch", "p", "score")
-    made = table("epoch", "seed", "p", "score", "why", right=right, title=f"Choices{cut}")
+    several = len({data.get("run") for data in decisions}) > 1
+    run = ("run",) if several else ()
+    made = table(*run, "epoch", "seed", "p", "score", "why", right=right, title=f"Choices{cut}")
     for data in shown:
         made.add_row(
+            *([data["run"]] if several else []),
             str(data["epoch"]),
             f"{data['layer']}:{data['seed']}",
             f"{data['propensity']:.2f}",

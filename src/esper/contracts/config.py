@@ -5,6 +5,7 @@ Names that stand in a table (strategies, blueprints, stores) are checked where t
 ``services.tamiyo.settings.load_config``.
 """
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -133,3 +134,13 @@ class Config(_Section):
     growth: Growth = Growth()
     reward: Reward = Reward()
     ab_test: AbTest | None = None
+
+
+def chosen_by(config: Mapping[str, Any]) -> str:
+    """Who decides by these settings, for people: a strategy, or the arms of an A/B test.
+
+    Args:
+        config: A `Config` as JSON data, of this version or an older one.
+    """
+    test = config.get("ab_test")
+    return f"A/B test {test['salt']!r}" if test else str(config["seed_selection"]["strategy"])

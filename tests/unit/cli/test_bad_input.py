@@ -62,6 +62,14 @@ def test_an_unknown_key_of_the_settings_is_named() -> None:
     assert not Path("runs").exists()
 
 
+def test_a_strategy_beside_an_ab_test_is_refused() -> None:
+    arms = "{now: {strategy: ucb}, new: {strategy: auto}}"
+    Path("x.yaml").write_text(f"ab_test: {{salt: first, arms: {arms}}}\n", encoding="utf-8")
+    line = refused("train", "digits", "--config", "x.yaml", "--strategy", "exp3")
+    assert "strategy 'exp3' would have no say: the arms of ab_test 'first' decide" in line
+    assert not Path("runs").exists()
+
+
 def test_a_bad_option_is_shown_with_the_usage() -> None:
     done = esper("train", "digits", "--epochs", "many", code=2)
     assert "Usage: " in done.stderr
