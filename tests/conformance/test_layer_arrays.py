@@ -10,8 +10,8 @@ import pytest
 
 from esper.contracts.performance import PerformanceDelta
 from esper.contracts.selection import Decision, SelectionContext, SelectionReason
-from esper.services.tamiyo.history import LayerRecord
 from esper.services.tamiyo.layer_arrays import LayerArrays
+from esper.services.tamiyo.layer_record import LayerRecord
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.seed_selector import first_try

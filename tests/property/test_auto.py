@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esper.contracts.selection import SelectionContext
-from esper.services.tamiyo.history import LayerMetrics
+from esper.services.tamiyo.layer_record import LayerMetrics
 from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.strategies._beliefs import Beliefs
 from esper.services.tamiyo.strategies.auto import Auto

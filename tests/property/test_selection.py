@@ -12,8 +12,9 @@ from esper.contracts.errors import ConfigError, NoViableSeedError
 from esper.contracts.performance import PerformanceDelta, SeedPerformanceMetrics
 from esper.contracts.selection import SelectionConstraints, SelectionContext
 from esper.services.tamiyo.constraints import sift
-from esper.services.tamiyo.history import LayerRecord, SeedRecord
+from esper.services.tamiyo.layer_record import LayerRecord
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
+from esper.services.tamiyo.seed_record import SeedRecord
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.services.tamiyo.settings import config_from
 from esper.services.tamiyo.standing import Standing

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import inf, isfinite, isinf
-from typing import Any, Protocol
+from typing import Any
 
+from esper.contracts._read_once import Others, Propensity, Scores, Sentence
 from esper.contracts.errors import ConfigError
 from esper.contracts.health import HealthSignal
+from esper.contracts.propensities import ROUNDING, Chance, Propensities, worked_out
 
 MOST_SEEDS = 1 << 20
 """A layer has fewer seeds than this; a larger index is a mistake."""
@@ -86,156 +88,6 @@ class SelectionConstraints:
             )
 
 
-class Chance(Protocol):
-    """The propensities of a choice, worked out only when somebody reads them.
-
-    A value: immutable, comparable, and the same answer at every call. One that can give all of
-    them more cheaply than one by one is a `Chances`.
-    """
-
-    def of(self, seed_idx: int) -> float:
-        """Probability with which ``seed_idx`` is chosen; in (0, 1] for the seed that was."""
-        ...
-
-
-class Chances(Chance, Protocol):
-    """A `Chance` that knows the propensities of all viable seeds at once; `of` is one of `all`."""
-
-    @property
-    def error(self) -> float:
-        """Largest absolute error of a propensity; 0 where they are exact."""
-        ...
-
-    def all(self) -> Mapping[int, float]:
-        """Probability of every viable seed; what is not in it has 0."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Propensities:
-    """Propensities of all viable seeds, as plain numbers; a `Chances`.
-
-    Attributes:
-        by_seed: Seed to probability; they add up to 1.
-        error: Largest absolute error of one of them; 0 where they are exact.
-    """
-
-    by_seed: Mapping[int, float]
-    error: float = 0.0
-
-    def of(self, seed_idx: int) -> float:
-        """Probability of one seed."""
-        return self.by_seed.get(seed_idx, 0.0)
-
-    def all(self) -> Mapping[int, float]:
-        """Probability of every seed."""
-        return self.by_seed
-
-
-def spread(known: Mapping[int, float], viable: Sequence[int]) -> Propensities:
-    """The propensities of all of ``viable`` where only some are known.
-
-    What the known ones leave is spread evenly; the error is as far off as that can be.
-
-    Example:
-        A seed has 0.7; the other two share 0.3, and either could have all of it:
-
-        >>> spread({0: 0.7}, [0, 1, 2])
-        Propensities(by_seed={0: 0.7, 1: 0.15000000000000002, 2: 0.15000000000000002}, error=0.15)
-        >>> spread({0: 0.7}, [0, 1]).error, spread({0: 1.0}, [0, 1, 2]).error
-        (0.0, 0.0)
-    """
-    total = sum(known.values())
-    unknown = [seed for seed in viable if seed not in known]
-    left = 1.0 - total
-    if left <= _ROUNDING:
-        unknown, left = [], 0.0
-    share = left / len(unknown) if unknown else 0.0
-    if unknown:
-        error = max(share, left - share) if len(unknown) > 1 else 0.0
-        found = {seed: known.get(seed, share) for seed in viable}
-    else:
-        error = abs(1.0 - total)
-        found = {seed: known.get(seed, 0.0) / total for seed in viable}
-    return Propensities(found, round(error, 12))
-
-
-_ROUNDING = 1e-9
-"""Probabilities that differ by less are the same."""
-
-
-class _Propensity:
-    """A float, or a `Chance` or mapping that becomes one when it is first read."""
-
-    def __get__(self, reason: "SelectionReason | None", owner: type | None = None) -> float:
-        if reason is None:
-            raise AttributeError("propensity")  # the field has no default
-        values = reason.__dict__
-        value: float | Mapping[int, float] | Chance = values["propensity"]
-        if isinstance(value, int | float):
-            return value
-        values["_chance"] = value
-        chance = value[reason.seed_idx] if isinstance(value, Mapping) else value.of(reason.seed_idx)
-        values["propensity"] = chance
-        return chance
-
-    def __set__(self, reason: "SelectionReason", value: object) -> None:
-        raise AttributeError("a reason cannot be changed")
-
-
-class _Scores:
-    """A mapping, or seeds and their scores side by side, which become one when first read."""
-
-    def __get__(
-        self, reason: "SelectionReason | None", owner: type | None = None
-    ) -> Mapping[int, float]:
-        if reason is None:
-            raise AttributeError("scores")  # the field has no default
-        values = reason.__dict__
-        value: Mapping[int, float] | tuple[Sequence[int], Sequence[float]] = values["scores"]
-        if isinstance(value, tuple):
-            value = values["scores"] = dict(zip(*value, strict=True))
-        return value
-
-    def __set__(self, reason: "SelectionReason", value: object) -> None:
-        raise AttributeError("a reason cannot be changed")
-
-
-class _Others:
-    """The other seeds, or a list of all, which become the others when they are first read."""
-
-    def __get__(
-        self, reason: "SelectionReason | None", owner: type | None = None
-    ) -> tuple[int, ...]:
-        if reason is None:
-            raise AttributeError("alternatives_considered")  # the field has no default
-        values = reason.__dict__
-        value: tuple[int, ...] | list[int] = values["alternatives_considered"]
-        if isinstance(value, list):
-            value = tuple([seed for seed in value if seed != reason.seed_idx])
-            values["alternatives_considered"] = value
-        return value
-
-    def __set__(self, reason: "SelectionReason", value: object) -> None:
-        raise AttributeError("a reason cannot be changed")
-
-
-class _Sentence:
-    """A string, or what makes one, which becomes one when it is first read."""
-
-    def __get__(self, reason: "SelectionReason | None", owner: type | None = None) -> str:
-        if reason is None:
-            raise AttributeError("reason")  # the field has no default
-        values = reason.__dict__
-        value: str | Callable[[], str] = values["reason"]
-        if not isinstance(value, str):
-            value = values["reason"] = value()
-        return value
-
-    def __set__(self, reason: "SelectionReason", value: object) -> None:
-        raise AttributeError("a reason cannot be changed")
-
-
 @dataclass(frozen=True, init=False)
 class SelectionReason:
     """Why a seed was chosen.
@@ -261,11 +113,11 @@ class SelectionReason:
     strategy: str
     seed_idx: int
     score: float
-    scores: _Scores = _Scores()
-    propensity: _Propensity = _Propensity()
-    reason: _Sentence = _Sentence()
+    scores: Scores = Scores()  # noqa: RUF009 (a descriptor)
+    propensity: Propensity = Propensity()  # noqa: RUF009 (a descriptor)
+    reason: Sentence = Sentence()  # noqa: RUF009 (a descriptor)
     fallback: bool = False
-    alternatives_considered: _Others = _Others()
+    alternatives_considered: Others = Others()  # noqa: RUF009 (a descriptor)
     features: tuple[float, ...] = ()
 
     def __init__(  # noqa: PLR0913, PLR0917 (its fields)
@@ -312,7 +164,7 @@ class SelectionReason:
         value = values.get("_chance", values["propensity"])
         if not isinstance(value, int | float):
             return True
-        return value >= 1.0 - _ROUNDING or len(self.alternatives_considered) < 2
+        return value >= 1.0 - ROUNDING or len(self.alternatives_considered) < 2
 
     def with_propensities(self, chances: Propensities) -> "SelectionReason":
         """The same reason, knowing the probabilities of all seeds."""
@@ -328,29 +180,11 @@ class SelectionReason:
         if found is None:
             given = values.get("_chance", values["propensity"])
             viable = sorted({self.seed_idx, *self.alternatives_considered})
-            found = values["_found"] = _worked_out(given, self.seed_idx, viable)
+            found = values["_found"] = worked_out(given, self.seed_idx, viable)
             if not isinstance(values["propensity"], int | float):
                 values["_chance"] = given
                 values["propensity"] = found.by_seed[self.seed_idx]
         return found
-
-
-def _worked_out(
-    given: float | Mapping[int, float] | Chance, seed_idx: int, viable: Sequence[int]
-) -> Propensities:
-    if isinstance(given, int | float):
-        if given < 1.0 - _ROUNDING:
-            return spread({seed_idx: given}, viable)
-        found = dict.fromkeys(viable, 0.0)
-        found[seed_idx] = 1.0
-        return Propensities(found)
-    if isinstance(given, Mapping):
-        return Propensities({seed: given.get(seed, 0.0) for seed in viable})
-    if hasattr(given, "all"):
-        chances = given.all()
-        return Propensities({seed: chances.get(seed, 0.0) for seed in viable}, given.error)  # type: ignore[attr-defined]  # a Chances, then
-    chances = {seed: given.of(seed) for seed in viable}
-    return Propensities(chances, round(abs(1.0 - sum(chances.values())), 9))
 
 
 @dataclass(frozen=True, slots=True)

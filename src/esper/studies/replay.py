@@ -17,9 +17,11 @@ import numpy as np
 from esper.contracts.errors import ConfigError
 from esper.contracts.events import Event
 from esper.contracts.health import HealthSignal
-from esper.contracts.selection import Propensities, SelectionContext, spread
-from esper.services.tamiyo.history import History, SeedRecord, fold
+from esper.contracts.propensities import Propensities, spread
+from esper.contracts.selection import SelectionContext
+from esper.services.tamiyo.history import History, fold
 from esper.services.tamiyo.randomness import Draws
+from esper.services.tamiyo.seed_record import SeedRecord
 from esper.services.tamiyo.seed_selector import first_try
 from esper.services.tamiyo.strategies import SelectionStrategy
 from esper.studies.logs import Log

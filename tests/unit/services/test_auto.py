@@ -11,9 +11,10 @@ import pytest
 from esper.contracts.errors import ConfigError
 from esper.contracts.performance import PerformanceDelta
 from esper.contracts.selection import SelectionContext
-from esper.services.tamiyo.history import LayerMetrics, SeedRecord
+from esper.services.tamiyo.layer_record import LayerMetrics
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.randomness import Draws
+from esper.services.tamiyo.seed_record import SeedRecord
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.services.tamiyo.strategies._beliefs import Beliefs
 from esper.services.tamiyo.strategies.auto import Auto

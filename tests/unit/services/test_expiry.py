@@ -6,8 +6,10 @@ import pytest
 
 from esper.contracts.performance import PerformanceDelta
 from esper.contracts.selection import SelectionContext
-from esper.services.tamiyo.history import EXPIRY, LATE, OPEN
+from esper.services.tamiyo.history import LATE
+from esper.services.tamiyo.layer_record import EXPIRY
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
+from esper.services.tamiyo.seed_record import OPEN
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.services.tamiyo.strategies import STRATEGIES
 from esper.services.tamiyo.strategies.ucb import UCB

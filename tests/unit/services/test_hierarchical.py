@@ -11,7 +11,7 @@ import pytest
 from esper.contracts.errors import ConfigError
 from esper.contracts.performance import PerformanceDelta, SeedPerformanceMetrics
 from esper.contracts.selection import SelectionContext
-from esper.services.tamiyo.history import LayerMetrics
+from esper.services.tamiyo.layer_record import LayerMetrics
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.seed_selector import SeedSelector

@@ -12,7 +12,7 @@ import pytest
 from esper.contracts.errors import ConfigError, SelectionError
 from esper.contracts.performance import PerformanceDelta
 from esper.contracts.selection import Decision, SelectionContext
-from esper.services.tamiyo.history import LayerMetrics
+from esper.services.tamiyo.layer_record import LayerMetrics
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.seed_selector import SeedSelector

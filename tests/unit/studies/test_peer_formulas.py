@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from esper.contracts.selection import SelectionContext
-from esper.services.tamiyo.history import LayerMetrics, LayerRecord
+from esper.services.tamiyo.layer_record import LayerMetrics, LayerRecord
 from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.strategies import SelectionStrategy
 from esper.services.tamiyo.strategies._base import standardise

@@ -15,7 +15,9 @@ from typing_extensions import override
 from esper.contracts.config import AbTest
 from esper.contracts.errors import ConfigError
 from esper.contracts.selection import Assigned, Decision, SelectionReason
-from esper.services.tamiyo.history import LayerKnowledge, LayerMetrics, SeedRecord, writer_of
+from esper.services.tamiyo.history import writer_of
+from esper.services.tamiyo.layer_record import LayerKnowledge, LayerMetrics
+from esper.services.tamiyo.seed_record import SeedRecord
 from esper.services.tamiyo.strategies import STRATEGIES, SelectionStrategy
 
 Unit = Literal["run", "layer", "graft"]

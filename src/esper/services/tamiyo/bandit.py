@@ -12,17 +12,11 @@ from esper.contracts.config import Performance
 from esper.contracts.errors import ConfigError, MeasurementError, SelectionError
 from esper.contracts.performance import LARGEST
 from esper.contracts.selection import Decision, SelectionContext, SelectionReason
-from esper.services.tamiyo.history import (
-    OPEN,
-    History,
-    LayerRecord,
-    SeedRecord,
-    grow,
-    mean_and_m2,
-    slide,
-)
+from esper.services.tamiyo.history import History
+from esper.services.tamiyo.layer_record import LayerRecord
 from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.saved import history_data, history_from
+from esper.services.tamiyo.seed_record import OPEN, SeedRecord, grow, mean_and_m2, slide
 from esper.services.tamiyo.seed_selector import first_try
 from esper.services.tamiyo.standing import Standing
 from esper.services.tamiyo.strategies import STRATEGIES

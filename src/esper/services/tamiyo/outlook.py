@@ -7,10 +7,11 @@ from typing import final
 
 from esper.contracts.selection import SelectionContext
 from esper.services.tamiyo.assignment import Assignment
-from esper.services.tamiyo.history import LayerMetrics, SeedRecord
 from esper.services.tamiyo.interval import mean_interval
+from esper.services.tamiyo.layer_record import LayerMetrics
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.randomness import Draws
+from esper.services.tamiyo.seed_record import SeedRecord
 from esper.services.tamiyo.seed_selector import first_try
 from esper.services.tamiyo.strategies._base import SelectionStrategy
 

@@ -18,16 +18,10 @@ from esper.contracts.performance import (
     reward,
 )
 from esper.contracts.selection import MOST_SEEDS, Decision, decision_data
-from esper.services.tamiyo.history import (
-    KINDS,
-    BeginKnowledge,
-    History,
-    LayerRecord,
-    SeedRecord,
-    fold,
-    writer_of,
-)
+from esper.services.tamiyo.history import KINDS, BeginKnowledge, History, fold, writer_of
+from esper.services.tamiyo.layer_record import LayerRecord
 from esper.services.tamiyo.saved import history_data, history_from
+from esper.services.tamiyo.seed_record import SeedRecord
 from esper.services.tamiyo.strategies._base import standardise
 from esper.services.tamiyo.strategies.thompson import Thompson
 from esper.services.tamiyo.strategies.ucb import UCB

@@ -1,7 +1,7 @@
 """A history as JSON data and back, to the last bit: for whoever keeps no store.
 
 With a store none of this is needed: the log is the state, and reading it gives the same history.
-This file knows the insides of `history`, so that what is read at every choice stays small.
+This file knows the insides of records, so that what is read at every choice stays small.
 """
 
 from array import array
@@ -11,14 +11,9 @@ from typing import Any
 
 from esper.contracts.errors import ConfigError
 from esper.contracts.selection import decision_data, decision_from
-from esper.services.tamiyo.history import (
-    BeginKnowledge,
-    History,
-    LayerKnowledge,
-    LayerRecord,
-    Ring,
-    SeedRecord,
-)
+from esper.services.tamiyo.history import BeginKnowledge, History
+from esper.services.tamiyo.layer_record import LayerKnowledge, LayerRecord
+from esper.services.tamiyo.seed_record import Ring, SeedRecord
 
 _PLAIN = (
     "_weight",

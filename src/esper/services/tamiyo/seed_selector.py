@@ -20,9 +20,10 @@ from esper.contracts.selection import (
 )
 from esper.services.tamiyo.assignment import Assignment
 from esper.services.tamiyo.constraints import Occupancy, at_rest, refusal, sift
-from esper.services.tamiyo.history import LayerMetrics, SeedRecord
+from esper.services.tamiyo.layer_record import LayerMetrics
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.randomness import Draws
+from esper.services.tamiyo.seed_record import SeedRecord
 from esper.services.tamiyo.strategies._base import SelectionStrategy, others
 
 __all__ = [

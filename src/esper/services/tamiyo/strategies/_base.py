@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, final
 
 from esper.contracts.errors import ConfigError, SelectionError
 from esper.contracts.performance import SeedPerformanceMetrics, SeedStatistics
-from esper.contracts.selection import Propensities, SelectionContext, SelectionReason, spread
-from esper.services.tamiyo.history import LayerKnowledge, LayerMetrics, SeedRecord
+from esper.contracts.propensities import Propensities, spread
+from esper.contracts.selection import SelectionContext, SelectionReason
+from esper.services.tamiyo.layer_record import LayerKnowledge, LayerMetrics
 from esper.services.tamiyo.randomness import Draws
+from esper.services.tamiyo.seed_record import SeedRecord
 from esper.services.tamiyo.standing import Standing, Units
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from esper.contracts.errors import ConfigError
 from esper.contracts.selection import Decision
-from esper.services.tamiyo.history import LayerKnowledge
+from esper.services.tamiyo.layer_record import LayerKnowledge
 from esper.services.tamiyo.strategies._pooling import MEMORY, Pool, Prior, kind_of
 
 _HEAD: Final = Struct("<dddHHHB")

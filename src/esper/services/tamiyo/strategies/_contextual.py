@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from esper.contracts.errors import ConfigError
 from esper.contracts.selection import Decision, SelectionContext
-from esper.services.tamiyo.history import LayerKnowledge
+from esper.services.tamiyo.layer_record import LayerKnowledge
 from esper.services.tamiyo.strategies._base import Metrics, rewards_of
 from esper.services.tamiyo.strategies._features import (
     WIDTH,

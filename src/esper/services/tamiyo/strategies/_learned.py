@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 from typing_extensions import override
 
 from esper.contracts.errors import ConfigError, SelectionError
-from esper.services.tamiyo.history import LayerKnowledge
+from esper.services.tamiyo.layer_record import LayerKnowledge
 from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.strategies._base import TIE, Metrics, pick_best
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing_extensions import override
 
 from esper.contracts.errors import ConfigError, unknown_name
-from esper.contracts.selection import Chance, SelectionContext, SelectionReason
+from esper.contracts.propensities import Chance
+from esper.contracts.selection import SelectionContext, SelectionReason
 from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.strategies._base import (
     Metrics,

@@ -8,7 +8,7 @@ from typing import ClassVar, final
 
 from typing_extensions import override
 
-from esper.contracts.selection import Chance
+from esper.contracts.propensities import Chance
 from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.strategies._base import require_number
 from esper.services.tamiyo.strategies._contextual import Model

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from esper.contracts.errors import ConfigError
 from esper.contracts.selection import Decision, SelectionContext, SelectionReason
-from esper.services.tamiyo.history import LayerKnowledge
+from esper.services.tamiyo.layer_record import LayerKnowledge
 from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.strategies._base import (
     Metrics,

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from esper.contracts.performance import SeedStatistics
 from esper.contracts.selection import SelectionContext, SelectionReason
-from esper.services.tamiyo.history import LayerMetrics
+from esper.services.tamiyo.layer_record import LayerMetrics
 from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.standing import Standing
 from esper.services.tamiyo.strategies._base import (
