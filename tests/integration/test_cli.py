@@ -171,6 +171,11 @@ def test_a_store_is_inspected_by_its_address(place: Path) -> None:
     assert {_seat(seed): seed["now"]["mean"] for seed in document["seeds"]} == {
         seat: now["mean"] for seat, now in known.items()
     }
+    file = "runs/digits-s0/history.db"
+    assert (
+        inside("inspect", file, "--json", cwd=place).stdout
+        == json.dumps([document], indent=2) + "\n"
+    )
     text = inside("inspect", url, "--scope", "digits", cwd=place).stdout
     assert "as auto (default settings) sees them now" in text
     told = inside("inspect", url, "--events", cwd=place, code=2).stderr

@@ -100,6 +100,14 @@ def test_bad_input_says_what_would_be_right(
     assert "Traceback" not in done.output
 
 
+def test_a_picture_that_cannot_be_is_told_before_anything_is_shown(store: str) -> None:
+    arguments = ("--strategy", "ucb", "--store", store, "--picture", "x.txt")
+    done = CliRunner().invoke(app, ["replay", *arguments], env={"COLUMNS": "80"})
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert "a picture is .png, .svg or .pdf" in done.stderr
+
+
 def test_runs_are_replayed_from_their_folders_and_from_a_store_they_share(tmp_path: Path) -> None:
     runs, url = str(tmp_path / "runs"), f"sqlite:///{tmp_path / 'shared.db'}"
     train = ("train", "digits", "--epochs", "6", "--strategy", "random", "--runs", runs, "--json")

@@ -10,6 +10,7 @@ import typer
 from esper import __version__
 from esper.cli import study
 from esper.cli.outermost import Outermost
+from esper.contracts.errors import ConfigError
 
 app = typer.Typer(
     name="esper",
@@ -137,7 +138,8 @@ def inspect(
     run: Annotated[
         str,
         typer.Argument(
-            metavar="RUN", help="Name of a run, or its folder; or a store: sqlite:///history.db."
+            metavar="RUN",
+            help="Name of a run, or its folder; or a store: sqlite:///history.db, a file.",
         ),
     ],
     events: Annotated[
@@ -164,7 +166,9 @@ def inspect(
     """
     from esper.cli import looking
 
-    if "://" not in run and scope is None:
+    if "://" not in run and not Path(run).is_file():
+        if scope is not None:
+            raise ConfigError("--scope chooses from a store; a run has one scope")
         looking.inspect(run, runs=runs, events=events, picture=picture, json=json)
     else:
         looking.inspect_store(run, scope, only_runs=events or picture is not None, json=json)

@@ -65,12 +65,15 @@ def replay(
         typer.Exit: with code 1, if the logs cannot tell.
     """
     asked = strategy_of(strategy, settings)
+    _check(picture)
     found = replayed(source.logs(), asked)
     if json:
         typer.echo(jsonlib.dumps(_replay_document(found), indent=2))
     else:
         _show_replay(show.out(), found)
     if found.refusal:
+        if picture is not None:
+            show.err().print(Text("no picture: there is no estimate to draw"), soft_wrap=True)
         raise typer.Exit(FAILED)
     if picture is not None:
         from esper.studies.picture import draw_replay  # noqa: PLC0415 (needs matplotlib)
@@ -88,6 +91,7 @@ def ab(
         ConfigError: if the store has no such test, or the test has only one arm.
         StoreError: if the store cannot be read.
     """
+    _check(picture)
     found = analyse(logs.of_store(store, scope), test=test)
     if json:
         typer.echo(jsonlib.dumps(_ab_document(found), indent=2))
@@ -118,6 +122,13 @@ def strategy_of(name: str, settings: Sequence[str]) -> SelectionStrategy:
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {setting!r}: the value cannot be read: {error}") from error
     return STRATEGIES.create(name, **values)
+
+
+def _check(picture: Path | None) -> None:
+    if picture is not None:
+        from esper.studies.regret_picture import check  # noqa: PLC0415 (needs matplotlib)
+
+        check(picture)  # now, not after what was asked for is shown
 
 
 # --- replay ---------------------------------------------------------------------------------------

@@ -82,6 +82,7 @@ def test_an_unknown_command_suggests_the_nearest() -> None:
 
 def test_inspect_refuses_what_is_not_there() -> None:
     assert "unknown run 'x'" in refused("inspect", "x")
+    assert "a run has one scope" in refused("inspect", "x", "--scope", "digits")
 
 
 def test_a_file_in_the_place_of_the_runs() -> None:

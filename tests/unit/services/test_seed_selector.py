@@ -260,6 +260,14 @@ def test_a_strategy_is_an_object() -> None:
         SeedSelector("ucb")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("given", "says"), [({"tracker": 3}, "tracker is 3"), ({"seed": 0.5}, "0.5")]
+)
+def test_a_selector_s_parts_are_what_they_should_be(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        SeedSelector(STRATEGIES.create("ucb"), **given)
+
+
 def test_a_new_blueprint_is_untried_and_the_old_record_waits() -> None:
     selector = fixed()
     selector.decide("fc1", [0], at(0, blueprints={0: "glu"}))

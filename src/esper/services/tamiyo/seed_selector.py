@@ -82,6 +82,10 @@ class SeedSelector:
             raise ConfigError(
                 f"strategy is {strategy!r}; give an object, as STRATEGIES.create('ucb') makes it"
             )
+        if tracker is not None and not isinstance(tracker, PerformanceTracker):
+            raise ConfigError(f"tracker is {tracker!r}; give a PerformanceTracker, or none")
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise ConfigError(f"seed is {seed!r}; it must be a whole number")
         self.strategy = strategy
         self.performance_tracker = PerformanceTracker() if tracker is None else tracker
         if isinstance(strategy, Assignment):
