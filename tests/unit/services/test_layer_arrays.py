@@ -182,6 +182,8 @@ def test_a_strategy_without_arrays_is_refused_naming_those_that_have_them() -> N
     [
         ({"strategy": "thompson"}, "strategy 'thompson', not of 'ucb'"),
         ({"layers": 5}, "layers 5, not of 4"),
+        ({"window_size": 7}, "window_size 7, not of 20"),
+        ({"decay_factor": 0.5}, "decay_factor 0.5, not of 0.9"),
         ({"calls": -1}, "calls of the state is -1"),
         ({"arrays": {}}, "array 'outcomes_KL'"),
         ({"arrays": None}, "array 'outcomes_KL'"),

@@ -241,6 +241,8 @@ class LayerArrays:
             "strategy": self.strategy.name,
             "layers": self.layers,
             "seeds": self.seeds,
+            "window_size": known.window_size,
+            "decay_factor": known.decay_factor,
             "seed": self.seed,
             "calls": self._calls,
             "arrays": {name: getattr(known, name).ravel().tolist() for name in known.arrays},
@@ -250,13 +252,15 @@ class LayerArrays:
         """Take up where `state_dict` was asked, bit for bit.
 
         Raises:
-            ConfigError: if the state is of another strategy or of other numbers of layers or seeds,
-                or damaged; nothing is changed then.
+            ConfigError: if the state is of another strategy, of other numbers of layers or seeds or
+                of another memory, or damaged; nothing is changed then.
         """
         for name, own in (
             ("strategy", self.strategy.name),
             ("layers", self.layers),
             ("seeds", self.seeds),
+            ("window_size", self._columns.window_size),
+            ("decay_factor", self._columns.decay_factor),
         ):
             if state.get(name) != own:
                 raise ConfigError(
