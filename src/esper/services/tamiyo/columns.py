@@ -17,18 +17,14 @@ from typing_extensions import override
 
 from esper.contracts.errors import ConfigError
 from esper.contracts.performance import SeedStatistics
+from esper.services.tamiyo.seed_record import OPEN
+from esper.services.tamiyo.standing import ROUNDING
 
 Flags: TypeAlias = NDArray[np.bool_]
 Floats: TypeAlias = NDArray[np.float64]
 Whole: TypeAlias = NDArray[np.intp]
 
-OPEN = 32
-"""Choices without an outcome that are remembered per seed; older ones count as expired."""
-
 _SCRATCH = ("_work_KL", "_spare_KL")
-
-_ROUNDING = 1e-12
-"""A spread below this share of the rewards' size is rounding, not information."""
 
 
 @final
@@ -265,7 +261,7 @@ class WindowColumns(Columns):
         total_M /= freedom_M
         scale_M = np.maximum(within_M + total_M, 0.0) / np.maximum(counts_M - seeds_M + 1, 1.0)
         scale_M = np.sqrt(scale_M)
-        scale_M[(counts_M < 2) | (scale_M <= _ROUNDING * np.abs(origin_M))] = np.inf
+        scale_M[(counts_M < 2) | (scale_M <= ROUNDING * np.abs(origin_M))] = np.inf
         centre_M = origin_M + np.add.reduce(shift_KM) / np.maximum(seeds_M, 1.0)
         self.scale_L[layers_M] = scale_M
         self.centre_L[layers_M] = np.where(counts_M < 2, origin_M, centre_M)

@@ -8,12 +8,14 @@ outcomes alone: a run that is resumed has the same sums to the last bit.
 
 from collections.abc import Iterable, Mapping
 from math import inf, sqrt
-from typing import Any, NamedTuple, Protocol, final
+from typing import Any, NamedTuple, final
+
+from esper.contracts.performance import SeedStatistics
 
 _SHRINKAGE = 1.0
 """Degrees of freedom that the total variance counts for in the pooled one."""
 
-_ROUNDING = 1e-12
+ROUNDING = 1e-12
 """A spread below this share of the rewards' size is rounding, not information."""
 
 _ANEW = 64
@@ -35,26 +37,6 @@ class Units(NamedTuple):
     centre: float
     scale: float
     outcomes: int
-
-
-class Row(Protocol):
-    """What of a seed goes into the columns; as in `SeedStatistics`."""
-
-    @property
-    def count(self) -> int:
-        """Outcomes inside the window."""
-
-    @property
-    def mean(self) -> float:
-        """Mean reward of the window."""
-
-    @property
-    def m2(self) -> float:
-        """Sum of squared deviations from the mean over the window."""
-
-    @property
-    def outcomes(self) -> int:
-        """Outcomes ever."""
 
 
 @final
@@ -130,7 +112,7 @@ class Standing:
         self.m2s.insert(at, 0.0)
         self.roots = [*self.roots[:at], 0.0, *self.roots[at:]]
 
-    def replace(self, seeds: Iterable[int], rows: Iterable[Row]) -> None:
+    def replace(self, seeds: Iterable[int], rows: Iterable[SeedStatistics]) -> None:
         """Begin again with other columns; where only seeds without outcomes differ, sums stay."""
         before = self._rows()
         rows = list(rows)
@@ -185,7 +167,7 @@ class Standing:
             return origin, inf, self.outcomes
         pooled = self._within + _SHRINKAGE * self._spread / (total - 1)
         scale = sqrt(pooled / (total - tried + _SHRINKAGE)) if pooled > 0.0 else inf
-        if scale <= _ROUNDING * abs(origin):
+        if scale <= ROUNDING * abs(origin):
             scale = inf
         return origin + self._shifts / tried, scale, self.outcomes
 

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from esper.contracts.performance import SeedStatistics
 from esper.services.tamiyo.columns import Columns, Flags, Floats, SeedSums, Whole
+from esper.services.tamiyo.standing import ROUNDING
 from esper.services.tamiyo.strategies import _beliefs as single
 from esper.services.tamiyo.strategies import _evidence as evidence
 from esper.services.tamiyo.strategies import _imed as imed
@@ -73,7 +74,7 @@ class BeliefColumns(Columns):
         total_M = np.where(seen_M > 1, self.total_L[layers_M] / np.maximum(seen_M - 1, 1.0), 0.0)
         variance_M = (self.m2_L[layers_M] + total_M) / (self.surprises_L[layers_M] + 1.0)
         noise_M = np.sqrt(np.maximum(variance_M, 0.0))
-        noise_M[noise_M <= single._ROUNDING * np.abs(self.centre_L[layers_M])] = np.inf
+        noise_M[noise_M <= ROUNDING * np.abs(self.centre_L[layers_M])] = np.inf
         return noise_M
 
     def standings(self) -> tuple[Floats, Floats]:

@@ -17,6 +17,7 @@ from typing_extensions import override
 from esper.contracts.errors import ConfigError
 from esper.contracts.selection import Decision
 from esper.services.tamiyo.layer_record import LayerKnowledge
+from esper.services.tamiyo.standing import ROUNDING
 from esper.services.tamiyo.strategies._pooling import MEMORY, Pool, Prior, kind_of
 
 _HEAD: Final = Struct("<dddHHHB")
@@ -46,9 +47,6 @@ _KEPT: Final = 8.0
 
 _BORROWED: Final = 30.0
 """Degrees of freedom that the noise of the whole pool counts for in a layer's."""
-
-_ROUNDING: Final = 1e-12
-"""A spread below this share of the rewards' size is rounding, not information."""
 
 _NUMBERS: Final = list(range(256))
 
@@ -285,7 +283,7 @@ class Beliefs(LayerKnowledge):
             m2 += _BORROWED * self.pool.variance()
             freedom = surprises + _BORROWED + (seen > 1)
         noise = sqrt(m2 / freedom) if m2 > 0 else 0.0
-        return noise if noise > _ROUNDING * abs(centre) else _NO_SPREAD
+        return noise if noise > ROUNDING * abs(centre) else _NO_SPREAD
 
     def _rows(self) -> Iterator[int]:
         return iter(range(_HEAD.size, len(self._cells), _SEED.size))

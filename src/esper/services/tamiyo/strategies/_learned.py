@@ -15,6 +15,7 @@ from typing_extensions import override
 from esper.contracts.errors import ConfigError, SelectionError
 from esper.services.tamiyo.layer_record import LayerKnowledge
 from esper.services.tamiyo.randomness import Draws
+from esper.services.tamiyo.standing import ROUNDING
 from esper.services.tamiyo.strategies._base import TIE, Metrics, pick_best
 
 _HEAD = 6
@@ -32,9 +33,6 @@ less noisy than they are, for ever."""
 
 _LEAST = 1e-6
 """Fewer trials than this are no fewer, so that bounds stay finite."""
-
-_ROUNDING = 1e-12
-"""A spread below this share of the rewards' size is rounding, not information."""
 
 
 class Learned(LayerKnowledge, ABC):
@@ -168,7 +166,7 @@ class Learned(LayerKnowledge, ABC):
 
     def _usable(self, variance: float) -> float:
         scale = sqrt(variance)
-        return scale if scale > _ROUNDING * abs(self.cells[_MEAN]) else inf
+        return scale if scale > ROUNDING * abs(self.cells[_MEAN]) else inf
 
 
 Kind = TypeVar("Kind", bound=LayerKnowledge)

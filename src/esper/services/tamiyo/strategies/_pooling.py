@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import inf, isfinite, sqrt
 from typing import Any, Final, NamedTuple, Protocol, final
 
+from esper.services.tamiyo.standing import ROUNDING
+
 MEMORY: Final = 1000
 """Outcomes that means and noise remember."""
 
@@ -19,9 +21,6 @@ of a layer's own."""
 
 _GROWTH: Final = 1.25
 """After so many times as many outcomes the variance between layers is estimated anew."""
-
-_ROUNDING: Final = 1e-12
-"""A spread below this share of the rewards' size is rounding, not information."""
 
 
 class Prior(NamedTuple):
@@ -175,7 +174,7 @@ class Pool:
         """Root of `variance`; inf if rewards do not differ."""
         variance, numbers = self.variance(), self._numbers
         noise = sqrt(variance) if variance > 0 else 0.0
-        return noise if noise > _ROUNDING * abs(numbers["origin"] + numbers["centre"]) else inf
+        return noise if noise > ROUNDING * abs(numbers["origin"] + numbers["centre"]) else inf
 
     def count(self, reward: float, forecast: float, weight: float) -> None:
         """Take an outcome into the spread and the noise.

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esper.contracts.errors import ConfigError
+from esper.services.tamiyo.standing import ROUNDING
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -20,9 +21,6 @@ _BLOCK = 32
 
 _FRESH = 1024
 """Outcomes of a regression after which it is solved anew, so that rounding does not pile up."""
-
-_ROUNDING = 1e-12
-"""A spread below this share of the rewards' size is rounding, not information."""
 
 
 @final
@@ -108,7 +106,7 @@ class Ridges:
         if total <= 0 or outcomes < 2:
             return inf
         scale = sqrt((total + self._m2 / (outcomes - 1)) / (outcomes + 1))
-        return scale if scale > _ROUNDING * abs(self._origin) else inf
+        return scale if scale > ROUNDING * abs(self._origin) else inf
 
     def learn(self, arm: int, x_D: Array, reward: float) -> None:
         """Take in one outcome of regression ``arm``; ``x_D`` is kept and must not change."""
