@@ -174,6 +174,13 @@ class SelectionReason:
         made.__dict__.pop("_found", None)
         return made
 
+    def without_features(self) -> "SelectionReason":
+        """The same reason for whoever cannot read the chooser's features."""
+        made = object.__new__(SelectionReason)
+        made.__dict__.update(self.__dict__)
+        made.__dict__["features"] = ()
+        return made
+
     def _spread(self) -> Propensities:
         values = self.__dict__
         found: Propensities | None = values.get("_found")

@@ -56,3 +56,15 @@ def test_scores_and_others_may_be_given_side_by_side() -> None:
     for name in ("scores", "alternatives_considered", "propensity"):
         with pytest.raises(AttributeError):
             setattr(columns, name, ())
+
+
+def test_a_reason_without_its_features_still_knows_how_likely_each_seed_was() -> None:
+    chances = {0: 0.7, 1: 0.3, 2: 0.0}
+    reason = SelectionReason(
+        "lin_ts", 1, 0.5, {}, chances, "why", alternatives_considered=(0, 2), features=(1.0,)
+    )
+    for one in (reason, reason):  # before its propensity is read, and after
+        plain = one.without_features()
+        assert plain.features == ()
+        assert plain.propensities == chances
+        assert (plain.propensity, one.propensity, one.features) == (0.3, 0.3, (1.0,))

@@ -11,8 +11,14 @@ import pytest
 from esper.contracts.config import Config
 from esper.contracts.errors import ConfigError
 from esper.contracts.performance import PerformanceDelta
-from esper.contracts.selection import SelectionContext, decision_data, decision_from
-from esper.services.tamiyo.assignment import Assignment, Unit, arm_of
+from esper.contracts.selection import (
+    Decision,
+    SelectionContext,
+    SelectionReason,
+    decision_data,
+    decision_from,
+)
+from esper.services.tamiyo.assignment import Assignment, KnowledgeOfArms, Unit, arm_of
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.services.tamiyo.settings import config_from
@@ -146,6 +152,29 @@ def test_a_strategy_that_learns_has_its_own_knowledge_of_all_outcomes(name: str)
 def test_a_strategy_that_learns_may_stand_beside_any_other(name: str) -> None:
     made = choose(selector(two(first=name, second="epsilon_greedy"), MemoryStore()), 60)
     assert {decision.ab.arm for decision in made} == {"a", "b"}
+
+
+def test_an_arm_learns_of_another_arms_choice_how_likely_each_seed_was() -> None:
+    test = two(first="exp3", second="lin_ts")
+    together, alone = test.begin("fc1"), test.arms["a"].begin("fc1")
+    assert alone is not None
+    reason = SelectionReason(
+        "lin_ts", 1, 0.5, {}, {0: 0.4, 1: 0.6, 2: 0.0}, "", False, (0, 2), features=(1.0,)
+    )
+    made = Decision(
+        decision_id="r/fc1/0",
+        layer_name="fc1",
+        seed_idx=1,
+        blueprint="glu",
+        epoch=0,
+        reason=reason,
+        random_key=(0, "fc1", 0),
+    )
+    together.by_arm["a"].learn(0, 1.0, None)
+    alone.learn(0, 1.0, None)
+    KnowledgeOfArms({"a": together.by_arm["a"]}, together.strategies).learn(1, 2.0, made)
+    alone.learn(1, 2.0, made)
+    assert together.by_arm["a"].state_dict() == alone.state_dict()
 
 
 def test_a_resumed_selector_goes_on_with_the_same_arms_only() -> None:

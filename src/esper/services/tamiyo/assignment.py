@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from esper.contracts.config import AbTest
 from esper.contracts.errors import ConfigError
-from esper.contracts.selection import Assigned, Decision, SelectionReason
+from esper.contracts.selection import Assigned, Decision
 from esper.services.tamiyo.history import writer_of
 from esper.services.tamiyo.layer_record import LayerKnowledge, LayerMetrics
 from esper.services.tamiyo.seed_record import SeedRecord
@@ -143,7 +143,7 @@ class Assignment:
         arm = arm_of(self.salt, unit, self.weights)
         return Assigned(self.salt, arm, unit), self.arms[arm]
 
-    def begin(self, layer_name: str) -> LayerKnowledge:
+    def begin(self, layer_name: str) -> "KnowledgeOfArms":
         """What every arm makes of a layer's outcomes."""
         begun = {name: arm.begin(layer_name) for name, arm in self.arms.items()}
         return KnowledgeOfArms(
@@ -216,9 +216,10 @@ class KnowledgeOfArms(LayerKnowledge):
     @override
     def learn(self, seed_idx: int, reward: float, decision: Decision | None) -> None:
         for arm, knowledge in self.by_arm.items():
-            own = decision is None or decision.reason.strategy == self.strategies[arm]
-            # What another strategy saw of the seed is written in that strategy's own terms.
-            seen = decision if own or decision is None else without_features(decision)
+            seen = decision
+            if decision is not None and decision.reason.strategy != self.strategies[arm]:
+                # What another strategy saw of the seed is written in that strategy's own terms.
+                seen = replace(decision, reason=decision.reason.without_features())
             knowledge.learn(seed_idx, reward, seen)
 
     @override
@@ -245,24 +246,6 @@ class KnowledgeOfArms(LayerKnowledge):
         if isinstance(other, KnowledgeOfArms):
             for arm, knowledge in self.by_arm.items():
                 knowledge.join(other.by_arm[arm])
-
-
-def without_features(decision: Decision) -> Decision:
-    """The decision as someone sees it who cannot read the chooser's features."""
-    reason = decision.reason
-    if not reason.features:
-        return decision
-    plain = SelectionReason(
-        reason.strategy,
-        reason.seed_idx,
-        reason.score,
-        reason.scores,
-        reason.propensity,
-        reason.reason,
-        reason.fallback,
-        reason.alternatives_considered,
-    )
-    return replace(decision, reason=plain)
 
 
 def _settings(strategy: SelectionStrategy) -> dict[str, Any]:
