@@ -121,7 +121,8 @@ def test_training_runs_take_part_as_the_settings_say(tmp_path: Path) -> None:
     made = sum(arm["decisions"] for arm in document["arms"])
     assert made >= 4
     with open_store(url) as opened:
-        decisions = [event.data for _, event in opened.read(kinds=["decision"])]
+        events = [event for _, event in opened.read(kinds=["decision"])]
+    decisions, made_by = [event.data for event in events], {event.run for event in events}
     assert len(decisions) == made
     by_unit: dict[str, set[str]] = {}
     for data in decisions:
@@ -136,6 +137,8 @@ def test_training_runs_take_part_as_the_settings_say(tmp_path: Path) -> None:
     }
     shown = " ".join(esper("inspect", "digits-s1", *runs).stdout.split())
     assert "Seeds, as the arm of A/B test 'digits-1' whose turn is next sees them now" in shown
+    (run,) = {run for run in made_by if run.startswith("digits-s1-")}
+    assert f"as {run}" in shown  # by which it is known in the store
     (stands,) = json.loads(esper("inspect", url, "--json").stdout)
     # What the end of a run cut short has no outcome, and no later run waits for one.
     assert sum(seed["now"]["outcomes"] for seed in stands["seeds"]) < made

@@ -161,13 +161,14 @@ def spec(run: Run) -> RenderableType:
     """What was asked for."""
     asked = run.spec
     growth = asked["config"]["growth"]
+    store = without_password(asked["store"])
     rows = (
         ("task", asked["task"]),
         ("seed", str(asked["seed"])),
         ("strategy", run.strategy),
         ("epochs", str(asked["epochs"])),
         ("budget", f"{growth['budget']:,} parameters"),
-        ("event log", without_password(asked["store"]) or "in the run's folder"),
+        ("event log", f"{store}, as {asked['run']}" if store else "in the run's folder"),
         ("folder", str(run.folder.path)),
     )
     made = Table.grid(padding=(0, 2))

@@ -47,6 +47,8 @@ def test_the_next_choice_is_as_was_foreseen(name: str) -> None:
         assert abs(total - 1) <= foreseen[chosen].propensity_error + 1e-6
         if chosen in reason.scores and reason.score < float("inf"):
             assert foreseen[chosen].score == reason.score
+        else:  # a first try; whatever the strategy would have said of it
+            assert foreseen[chosen].score is None
         delta = PerformanceDelta(reward=random.gauss(0.01 * chosen, 0.02))
         tracker.update_metrics_now("fc1", chosen, delta)
 

@@ -80,10 +80,11 @@ def outlook(
         else:
             tried = strategy.propensities(seeds, seen, context)
             chances, error = tried.by_seed, tried.error
+        untried = first[1].scores if first else {}
         found = {}
         for seed_idx in seeds:
             record = metrics.get(seed_idx) or SeedRecord(layer_name, seed_idx, "")
-            score = thought.scores.get(seed_idx)
+            score = None if seed_idx in untried else thought.scores.get(seed_idx)
             found[seed_idx] = SeedOutlook(
                 strategy=strategy.name,
                 score=score if score is not None and isfinite(score) else None,
