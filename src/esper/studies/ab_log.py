@@ -169,8 +169,8 @@ def the_test(tests: Mapping[str, LoggedTest], salt: str | None) -> LoggedTest:
     """
     if not tests:
         raise ConfigError(
-            "no decision in this log is part of an A/B test; begin one with these "
-            "settings: ab_test: {salt: first, arms: {now: {strategy: ucb}, new: {strategy: auto}}}"
+            "no decision in this log is part of an A/B test; begin one with an ab_test in the "
+            "settings, as in {salt: first, arms: {now: {strategy: ucb}, new: {strategy: auto}}}"
         )
     if salt is not None:
         if salt not in tests:
