@@ -290,6 +290,18 @@ def test_pending_choices_count_so_parallel_trainers_spread() -> None:
     assert len(taken) >= 3
 
 
+def test_a_seed_whose_choices_come_to_nothing_does_not_hold_up_the_layer() -> None:
+    selector = SeedSelector(Hierarchical())
+    _learn(selector, "fc1", {seed: (0.3 * seed - 0.5, 0.3 * seed + 0.5) for seed in range(3)})
+    taken = []
+    for _ in range(60):
+        decision = selector.decide("fc2", range(3), _context(range(3)))
+        taken.append(decision.seed_idx)
+        selector.release("fc2", decision.seed_idx)
+    assert taken[0] == 2
+    assert set(taken) == {0, 1, 2}
+
+
 def test_hand_made_metrics_are_read_with_their_blueprints() -> None:
     metrics = {
         seed: SeedPerformanceMetrics(seed, "fc1", rewards=rewards, blueprint="glu")

@@ -132,10 +132,10 @@ def posterior_of(
             means.append(mean + (centre - mean) * weight / known)
             trials.append(known + waiting[at])
             continue
-        if prior is None:
-            # Chosen, but nothing heard of it: an average seed, less promising at each try.
-            waiting[at] = max(waiting[at], _lost(records[at]))
-            weight = _OWN if waiting[at] else 0.0
+        # Chosen, but nothing heard of it: less promising at each try; average if nobody knows it.
+        waiting[at] = max(waiting[at], _lost(records[at]))
+        if prior is None and not waiting[at]:
+            weight = 0.0
         means.append(centre)
         trials.append(weight + waiting[at])
     return Posterior(means, trials, priors)
