@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peer_libraries import LIBRARIES, Peer, Player, installed
-from esper.contracts.selection import Decision
-from esper.services.tamiyo.bandit import Recorded
+from esper.services.tamiyo.bandit import Bandit
 from esper.services.tamiyo.strategies import STRATEGIES
 from esper.studies.environments import Environment, environments
 
@@ -113,14 +112,13 @@ def _binary(where: Environment) -> bool:
 
 class _Ours:
     def __init__(self, name: str, arms: int, seed: int) -> None:
-        self.bare = Recorded(STRATEGIES.create(name), arms, "layer", seed)
+        self.bandit = Bandit(name, arms, seed=seed)
 
-    def choose(self) -> tuple[int, Decision]:
-        decision = self.bare.decide()
-        return decision.seed_idx, decision
+    def choose(self) -> tuple[int, None]:
+        return self.bandit.choose(), None
 
-    def learn(self, arm: int, reward: float, ticket: Decision) -> None:
-        self.bare.learn(ticket, reward)
+    def learn(self, arm: int, reward: float, ticket: None) -> None:
+        self.bandit.update(arm, reward)
 
 
 def _ours(name: str) -> Callable[[int, int], Player]:
