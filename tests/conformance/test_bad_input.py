@@ -129,6 +129,9 @@ class _Nonsense:
         for given in BAD_CONTEXTS:
             with pytest.raises(ConfigError, match=next(iter(given))):
                 self.selector.select_seed_now("fc1", SEEDS, SelectionContext(**given))
+        for context in (None, 7, {"current_epoch": 7}):
+            with pytest.raises(SelectionError, match="SelectionContext"):
+                self.selector.select_seed_now("fc1", SEEDS, context)  # type: ignore[arg-type]
         for layer in (None, 5, b"x", ["fc1"]):
             with pytest.raises(SelectionError, match="layer"):
                 self.selector.select_seed_now(layer, SEEDS, fine)  # type: ignore[arg-type]

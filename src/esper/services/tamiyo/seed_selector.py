@@ -135,6 +135,11 @@ class SeedSelector:
         self, layer_name: str, available_seeds: Sequence[int], context: SelectionContext
     ) -> Decision:
         """Choose and reserve a seed, as `select_seed_now` does; returns the record that travels."""
+        if not hasattr(context, "current_epoch"):
+            raise SelectionError(
+                f"layer {layer_name!r}: the context is {context!r}; give a SelectionContext, as "
+                "SelectionContext(current_epoch=7)"
+            )
         decision = self._choose(layer_name, available_seeds, context)
         self.performance_tracker.flush_soon()
         return decision
