@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-FILES = ("selection", "many", "contextual", "layer", "stores", "cli_start", "train_letter")
+FILES = ("selection", "contextual", "layer", "stores", "cli_start", "train_letter")
 
 
 def main(names: list[str]) -> None:

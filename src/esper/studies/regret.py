@@ -16,7 +16,7 @@ import numpy.typing as npt
 from esper.contracts.errors import ConfigError
 from esper.contracts.performance import PerformanceDelta
 from esper.contracts.selection import Decision, SelectionConstraints, SelectionContext
-from esper.services.tamiyo.bandit import Recorded
+from esper.services.tamiyo.bandit import Bandit
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.services.tamiyo.strategies import SelectionStrategy
 from esper.studies.environments import Environment, Problem
@@ -200,7 +200,7 @@ def play(
 
 
 def _alone(strategy: SelectionStrategy, name: str, problem: Problem, seed: int) -> list[int]:
-    bare = Recorded(strategy, problem.rewards.shape[1], name, seed)
+    bare = Bandit(strategy, problem.rewards.shape[1], seed=seed, name=name)
     delays = problem.delays.tolist()
     waiting: dict[int, list[tuple[Decision, float]]] = {}
     chosen = []
@@ -210,7 +210,7 @@ def _alone(strategy: SelectionStrategy, name: str, problem: Problem, seed: int) 
         chosen.append(arm)
         waiting.setdefault(step + delays[step], []).append((decision, row[arm]))
         for due, reward in waiting.pop(step, ()):
-            bare.learn(due, reward)
+            bare.update(due.seed_idx, reward, decision=due)
     return chosen
 
 

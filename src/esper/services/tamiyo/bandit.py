@@ -1,10 +1,10 @@
-"""A bandit and nothing else: choose an arm, tell what it earned, for whoever needs no more.
+"""Bandit: choose an arm, report its reward; the selector's engine for one layer, without the rest.
 
-It chooses what `SeedSelector` would choose for a layer of as many seeds, by the same strategies and
-with the same random numbers, without store, constraints, reservations and blueprints.
+Same strategies, records and random numbers as `SeedSelector` for a layer of as many seeds; no
+store, constraints or reservations.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import index
 from typing import Any, cast, final
 
@@ -16,38 +16,27 @@ from esper.services.tamiyo.history import History
 from esper.services.tamiyo.layer_record import LayerRecord
 from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.saved import history_data, history_from
-from esper.services.tamiyo.seed_record import OPEN, SeedRecord, grow, mean_and_m2, slide
-from esper.services.tamiyo.seed_selector import first_try
-from esper.services.tamiyo.standing import Standing
+from esper.services.tamiyo.seed_record import SeedRecord
+from esper.services.tamiyo.seed_selector import checked_seeds, first_try
 from esper.services.tamiyo.strategies import STRATEGIES
-from esper.services.tamiyo.strategies._base import (
-    Picked,
-    SelectionStrategy,
-    alone_at_top,
-    pick_row,
-)
+from esper.services.tamiyo.strategies._base import SelectionStrategy
 
 _WINDOW = Performance().window_size
 _DECAY = Performance().decay_factor
-_UNDRAWN = Draws(0, "", 0)
 
 
 @final
 class Bandit:
-    """Chooses among arms by any strategy, and learns from what they earn.
+    """Chooses among arms by any strategy, and learns from their rewards.
 
     Every arm is tried once first. Rewards are remembered as a `PerformanceTracker` does by default:
     the last 20 of each arm. Not safe to use from several threads at once.
-
-    By ``ucb`` and by ``thompson`` with ``posterior="gaussian"``, once every arm has earned
-    something, a choice costs a few microseconds; by any other strategy, what it does in a
-    `SeedSelector`.
 
     Args:
         strategy: Who decides; a name stands for the strategy with its defaults.
         arms: How many arms there are, >= 1.
         seed: Seed of all randomness.
-        name: What else the random numbers depend on; bandits of different names draw apart.
+        name: Part of the key of the random numbers; bandits of different names draw independently.
 
     Raises:
         ConfigError: if an argument is none of these.
@@ -61,21 +50,7 @@ class Bandit:
         (1, 1.0)
     """
 
-    __slots__ = (
-        "_choices",
-        "_draws",
-        "_latest",
-        "_open",
-        "_outcomes",
-        "_recorded",
-        "_rings",
-        "_score",
-        "_standing",
-        "arms",
-        "name",
-        "seed",
-        "strategy",
-    )
+    __slots__ = ("_history", "_latest", "_layer", "_viable", "arms", "name", "seed", "strategy")
 
     def __init__(
         self,
@@ -99,38 +74,64 @@ class Bandit:
         self.arms = arms
         self.seed = seed
         self.name = name
-        self._recorded = Recorded(self.strategy, self.arms, self.name, self.seed)
-        self._latest: SelectionReason | tuple[int, list[float], float, int, Any] | None = None
-        # Only once every arm has earned something, and for a quick strategy:
-        self._standing: Standing | None = None
-        self._draws, self._score = strategy.draws_scores, strategy.score_columns
-        self._choices = 0
-        self._open: list[int] = []
-        self._outcomes: list[int] = []
-        self._rings: list[list[float]] = []
+        self._viable = list(range(arms))
+        self._latest: SelectionReason | None = None
+        learns = type(strategy).begin is not SelectionStrategy.begin
+        self._take(History(_WINDOW, _DECAY, strategy.begin if learns else None))
 
-    def choose(self) -> int:
-        """The arm to pull next, in [0, ``arms``)."""
-        standing = self._standing
-        if standing is None:
-            decision = self._recorded.decide()
-            self._latest = decision.reason
-            return decision.seed_idx
-        number = self._choices
-        self._choices = number + 1
-        rng = Draws(self.seed, self.name, number) if self._draws else _UNDRAWN
-        pending = self._open
-        scores, evidence = self._score(standing, pending, rng)
-        arm, propensity = alone_at_top(scores), 1.0
-        if arm < 0:
-            arm, propensity = pick_row(scores, Draws(self.seed, self.name, number))
-        self._latest = (arm, scores, propensity, standing.counts[arm], evidence)
-        if pending[arm] < OPEN:
-            pending[arm] += 1
-        return arm
+    def choose(
+        self, viable: Sequence[int] | None = None, context: SelectionContext | None = None
+    ) -> int:
+        """The arm to pull next.
 
-    def update(self, arm: int, reward: float) -> None:
-        """Tell what an arm earned; it need not be the latest that was chosen.
+        Args:
+            viable: Arms to choose from, each once, in any order; ``None``: all.
+            context: What a contextual strategy reads; by default only the number of the choice.
+
+        Raises:
+            SelectionError: if ``viable`` is empty, repeats an arm or names one that is none.
+        """
+        return self.decide(viable, context).seed_idx
+
+    def decide(
+        self, viable: Sequence[int] | None = None, context: SelectionContext | None = None
+    ) -> Decision:
+        """`choose`, and the record of the choice, for an outcome that comes late."""
+        layer, strategy = self._layer, self.strategy
+        seeds = self._viable if viable is None else self._checked(viable)
+        number, metrics = layer.choices, layer.seeds
+        context = SelectionContext(number) if context is None else context
+        for arm, blueprint in context.blueprints.items():
+            layer.bind(arm, blueprint)
+        rng = Draws(self.seed, self.name, number)
+        first = first_try(strategy, seeds, metrics, rng, context)
+        arm, reason = first or strategy.decide(seeds, metrics, context, rng)
+        record = layer.current(arm)
+        decision = Decision(
+            decision_id=str(number),
+            layer_name=self.name,
+            seed_idx=arm,
+            blueprint=record.blueprint,
+            epoch=context.current_epoch,
+            reason=reason,
+            random_key=(self.seed, self.name, number),
+            layer_type=context.layer_type,
+        )
+        self._history.choose(layer, record, decision.decision_id, decision.epoch)
+        if self._history.begin is not None:
+            self._history.open[decision.decision_id] = decision
+        self._latest = reason
+        return decision
+
+    def update(self, arm: int, reward: float, *, decision: Decision | None = None) -> None:
+        """Report the reward of an arm; it need not be the latest that was chosen.
+
+        Args:
+            arm: The arm.
+            reward: Larger is better; finite.
+            decision: The choice that this is the outcome of, however late; a second outcome of one
+                decision is not counted. Without it, the outcome answers the arm's latest open
+                choice, if there is one.
 
         Raises:
             SelectionError: if there is no such arm.
@@ -140,28 +141,16 @@ class Bandit:
             arm, reward = self._plain(arm, reward)
         if not (0 <= arm < self.arms and -LARGEST < reward < LARGEST):
             raise _refusal(arm, self.arms, reward)
-        standing = self._standing
-        if standing is None:
-            self._tell(arm, reward)
-            return
-        ring, count, outcomes = self._rings[arm], standing.counts[arm], self._outcomes
-        mean, m2, place = standing.means[arm], standing.m2s[arm], outcomes[arm] % _WINDOW
-        outcomes[arm] += 1
-        if count < _WINDOW:
-            ring.append(reward)
-            count += 1
-            mean, m2 = grow(mean, m2, count, reward)
+        if decision is None:
+            record = self._layer.current(arm)
+            decision_id = record.open[-1] if record.open else ""
+            record.open = record.open[:-1]
         else:
-            fallen = ring[place]
-            ring[place] = reward
-            if fallen != reward:
-                slid = slide(mean, m2, count, fallen, reward)
-                if slid is None or place == _WINDOW - 1:
-                    slid = mean_and_m2(ring)
-                mean, m2 = slid
-        standing.put(arm, count, mean, m2)
-        if pending := self._open[arm]:
-            self._open[arm] = pending - 1
+            record, decision_id = self._answered(arm, decision)
+            if not record.close(decision_id):
+                return
+        record.add(reward, None, None, window_size=_WINDOW, decay_factor=_DECAY)
+        self._history.teach(record, reward, decision_id)
 
     def explain(self) -> SelectionReason:
         """Why the latest choice was made: scores and propensities of all arms, and a sentence.
@@ -169,32 +158,18 @@ class Bandit:
         Raises:
             SelectionError: if nothing was chosen yet, or since the state was loaded.
         """
-        latest = self._latest
-        if latest is None:
+        if self._latest is None:
             raise SelectionError("there is no choice to explain yet; call choose() first")
-        if not isinstance(latest, SelectionReason):
-            arm, scores, propensity, count, evidence = latest
-            picked = Picked(list(range(self.arms)), arm, scores, propensity, count)
-            latest = self._latest = self.strategy.tell(picked, evidence)
-        return latest
+        return self._latest
 
     def state_dict(self) -> dict[str, Any]:
         """All that was learnt and drawn, as JSON data."""
-        standing = self._standing
-        state: dict[str, Any] = {
+        return {
             "strategy": repr(self.strategy),
             "arms": self.arms,
             "seed": self.seed,
             "name": self.name,
-        }
-        if standing is None:
-            return state | {"history": history_data(self._recorded.history)}
-        return state | {
-            "choices": self._choices,
-            "open": list(self._open),
-            "outcomes": list(self._outcomes),
-            "rings": [list(ring) for ring in self._rings],
-            "standing": standing.state_dict(),
+            "history": history_data(self._history),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -214,120 +189,37 @@ class Bandit:
             )
         try:
             other = Bandit(self.strategy, self.arms, seed=state["seed"], name=state["name"])
-            other._restore(state)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+            history = history_from(state["history"], self._history.begin)
+        except KeyError as error:
             raise ConfigError(f"the state cannot be read ({error!r}); it is damaged") from error
-        for slot in Bandit.__slots__:
-            setattr(self, slot, getattr(other, slot))
+        self.seed, self.name, self._latest = other.seed, other.name, None
+        self._take(history)
+
+    def _take(self, history: History) -> None:
+        self._history = history
+        self._layer: LayerRecord = history.layer(self.name)
+
+    def _checked(self, viable: Sequence[int]) -> list[int]:
+        seeds = checked_seeds(self.name, viable)
+        if seeds[-1] >= self.arms:
+            raise _refusal(seeds[-1], self.arms, 0.0)
+        return list(seeds)
+
+    def _answered(self, arm: int, decision: Decision) -> tuple[SeedRecord, str]:
+        if decision.seed_idx != arm:
+            raise SelectionError(
+                f"decision {decision.decision_id!r} chose arm {decision.seed_idx}, but the outcome "
+                f"is for arm {arm}; hand each outcome back with its own decision"
+            )
+        return self._layer.under(arm, decision.blueprint), decision.decision_id
 
     def _plain(self, arm: object, reward: object) -> tuple[int, float]:
         try:
             if isinstance(reward, str | bytes):
                 raise _refusal(arm, self.arms, reward)
             return index(cast(Any, arm)), float(cast(Any, reward))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise _refusal(arm, self.arms, reward) from error
-
-    def _tell(self, arm: int, reward: float) -> None:
-        recorded = self._recorded
-        recorded.learn_latest(arm, reward)
-        layer = recorded.layer
-        if not self.strategy.quick or layer.seeds.standing.tried < self.arms:
-            return
-        records = list(layer.seeds.values())
-        self._choices = layer.choices
-        self._open = [record.pending for record in records]
-        self._outcomes = [record.outcomes for record in records]
-        # The outcome of number n stands in place n modulo the size of the window.
-        turns = [record.outcomes % _WINDOW for record in records]
-        windows = [record.measured()[0] for record in records]
-        self._rings = [
-            window[-turn:] + window[:-turn] if len(window) == _WINDOW else window
-            for window, turn in zip(windows, turns, strict=True)
-        ]
-        self._standing = layer.seeds.standing
-        self._recorded = Recorded(self.strategy, self.arms, self.name, self.seed)
-
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        if "history" in state:
-            begun = self._recorded.history
-            self._recorded.history = history_from(state["history"], begun.begin)
-            return
-        self._choices = state["choices"]
-        self._open = list(state["open"])
-        self._outcomes = list(state["outcomes"])
-        self._rings = [list(ring) for ring in state["rings"]]
-        self._standing = Standing()
-        self._standing.load_state_dict(state["standing"])
-
-
-@final
-class Recorded:
-    """A strategy over one layer: what `SeedSelector` and `PerformanceTracker` do to its records.
-
-    Without store, events, reservations and constraints; an outcome may come late, with the decision
-    that it is the outcome of.
-
-    Args:
-        strategy: Who chooses.
-        arms: How many seeds the layer has, >= 1.
-        name: Of the layer.
-        seed: Of the strategy's own randomness.
-
-    Attributes:
-        history: All that is known of the layer.
-    """
-
-    def __init__(self, strategy: SelectionStrategy, arms: int, name: str, seed: int) -> None:
-        learns = type(strategy).begin is not SelectionStrategy.begin
-        self.strategy = strategy
-        self.viable = list(range(arms))
-        self.history = History(_WINDOW, _DECAY, strategy.begin if learns else None)
-        self._name = name
-        self._seed = seed
-
-    @property
-    def layer(self) -> LayerRecord:
-        """The record of the layer."""
-        return self.history.layer(self._name)
-
-    def decide(self) -> Decision:
-        """Choose a seed; each is tried once first."""
-        layer, viable, strategy = self.layer, self.viable, self.strategy
-        step, metrics = layer.choices, layer.seeds
-        context, rng = SelectionContext(step), Draws(self._seed, layer.name, step)
-        first = first_try(strategy, viable, metrics, rng, context)
-        arm, reason = first or strategy.decide(viable, metrics, context, rng)
-        decision = Decision(
-            decision_id=str(step),
-            layer_name=layer.name,
-            seed_idx=arm,
-            blueprint="",
-            epoch=step,
-            reason=reason,
-            random_key=(self._seed, layer.name, step),
-        )
-        self.history.choose(layer, layer.current(arm), decision.decision_id, step)
-        if self.history.begin is not None:
-            self.history.open[decision.decision_id] = decision
-        return decision
-
-    def learn(self, decision: Decision, reward: float) -> None:
-        """Tell what came of a decision; too late if it was one of too many that were open."""
-        record = self.layer.current(decision.seed_idx)
-        if record.close(decision.decision_id):
-            self._learn(record, reward, decision.decision_id)
-
-    def learn_latest(self, arm: int, reward: float) -> None:
-        """Tell what an arm earned: of its latest decision that has no outcome, if there is one."""
-        record = self.layer.current(arm)
-        decision_id = record.open[-1] if record.open else ""
-        record.open = record.open[:-1]
-        self._learn(record, reward, decision_id)
-
-    def _learn(self, record: SeedRecord, reward: float, decision_id: str) -> None:
-        record.add(reward, None, None, window_size=_WINDOW, decay_factor=_DECAY)
-        self.history.teach(record, reward, decision_id)
 
 
 def _refusal(arm: object, arms: int, reward: object) -> SelectionError | MeasurementError:

@@ -218,7 +218,7 @@ class SeedSelector:
     def _choose(
         self, layer_name: str, available_seeds: Sequence[int], context: SelectionContext
     ) -> Decision:
-        seeds = _checked(layer_name, available_seeds)
+        seeds = checked_seeds(layer_name, available_seeds)
         tracker, epoch = self.performance_tracker, context.current_epoch
         with tracker.lock:
             slots = self._layers.get(layer_name) or _Slots()
@@ -383,7 +383,12 @@ class _Slots:
                 self.freed[seed] = decision.epoch
 
 
-def _checked(layer_name: str, available: Sequence[int]) -> list[int]:
+def checked_seeds(layer_name: str, available: Sequence[int]) -> list[int]:
+    """The seeds that may be chosen, sorted; the list may be shared and must not be changed.
+
+    Raises:
+        SelectionError: if there is none, or one is repeated, negative, too large or no whole number.
+    """
     if not isinstance(layer_name, str):
         raise SelectionError(f"layer {layer_name!r}: a layer is named by a string")
     try:

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from contextvars import ContextVar
 from math import isfinite
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, final
+from typing import Any, ClassVar, final
 
 from esper.contracts.errors import ConfigError, SelectionError
 from esper.contracts.performance import SeedPerformanceMetrics, SeedStatistics
@@ -18,11 +18,6 @@ from esper.services.tamiyo.layer_record import LayerKnowledge, LayerMetrics
 from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.seed_record import SeedRecord
 from esper.services.tamiyo.standing import Standing, Units
-
-if TYPE_CHECKING:
-    from numpy.random import Generator
-
-    from esper.services.tamiyo.columns import Flags, Floats
 
 Metrics = Mapping[int, SeedStatistics]
 
@@ -56,13 +51,6 @@ class SelectionStrategy(ABC):
 
     learns: ClassVar[bool] = True
     """Whether it claims to do better than chance; false for a baseline."""
-
-    columns: ClassVar[str] = ""
-    """What `LayerArrays` keeps for it, a name in its ``COLUMNS``; empty if it has no formula over
-    arrays, `score_layers`."""
-
-    draws_scores: ClassVar[bool] = False
-    """Whether what `score_layers` and `score_columns` give is drawn."""
 
     @abstractmethod
     def decide(
@@ -112,56 +100,6 @@ class SelectionStrategy(ABC):
         """
         del viable, metrics, context
         return ()
-
-    def score_layers(
-        self,
-        known: Any,
-        viable_KL: "Flags | None",
-        rng: "Generator",
-        out_KL: "Floats",
-    ) -> None:
-        """Score every seed of every layer by the formula of `decide`; the highest will be chosen.
-
-        Args:
-            known: The `Columns` that ``columns`` names.
-            viable_KL: Which seeds may be chosen; ``None``: all.
-            rng: The only randomness.
-            out_KL: Where scores go, K seeds by L layers, all finite. What is in it for seeds that
-                were never tried or are not viable does not matter.
-        """
-        raise NotImplementedError(f"strategy {self.name!r} has no formula over arrays")
-
-    def exploring_layers(self, known: Any) -> "Floats | None":
-        """How likely any viable seed is chosen, whatever its score, by layer; ``None``: nowhere."""
-        del known
-        return None
-
-    @property
-    def quick(self) -> bool:
-        """Whether `score_columns` and `tell` are all of `decide` once each seed has outcomes.
-
-        Such a strategy is fast in a `Bandit`, which then keeps columns and makes no reasons.
-        """
-        return False
-
-    def score_columns(
-        self, standing: Standing, pending: Sequence[int], rng: Draws
-    ) -> tuple[list[float], Any]:
-        """Score every seed of a layer; the highest will be chosen.
-
-        Args:
-            standing: Of seeds that all have outcomes.
-            pending: Choices of each seed whose outcome has not come yet.
-            rng: The only randomness.
-
-        Returns:
-            The scores, and what else `tell` needs.
-        """
-        raise NotImplementedError(f"strategy {self.name!r} has no formula over columns alone")
-
-    def tell(self, picked: "Picked", evidence: Any) -> SelectionReason:
-        """Why a seed was chosen by `score_columns`, which also gave ``evidence``."""
-        raise NotImplementedError(f"strategy {self.name!r} has no formula over columns alone")
 
     def begin(self, layer_name: str) -> LayerKnowledge | None:
         """Begin to learn a layer; ``None``: the strategy reads the records alone, as most do.
@@ -233,25 +171,6 @@ class SelectionStrategy(ABC):
                 "same thread or task and with no other strategy in between, or use decide()"
             )
         return last[1]
-
-
-@final
-class Picked(NamedTuple):
-    """A choice by columns, before anybody asks for its reason.
-
-    Attributes:
-        seeds: Seeds that could be chosen.
-        row: Row of the one that was.
-        scores: Of every seed; the list must not be changed.
-        propensity: With which it was picked from among equal scores.
-        outcomes: In its window.
-    """
-
-    seeds: Sequence[int]
-    row: int
-    scores: list[float]
-    propensity: float
-    outcomes: int
 
 
 def rewards_of(record: SeedStatistics) -> Sequence[float]:

@@ -43,60 +43,8 @@ def gaussian_posterior(z: float, weight: float, prior_count: float) -> Parameter
         >>> gaussian_posterior(2.0, 3, 1.0)
         (1.5, 0.5)
     """
-    [mean], [sd] = gaussian_posteriors([z], (0.0, 1.0), [weight], prior_count)
-    return mean, sd
-
-
-def gaussian_posteriors(
-    values: list[float], units: tuple[float, float], weights: list[float], prior_count: float
-) -> tuple[list[float], list[float]]:
-    """Means and sds, as `gaussian_posterior` gives them one by one.
-
-    Args:
-        values: Mean rewards.
-        units: Centre and scale that standardise them.
-        weights: Outcomes that they are the means of.
-        prior_count: Outcomes of mean 0 beforehand.
-
-    Example:
-        >>> gaussian_posteriors([2.0, 8.0], (5.0, 1.5), [3, 3], 1.0)
-        ([-1.5, 1.5], [0.5, 0.5])
-    """
-    centre, scale = units
-    if weights.count(weights[0]) == len(weights):  # as when all windows are full
-        total = weights[0] + prior_count
-        factor = weights[0] / total / scale
-        return [(value - centre) * factor for value in values], [1 / sqrt(total)] * len(values)
-    return (
-        [
-            (value - centre) * (weight / (weight + prior_count) / scale)
-            for value, weight in zip(values, weights, strict=True)
-        ],
-        [1 / sqrt(weight + prior_count) for weight in weights],
-    )
-
-
-def gaussian_draws(
-    values: list[float],
-    units: tuple[float, float],
-    weights: list[float],
-    prior_count: float,
-    noise: list[float],
-) -> list[float]:
-    """``mean + sd * noise`` of the posteriors that `gaussian_posteriors` gives, in one go.
-
-    Example:
-        >>> gaussian_draws([2.0, 8.0], (5.0, 1.5), [3, 3], 1.0, [0.5, -1.0])
-        [-1.25, 1.0]
-    """
-    if weights.count(weights[0]) == len(weights):
-        centre, scale = units
-        total = weights[0] + prior_count
-        factor, sd = weights[0] / total / scale, 1 / sqrt(total)
-        pairs = zip(values, noise)  # noqa: B905 (to ask for equal lengths takes 0.2 µs)
-        return [(value - centre) * factor + sd * one for value, one in pairs]
-    means, sds = gaussian_posteriors(values, units, weights, prior_count)
-    return [mean + sd * one for mean, sd, one in zip(means, sds, noise, strict=True)]
+    total = weight + prior_count
+    return z * (weight / total), 1 / sqrt(total)
 
 
 def nig_posterior(

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import ClassVar, final
 
 from typing_extensions import override
 
@@ -11,12 +11,6 @@ from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.strategies._base import Metrics, SelectionStrategy, require_number
 from esper.services.tamiyo.strategies._beliefs import Beliefs
 from esper.services.tamiyo.strategies._evidence import decide_by_evidence, known_kinds
-
-if TYPE_CHECKING:
-    from numpy.random import Generator
-
-    from esper.services.tamiyo.columns import Flags, Floats
-    from esper.services.tamiyo.strategies._belief_columns import BeliefColumns
 
 
 @final
@@ -71,7 +65,6 @@ class Auto(SelectionStrategy):
 
     when: ClassVar[str] = "nothing is known beforehand, steady or not; dozens of choices a layer"
     name: ClassVar[str] = "auto"
-    columns: ClassVar[str] = "beliefs"
     exploration: float = 1.0
     horizon: float = 250.0
 
@@ -95,13 +88,3 @@ class Auto(SelectionStrategy):
     ) -> tuple[int, SelectionReason]:
         index = self.exploration, self.horizon
         return decide_by_evidence(self, index, (viable, metrics, context), rng)
-
-    @override
-    def score_layers(
-        self,
-        known: "BeliefColumns",
-        viable_KL: "Flags | None",
-        rng: "Generator",
-        out_KL: "Floats",
-    ) -> None:
-        known.merits(self.exploration, self.horizon, viable_KL, out_KL)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import ClassVar, final
 
 from typing_extensions import override
 
@@ -18,11 +18,6 @@ from esper.services.tamiyo.strategies._base import (
     standardise,
     tried,
 )
-
-if TYPE_CHECKING:
-    from numpy.random import Generator
-
-    from esper.services.tamiyo.columns import Flags, Floats, WindowColumns
 
 
 @final
@@ -56,7 +51,6 @@ class EpsilonGreedy(SelectionStrategy):
 
     when: ClassVar[str] = "a simple baseline that learns and tries everything for ever"
     name: ClassVar[str] = "epsilon_greedy"
-    columns: ClassVar[str] = "window"
     epsilon: float = 0.1
     decay_rate: float = 0.995
 
@@ -95,21 +89,6 @@ class EpsilonGreedy(SelectionStrategy):
             False,
             others(viable, chosen),
         )
-
-    @override
-    def score_layers(
-        self,
-        known: "WindowColumns",
-        viable_KL: "Flags | None",
-        rng: "Generator",
-        out_KL: "Floats",
-    ) -> None:
-        known.standardised(out_KL)
-
-    @override
-    def exploring_layers(self, known: "WindowColumns") -> "Floats":
-        epsilon_L: Floats = self.epsilon * self.decay_rate ** known.choices_KL.sum(axis=0)
-        return epsilon_L
 
 
 def _why(exploring: bool, score: float, count: int, epsilon: float) -> str:

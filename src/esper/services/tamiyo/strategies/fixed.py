@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import ClassVar, final
 
 from typing_extensions import override
 
@@ -10,11 +10,6 @@ from esper.contracts.errors import ConfigError
 from esper.contracts.selection import SelectionContext, SelectionReason
 from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.strategies._base import Metrics, SelectionStrategy, others
-
-if TYPE_CHECKING:
-    from numpy.random import Generator
-
-    from esper.services.tamiyo.columns import Flags, Floats, WindowColumns
 
 
 @final
@@ -36,7 +31,6 @@ class Fixed(SelectionStrategy):
 
     when: ClassVar[str] = "one seed is known to be right, or is the control"
     name: ClassVar[str] = "fixed"
-    columns: ClassVar[str] = "window"
     learns: ClassVar[bool] = False
     seed_idx: int = 0
 
@@ -59,14 +53,3 @@ class Fixed(SelectionStrategy):
         return chosen, SelectionReason(
             "fixed", chosen, 1.0, scores, 1.0, why, False, others(viable, chosen)
         )
-
-    @override
-    def score_layers(
-        self,
-        known: "WindowColumns",
-        viable_KL: "Flags | None",
-        rng: "Generator",
-        out_KL: "Floats",
-    ) -> None:
-        for seed in range(len(out_KL)):
-            out_KL[seed] = 1.0 if seed == self.seed_idx else -float(seed)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import exp
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import ClassVar, final
 
 from typing_extensions import override
 
@@ -18,11 +18,6 @@ from esper.services.tamiyo.strategies._base import (
     standardise,
     tried,
 )
-
-if TYPE_CHECKING:
-    from numpy.random import Generator
-
-    from esper.services.tamiyo.columns import Flags, Floats, WindowColumns
 
 
 @final
@@ -59,8 +54,6 @@ class PerformanceWeighted(SelectionStrategy):
 
     when: ClassVar[str] = "choices should be in proportion to what seeds earned of late"
     name: ClassVar[str] = "performance_weighted"
-    columns: ClassVar[str] = "window"
-    draws_scores: ClassVar[bool] = True
     temperature: float = 0.2
     floor: float = 0.05
 
@@ -111,23 +104,6 @@ class PerformanceWeighted(SelectionStrategy):
         share = (1 - self.floor) / sum(weights.values())
         even = self.floor / len(weights)
         return scores, {seed: share * weight + even for seed, weight in weights.items()}
-
-    @override
-    def score_layers(
-        self,
-        known: "WindowColumns",
-        viable_KL: "Flags | None",
-        rng: "Generator",
-        out_KL: "Floats",
-    ) -> None:
-        # The highest of logarithms of weights, each plus a Gumbel draw, has the chance of softmax.
-        known.shrunk_recent(out_KL)
-        out_KL /= self.temperature
-        out_KL += rng.gumbel(size=out_KL.shape)
-
-    @override
-    def exploring_layers(self, known: "WindowColumns") -> "Floats":
-        return known.everywhere(self.floor)
 
 
 def _why(chance: float, score: float, count: int) -> str:

@@ -3,18 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import ClassVar, final
 
 from typing_extensions import override
 
 from esper.contracts.selection import SelectionContext, SelectionReason
 from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.strategies._base import Metrics, SelectionStrategy, others
-
-if TYPE_CHECKING:
-    from numpy.random import Generator
-
-    from esper.services.tamiyo.columns import Flags, Floats, WindowColumns
 
 
 @final
@@ -29,7 +24,6 @@ class RoundRobin(SelectionStrategy):
 
     when: ClassVar[str] = "every seed is to be tried equally often"
     name: ClassVar[str] = "round_robin"
-    columns: ClassVar[str] = "window"
     learns: ClassVar[bool] = False
 
     @override
@@ -52,18 +46,6 @@ class RoundRobin(SelectionStrategy):
             False,
             others(viable, chosen),
         )
-
-    @override
-    def score_layers(
-        self,
-        known: "WindowColumns",
-        viable_KL: "Flags | None",
-        rng: "Generator",
-        out_KL: "Floats",
-    ) -> None:
-        seeds = len(out_KL)
-        for seed in range(seeds):
-            out_KL[seed] = -(known.choices_KL[seed] + seed / seeds)  # the lower one among equals
 
 
 def _why(times: int) -> str:

@@ -1,27 +1,22 @@
 """Thompson sampling: draw what each seed may be worth, take the best draw."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from operator import add
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import ClassVar, final
 
 from typing_extensions import override
 
 from esper.contracts.errors import ConfigError, unknown_name
 from esper.contracts.selection import SelectionContext, SelectionReason
 from esper.services.tamiyo.randomness import Draws
-from esper.services.tamiyo.standing import Standing
 from esper.services.tamiyo.strategies._base import (
     Metrics,
-    Picked,
     SelectionStrategy,
     others,
     pick_best,
-    pick_row,
     require_number,
     standardise,
-    standing_of,
 )
 from esper.services.tamiyo.strategies._posteriors import (
     BestDraw,
@@ -29,20 +24,10 @@ from esper.services.tamiyo.strategies._posteriors import (
     Posterior,
     beta_posterior,
     draw,
-    gaussian_draws,
     gaussian_posterior,
-    gaussian_posteriors,
     nig_posterior,
 )
 from esper.services.tamiyo.strategies._reasons import draw_reason
-
-if TYPE_CHECKING:
-    from numpy.random import Generator
-
-    from esper.services.tamiyo.columns import Flags, Floats, WindowColumns
-
-_Evidence = tuple[list[float], tuple[float, float], list[float]]
-"""Means of the windows, centre and scale, and weights."""
 
 _POSTERIORS = ("beta", "gaussian", "nig")
 
@@ -100,8 +85,6 @@ class Thompson(SelectionStrategy):
 
     when: ClassVar[str] = "choices should be drawn: parallel trainers, logs to be replayed"
     name: ClassVar[str] = "thompson"
-    columns: ClassVar[str] = "window"
-    draws_scores: ClassVar[bool] = True
     prior_alpha: float = 1.0
     prior_beta: float = 1.0
     posterior: Posterior = "beta"
@@ -120,14 +103,6 @@ class Thompson(SelectionStrategy):
     def decide(
         self, viable: Sequence[int], metrics: Metrics, context: SelectionContext, rng: Draws
     ) -> tuple[int, SelectionReason]:
-        standing = standing_of(metrics)
-        if self.quick and viable == standing.seeds and standing.tried == len(viable):
-            pending = [metrics[seed].pending for seed in viable]
-            values, evidence = self.score_columns(standing, pending, rng)
-            row, propensity = pick_row(values, rng)
-            return viable[row], self.tell(
-                Picked(viable, row, values, propensity, standing.counts[row]), evidence
-            )
         posteriors = self.posteriors(sorted(viable), metrics)
         if self.posterior == "gaussian":
             noise = rng.normals(len(posteriors))
@@ -142,44 +117,9 @@ class Thompson(SelectionStrategy):
             }
         chosen, _ = pick_best(scores, rng)
         record = metrics.get(chosen)
-        return chosen, self._reason(
-            viable, chosen, scores, posteriors, record.count if record else 0
-        )
-
-    @property
-    @override
-    def quick(self) -> bool:
-        return self.posterior == "gaussian"
-
-    @override
-    def score_columns(
-        self, standing: Standing, pending: Sequence[int], rng: Draws
-    ) -> tuple[list[float], _Evidence]:
-        means, counts = standing.means, standing.counts
-        centre, scale, _ = standing.units()
-        weights: list[float] = list(map(add, counts, pending)) if any(pending) else [*counts]
-        units, prior, noise = (centre, scale), self.prior_count, rng.normals(len(counts))
-        drawn = gaussian_draws(means, units, weights, prior, noise)
-        return drawn, (means[:], units, weights)
-
-    @override
-    def tell(self, picked: Picked, evidence: _Evidence) -> SelectionReason:
-        seeds, row, values, _, count = picked
-        means, sds = gaussian_posteriors(*evidence, self.prior_count)
-        posteriors = dict(zip(seeds, zip(means, sds, strict=True), strict=True))
-        scores = dict(zip(seeds, values, strict=True))
-        return self._reason(seeds, seeds[row], scores, posteriors, count)
-
-    def _reason(
-        self,
-        viable: Sequence[int],
-        chosen: int,
-        scores: dict[int, float],
-        posteriors: Mapping[int, Parameters],
-        count: int,
-    ) -> SelectionReason:
         own, score = posteriors[chosen], scores[chosen]
-        return SelectionReason(
+        count = record.count if record else 0
+        return chosen, SelectionReason(
             "thompson",
             chosen,
             score,
@@ -212,43 +152,3 @@ class Thompson(SelectionStrategy):
                     z, count + pending, squares, self.prior_count, self.prior_shape
                 )
         return found
-
-    @override
-    def score_layers(
-        self,
-        known: "WindowColumns",
-        viable_KL: "Flags | None",
-        rng: "Generator",
-        out_KL: "Floats",
-    ) -> None:
-        known.standardised(out_KL)
-        squares_KL = known.squares() if self.posterior == "nig" else None
-        n_KL = known.weights()
-        if squares_KL is not None:
-            self._students(out_KL, n_KL, squares_KL, rng)
-        elif self.posterior == "gaussian":
-            # z n / (n + prior) + e / sqrt(n + prior), e standard normal; in place, which is faster
-            out_KL *= n_KL
-            n_KL += self.prior_count
-            out_KL /= n_KL
-            n_KL **= 0.5
-            noise_KL = rng.standard_normal(out=known.spare())
-            noise_KL /= n_KL
-            out_KL += noise_KL
-        else:
-            successes_KL = n_KL * known.below(out_KL)
-            n_KL -= successes_KL
-            out_KL[:] = rng.beta(self.prior_alpha + successes_KL, self.prior_beta + n_KL)
-
-    def _students(
-        self, z_KL: "Floats", n_KL: "Floats", squares_KL: "Floats", rng: "Generator"
-    ) -> None:
-        """Draws from what `nig_posterior` gives, in place of ``z_KL``."""
-        kappa_KL = self.prior_count + n_KL
-        shape_KL = self.prior_shape + n_KL / 2
-        shrunk_KL = self.prior_count * n_KL * z_KL * z_KL / (2 * kappa_KL)
-        rate_KL = self.prior_shape + squares_KL / 2 + shrunk_KL
-        spread_KL = (rate_KL / (shape_KL * kappa_KL)) ** 0.5
-        z_KL *= n_KL
-        z_KL /= kappa_KL
-        z_KL += spread_KL * rng.standard_t(2 * shape_KL)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import inf, log, sqrt
 from operator import attrgetter
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import ClassVar, final
 
 from typing_extensions import override
 
@@ -13,10 +13,8 @@ from esper.contracts.performance import SeedStatistics
 from esper.contracts.selection import SelectionContext, SelectionReason
 from esper.services.tamiyo.layer_record import LayerMetrics
 from esper.services.tamiyo.randomness import Draws
-from esper.services.tamiyo.standing import Standing
 from esper.services.tamiyo.strategies._base import (
     Metrics,
-    Picked,
     SelectionStrategy,
     pick_best,
     pick_row,
@@ -24,12 +22,6 @@ from esper.services.tamiyo.strategies._base import (
     standing_of,
 )
 from esper.services.tamiyo.strategies._reasons import bound_reason
-
-if TYPE_CHECKING:
-    from numpy.random import Generator
-
-    from esper.services.tamiyo.columns import Flags, Floats, WindowColumns
-
 
 _OPEN = attrgetter("open")
 
@@ -96,7 +88,6 @@ class UCB(SelectionStrategy):
 
     when: ClassVar[str] = "rewards are steady; the textbook's, deterministic, one setting"
     name: ClassVar[str] = "ucb"
-    columns: ClassVar[str] = "window"
     exploration_constant: float = 2.0
 
     def __post_init__(self) -> None:
@@ -107,51 +98,34 @@ class UCB(SelectionStrategy):
         self, viable: Sequence[int], metrics: Metrics, context: SelectionContext, rng: Draws
     ) -> tuple[int, SelectionReason]:
         standing = standing_of(metrics)
+        pending = _pending(metrics)
+        c = self.exploration_constant
         if viable == standing.seeds and standing.tried == len(viable):
-            values, known = self.score_columns(standing, _pending(metrics), rng)
+            units, roots = standing.units(), standing.roots
+            if pending:
+                centre, scale, total = units
+                units = centre, scale, total + sum(pending)
+                waiting = zip(standing.counts, pending, strict=True)
+                roots = [(count + more) ** -0.5 for count, more in waiting]
+            values = upper_bounds(standing.means, roots, units, c)
             row, propensity = pick_row(values, rng)
-            return viable[row], self.tell(
-                Picked(viable, row, values, propensity, standing.counts[row]), known
-            )
-        scores = self.scores(viable, metrics)
-        chosen, propensity = pick_best(scores, rng)
-        record = metrics.get(chosen)
-        roots = [_root(metrics.get(seed)) for seed in scores]
-        values, row = list(scores.values()), list(scores).index(chosen)
-        picked = Picked(list(scores), row, values, propensity, record.count if record else 0)
-        return chosen, self.tell(picked, (standing.outcomes + sum(_pending(metrics)), roots))
-
-    @property
-    @override
-    def quick(self) -> bool:
-        return True
-
-    @override
-    def score_columns(
-        self, standing: Standing, pending: Sequence[int], rng: Draws
-    ) -> tuple[list[float], Known]:
-        units, roots = standing.units(), standing.roots
-        if any(pending):
-            centre, scale, total = units
-            units = centre, scale, total + sum(pending)
-            waiting = zip(standing.counts, pending, strict=True)
-            roots = [(count + more) ** -0.5 for count, more in waiting]
-        bounds = upper_bounds(standing.means, roots, units, self.exploration_constant)
-        return bounds, (units[2], roots)
-
-    @override
-    def tell(self, picked: Picked, evidence: Known) -> SelectionReason:
-        _, row, values, propensity, count = picked
-        seeds = list(picked.seeds)
-        return SelectionReason(
+            known, count = (units[2], roots), standing.counts[row]
+        else:
+            scores = self.scores(viable, metrics)
+            chosen, propensity = pick_best(scores, rng)
+            values, row = list(scores.values()), list(scores).index(chosen)
+            known = standing.outcomes + sum(pending), [_root(metrics.get(seed)) for seed in scores]
+            record = metrics.get(chosen)
+            count = record.count if record else 0
+        return viable[row], SelectionReason(
             "ucb",
-            seeds[row],
+            viable[row],
             values[row],
-            (seeds, values),
+            (viable, values),
             propensity,
-            partial(_why, row, values, evidence, self.exploration_constant, count),
+            partial(_why, row, values, known, c, count),
             False,
-            seeds,
+            list(viable),
         )
 
     def scores(self, viable: Sequence[int], metrics: Metrics) -> dict[int, float]:
@@ -168,17 +142,6 @@ class UCB(SelectionStrategy):
                 mean, root = record.mean if record.count else units[0], _root(record)
                 scores[seed] = upper_bounds([mean], [root], units, c)[0] if root < inf else inf
         return scores
-
-    @override
-    def score_layers(
-        self,
-        known: "WindowColumns",
-        viable_KL: "Flags | None",
-        rng: "Generator",
-        out_KL: "Floats",
-    ) -> None:
-        known.standardised(out_KL)
-        out_KL += known.intervals(self.exploration_constant)
 
 
 def _root(record: SeedStatistics | None) -> float:

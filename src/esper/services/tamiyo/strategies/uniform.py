@@ -2,18 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import ClassVar, final
 
 from typing_extensions import override
 
 from esper.contracts.selection import SelectionContext, SelectionReason
 from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.strategies._base import Metrics, SelectionStrategy, others
-
-if TYPE_CHECKING:
-    from numpy.random import Generator
-
-    from esper.services.tamiyo.columns import Flags, Floats, WindowColumns
 
 
 @final
@@ -28,7 +23,6 @@ class Uniform(SelectionStrategy):
 
     when: ClassVar[str] = "a baseline, or logs from which any strategy can be replayed"
     name: ClassVar[str] = "random"
-    columns: ClassVar[str] = "window"
     learns: ClassVar[bool] = False
 
     @override
@@ -48,13 +42,3 @@ class Uniform(SelectionStrategy):
             False,
             others(viable, chosen),
         )
-
-    @override
-    def score_layers(
-        self,
-        known: "WindowColumns",
-        viable_KL: "Flags | None",
-        rng: "Generator",
-        out_KL: "Floats",
-    ) -> None:
-        out_KL[:] = 1 / len(out_KL)  # ties are drawn
