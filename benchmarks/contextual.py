@@ -14,10 +14,10 @@ import numpy as np
 from esper.contracts.health import HealthSignal
 from esper.contracts.performance import PerformanceDelta
 from esper.contracts.selection import SelectionContext
-from esper.services.tamiyo.randomness import Draws
+from esper.records.draws import Draws
 from esper.services.tamiyo.seed_selector import SeedSelector
-from esper.services.tamiyo.strategies import STRATEGIES, SelectionStrategy
-from esper.services.tamiyo.strategies._ridge import Ridges
+from esper.strategies import STRATEGIES, SelectionStrategy
+from esper.strategies.contextual.ridge import Ridges
 
 SEEDS = list(range(8))
 FEATURES = 10

@@ -13,10 +13,10 @@ from time import perf_counter
 
 from esper.contracts.performance import PerformanceDelta
 from esper.contracts.selection import SelectionContext
+from esper.records.draws import Draws
 from esper.services.tamiyo.assignment import Assignment
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
-from esper.services.tamiyo.randomness import Draws
-from esper.services.tamiyo.strategies import STRATEGIES
+from esper.strategies import STRATEGIES
 
 OUTCOMES = 10_000_000
 FACTORS = (1e-12, 1e12)

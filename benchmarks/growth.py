@@ -12,10 +12,10 @@ from statistics import mean
 
 import numpy as np
 
-from esper.app.run_folder import RunFolder
-from esper.app.train import make_spec, train
 from esper.execution.counterfactual import evaluate
 from esper.execution.kernel import count_parameters
+from esper.runs.run_folder import RunFolder
+from esper.runs.train import make_spec, train
 from esper.tasks import TASKS
 from esper.tasks._base import Task
 

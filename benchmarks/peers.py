@@ -23,8 +23,8 @@ import numpy as np
 
 from benchmarks.peer_libraries import LIBRARIES, Peer, Player, installed
 from esper.services.tamiyo.bandit import Bandit
-from esper.services.tamiyo.strategies import STRATEGIES
-from esper.studies.environments import Environment, environments
+from esper.strategies import STRATEGIES
+from esper.studies.simulated.environments import Environment, environments
 
 OURS = ("auto", "change_ucb", "ucb", "thompson", "exp3", "random")
 RUNS, STEPS = 10, 1000

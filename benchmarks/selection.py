@@ -18,8 +18,8 @@ from esper.contracts.selection import SelectionConstraints, SelectionContext
 from esper.services.tamiyo.bandit import Bandit
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.seed_selector import SeedSelector
-from esper.services.tamiyo.strategies import STRATEGIES
 from esper.stores.memory import MemoryStore
+from esper.strategies import STRATEGIES
 
 BATCH = 200
 """Calls that are timed together, and layers that choices go round."""

@@ -6,7 +6,7 @@ from dataclasses import fields, is_dataclass
 from inspect import getdoc
 from pathlib import Path
 
-from esper.services.tamiyo.strategies import STRATEGIES, SelectionStrategy
+from esper.strategies import STRATEGIES, SelectionStrategy
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "strategies.md"
 _HEAD = """# Choosing a strategy

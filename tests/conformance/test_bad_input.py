@@ -15,12 +15,12 @@ import pytest
 from esper.contracts.errors import ConfigError, EsperError, MeasurementError, SelectionError
 from esper.contracts.health import HealthSignal
 from esper.contracts.selection import Decision, SelectionContext
+from esper.records.draws import Draws
 from esper.services.tamiyo.assignment import Assignment
 from esper.services.tamiyo.performance_tracker import PerformanceDelta, PerformanceTracker
-from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.seed_selector import SeedSelector
-from esper.services.tamiyo.strategies import STRATEGIES
 from esper.stores.memory import MemoryStore
+from esper.strategies import STRATEGIES
 
 SEEDS = [0, 1, 2, 3]
 NONSENSE: list[Any] = [

@@ -11,8 +11,8 @@ from esper.contracts.performance import PerformanceDelta
 from esper.contracts.selection import SelectionContext, reason_data
 from esper.services.tamiyo.bandit import Bandit
 from esper.services.tamiyo.seed_selector import SeedSelector
-from esper.services.tamiyo.strategies import STRATEGIES
-from esper.services.tamiyo.strategies._base import SelectionStrategy
+from esper.strategies import STRATEGIES
+from esper.strategies.base import SelectionStrategy
 
 ARMS = 5
 MAKERS: dict[str, Callable[[], SelectionStrategy]] = {

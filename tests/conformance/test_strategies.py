@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from esper.services.tamiyo import strategies
-from esper.services.tamiyo.strategies import STRATEGIES, SelectionStrategy
-from esper.services.tamiyo.strategies.thompson import Thompson
+from esper.strategies import STRATEGIES, SelectionStrategy
+from esper.strategies.thompson import Thompson
 from esper.testing.strategy_laws import Make, StrategyLaws
 
 

@@ -9,8 +9,8 @@ from typer.testing import CliRunner, Result
 
 from esper.cli.main import app
 from esper.services.tamiyo.assignment import Assignment
-from esper.services.tamiyo.strategies import STRATEGIES
 from esper.stores import open_store
+from esper.strategies import STRATEGIES
 from tests.unit.studies.simulated import record
 
 SETTINGS = """\

@@ -8,7 +8,7 @@ import pytest
 
 from esper.stores import MetricsStore, open_store
 from esper.stores.memory import MemoryStore
-from tests.unit.tamiyo_loop.small_run import SmallRun, host, settings
+from tests.unit.services.small_run import SmallRun, host, settings
 
 GROWTH = settings(max_active=1, keep_stderrs=1.0)
 

@@ -14,7 +14,7 @@ from esper.contracts.events import Event
 from esper.stores import open_store
 from esper.stores.sqlite import SqliteStore
 from tests.servers import RedisServer
-from tests.unit.tamiyo_loop.small_run import SmallRun, same, settings
+from tests.unit.services.small_run import SmallRun, same, settings
 
 EPOCHS = 12
 GROWTH = settings(max_active=1, keep_stderrs=1.0)

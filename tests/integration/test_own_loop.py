@@ -15,7 +15,7 @@ from esper.contracts.seeds import SeedState
 from esper.execution.counterfactual import counterfactual
 from esper.stores import open_store
 from esper.tasks import TASKS
-from tests.unit.tamiyo_loop.small_run import SmallRun, same, settings
+from tests.unit.services.small_run import SmallRun, same, settings
 
 DOCUMENT = """
 seed_selection:

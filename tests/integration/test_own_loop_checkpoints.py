@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 from esper.contracts.errors import ConfigError
 from esper.contracts.seeds import SeedState
 from esper.services.tamiyo.settings import config_from
-from tests.unit.tamiyo_loop.small_run import BATCHES_PER_EPOCH, SmallRun, host, same
+from tests.unit.services.small_run import BATCHES_PER_EPOCH, SmallRun, host, same
 
 EPOCHS = 16
 CONFIG = config_from(

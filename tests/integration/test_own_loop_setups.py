@@ -15,7 +15,7 @@ from typing_extensions import override
 
 import esper
 from esper.contracts.errors import ConfigError
-from tests.unit.tamiyo_loop.small_run import (
+from tests.unit.services.small_run import (
     BATCH_SIZE,
     BATCHES_PER_EPOCH,
     Batch,

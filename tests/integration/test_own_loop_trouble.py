@@ -18,7 +18,7 @@ from esper.contracts.errors import ConfigError, KernelError
 from esper.contracts.events import Event
 from esper.contracts.seeds import LayerSpec, SeedState
 from esper.stores._payload import encode
-from tests.unit.tamiyo_loop.small_run import Batch, SmallRun, host, loss_fn, same, settings, teacher
+from tests.unit.services.small_run import Batch, SmallRun, host, loss_fn, same, settings, teacher
 
 # --- kernels that cannot be built, run or loaded --------------------------------------------------
 

@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from esper.cli.main import app
-from esper.services.tamiyo.strategies import STRATEGIES
 from esper.stores import open_store
+from esper.strategies import STRATEGIES
 from tests.unit.studies.simulated import GAINS, record
 
 

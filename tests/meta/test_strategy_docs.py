@@ -6,7 +6,7 @@ from runpy import run_path
 
 import pytest
 
-from esper.services.tamiyo.strategies import STRATEGIES
+from esper.strategies import STRATEGIES
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,8 +8,8 @@ import pytest
 
 from esper.blueprints import BLUEPRINTS
 from esper.registry import Registry
-from esper.services.tamiyo.strategies import STRATEGIES
 from esper.stores import STORES
+from esper.strategies import STRATEGIES
 from esper.tasks import TASKS
 
 SRC = Path(__file__).parents[2] / "src" / "esper"

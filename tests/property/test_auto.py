@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esper.contracts.selection import SelectionContext
-from esper.services.tamiyo.layer_record import LayerMetrics
-from esper.services.tamiyo.randomness import Draws
-from esper.services.tamiyo.strategies._beliefs import Beliefs
-from esper.services.tamiyo.strategies.auto import Auto
+from esper.records.draws import Draws
+from esper.records.layer import LayerMetrics
+from esper.strategies.pooled.auto import Auto
+from esper.strategies.pooled.beliefs import Beliefs
 
 SIZES = st.floats(1e-12, 1e12) | st.floats(-1e12, -1e-12) | st.just(0.0)
 OUTCOMES = st.lists(st.tuples(st.integers(0, 5), SIZES), min_size=1, max_size=80)

@@ -6,9 +6,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esper.services.tamiyo.strategies import STRATEGIES
-from tests.unit.tamiyo_loop import small_run
-from tests.unit.tamiyo_loop.small_run import SmallRun
+from esper.strategies import STRATEGIES
+from tests.unit.services import small_run
+from tests.unit.services.small_run import SmallRun
 
 SLOTS = st.lists(st.sampled_from(["lowrank", "bottleneck", "gate", "glu"]), min_size=1, max_size=4)
 GROWTH = st.fixed_dictionaries(

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from esper.contracts.errors import ConfigError, NoViableSeedError
 from esper.contracts.performance import PerformanceDelta, SeedPerformanceMetrics
 from esper.contracts.selection import SelectionConstraints, SelectionContext
-from esper.services.tamiyo.constraints import sift
-from esper.services.tamiyo.layer_record import LayerRecord
+from esper.records.layer import LayerRecord
+from esper.records.layer_sums import Standing
+from esper.records.seed import SeedRecord
+from esper.services.tamiyo.occupancy import sift
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
-from esper.services.tamiyo.seed_record import SeedRecord
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.services.tamiyo.settings import config_from
-from esper.services.tamiyo.standing import Standing
-from esper.services.tamiyo.strategies import STRATEGIES
-from esper.services.tamiyo.strategies._base import standardise
 from esper.stores.memory import MemoryStore
+from esper.strategies import STRATEGIES
+from esper.strategies.base import standardise
 
 SIZES = st.floats(1e-12, 1e12) | st.floats(-1e12, -1e-12) | st.just(0.0)
 REWARDS = st.lists(SIZES, min_size=1, max_size=60)

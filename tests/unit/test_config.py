@@ -7,7 +7,7 @@ import pytest
 import esper
 from esper.contracts.config import Config
 from esper.contracts.selection import SelectionConstraints
-from esper.services.tamiyo.strategies import STRATEGIES
+from esper.strategies import STRATEGIES
 
 DOCUMENT = """\
 seed_selection:

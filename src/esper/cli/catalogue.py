@@ -12,7 +12,7 @@ from rich.text import Text
 from esper.blueprints import BLUEPRINTS
 from esper.cli import show
 from esper.registry import Registry
-from esper.services.tamiyo.strategies import STRATEGIES
+from esper.strategies import STRATEGIES
 from esper.tasks import TASKS
 
 

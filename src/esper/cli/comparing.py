@@ -16,9 +16,9 @@ from rich.text import Text
 from esper.cli import show
 from esper.cli.studying import strategy_of
 from esper.contracts.errors import ConfigError
-from esper.services.tamiyo.strategies import STRATEGIES
-from esper.studies.environments import Environment, environments
-from esper.studies.regret import (
+from esper.strategies import STRATEGIES
+from esper.studies.simulated.environments import Environment, environments
+from esper.studies.simulated.regret import (
     FULL_RUNS,
     FULL_STEPS,
     RUNS,
@@ -74,7 +74,7 @@ def regret(asked: Asked, *, jobs: int | None, picture: Path | None, json: bool) 
     if jobs is not None and jobs < 1:
         raise ConfigError(f"--jobs is {jobs}; it must be a whole number >= 1")
     if picture is not None:
-        from esper.studies.regret_picture import check  # noqa: PLC0415 (needs matplotlib)
+        from esper.pictures.regret import check  # noqa: PLC0415 (needs matplotlib)
 
         check(picture)  # now, not after minutes of work
     with _progress(show.err()) as done:
@@ -84,7 +84,7 @@ def regret(asked: Asked, *, jobs: int | None, picture: Path | None, json: bool) 
     else:
         _show(show.out(), asked, trials)
     if picture is not None:
-        from esper.studies.regret_picture import draw_regret  # noqa: PLC0415 (needs matplotlib)
+        from esper.pictures.regret import draw_regret  # noqa: PLC0415 (needs matplotlib)
 
         draw_regret(trials, picture)
         show.err().print(Text(f"picture: {picture}"), soft_wrap=True)

@@ -8,13 +8,15 @@ from pathlib import Path
 import typer
 from rich.text import Text
 
-from esper.app import facts, lookup, standing
-from esper.app.addresses import without_password
 from esper.cli import show
 from esper.cli import standing as standing_tables
 from esper.contracts.errors import ConfigError
 from esper.contracts.events import Event
-from esper.services.tamiyo.outlook import SeedOutlook
+from esper.runs import event_rows as facts
+from esper.runs import run_reader as lookup
+from esper.runs import seed_previews as standing
+from esper.runs.store_address import without_password
+from esper.services.tamiyo.preview import SeedOutlook
 
 
 def runs(folder: Path, *, json: bool) -> None:
@@ -41,7 +43,7 @@ def inspect(name: str, *, runs: Path, events: bool, picture: Path | None, json: 
     run = lookup.read_run(runs, name)
     found = run.events()
     if picture is not None:
-        from esper.app.picture import draw  # noqa: PLC0415 (only its caller needs matplotlib)
+        from esper.pictures.run import draw  # noqa: PLC0415 (only its caller needs matplotlib)
 
         draw(run, found, picture)
         show.err().print(Text(f"picture: {picture}"), soft_wrap=True)

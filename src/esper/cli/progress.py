@@ -20,10 +20,10 @@ from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
 
-from esper.app.train import Progress, RunSpec
 from esper.cli import show
 from esper.contracts.config import chosen_by
 from esper.contracts.selection import Decision
+from esper.runs.train import Progress, RunSpec
 from esper.services.tamiyo.report import EpochReport, Step, Verdict
 from esper.services.tamiyo.tamiyo import Tamiyo
 

@@ -8,9 +8,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from esper.app.addresses import without_password
-from esper.app.lookup import Run, Summary
 from esper.contracts.seeds import SeedState
+from esper.runs.run_reader import Run, Summary
+from esper.runs.store_address import without_password
 
 STATES: Mapping[str, tuple[str, str]] = {
     SeedState.DORMANT: ("·", "dim"),

@@ -7,10 +7,10 @@ from typing import Any, final
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from esper.app.lookup import SeedStory
-from esper.app.standing import History
 from esper.cli.show import STATES, number, table
-from esper.services.tamiyo.outlook import SeedOutlook
+from esper.runs.run_reader import SeedStory
+from esper.runs.seed_previews import History
+from esper.services.tamiyo.preview import SeedOutlook
 
 _LATEST = 20
 """Choices that are shown; --json has all."""

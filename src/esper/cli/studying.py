@@ -14,14 +14,14 @@ from rich.text import Text
 from esper.cli import show
 from esper.cli.outermost import FAILED
 from esper.contracts.errors import ConfigError
-from esper.services.tamiyo.strategies import STRATEGIES, SelectionStrategy
-from esper.studies import logs
-from esper.studies.ab import AbResult, Comparison, analyse
-from esper.studies.ab_log import ArmResult
-from esper.studies.logs import Log
-from esper.studies.off_policy import Estimate
-from esper.studies.replay import Replay
-from esper.studies.replay import replay as replayed
+from esper.strategies import STRATEGIES, SelectionStrategy
+from esper.studies.logged import logs
+from esper.studies.logged.ab import AbResult, Comparison, analyse
+from esper.studies.logged.ab_log import ArmResult
+from esper.studies.logged.logs import Log
+from esper.studies.logged.off_policy import Estimate
+from esper.studies.logged.replay import Replay
+from esper.studies.logged.replay import replay as replayed
 
 _ESTIMATES = {
     "logged": "what was earned",
@@ -76,7 +76,7 @@ def replay(
             show.err().print(Text("no picture: there is no estimate to draw"), soft_wrap=True)
         raise typer.Exit(FAILED)
     if picture is not None:
-        from esper.studies.picture import draw_replay  # noqa: PLC0415 (needs matplotlib)
+        from esper.pictures.logged import draw_replay  # noqa: PLC0415 (needs matplotlib)
 
         draw_replay(found, picture)
         show.err().print(Text(f"picture: {picture}"), soft_wrap=True)
@@ -98,7 +98,7 @@ def ab(
     else:
         _show_ab(show.out(), found)
     if picture is not None:
-        from esper.studies.picture import draw_ab  # noqa: PLC0415 (needs matplotlib)
+        from esper.pictures.logged import draw_ab  # noqa: PLC0415 (needs matplotlib)
 
         draw_ab(found, picture)
         show.err().print(Text(f"picture: {picture}"), soft_wrap=True)
@@ -126,7 +126,7 @@ def strategy_of(name: str, settings: Sequence[str]) -> SelectionStrategy:
 
 def _check(picture: Path | None) -> None:
     if picture is not None:
-        from esper.studies.regret_picture import check  # noqa: PLC0415 (needs matplotlib)
+        from esper.pictures.regret import check  # noqa: PLC0415 (needs matplotlib)
 
         check(picture)  # now, not after what was asked for is shown
 

@@ -11,13 +11,15 @@ from typing import Any
 import typer
 from rich.text import Text
 
-from esper.app import addresses, lookup, run_folder, run_lock
-from esper.app.run_folder import RunFolder
-from esper.app.train import RunSpec, make_spec, train
 from esper.cli import show
 from esper.cli.outermost import INTERRUPTED
 from esper.cli.progress import watch
 from esper.contracts.errors import ConfigError, EsperError, StoreError
+from esper.runs import run_folder, run_lock
+from esper.runs import run_reader as lookup
+from esper.runs import store_address as addresses
+from esper.runs.run_folder import RunFolder
+from esper.runs.train import RunSpec, make_spec, train
 from esper.services.tamiyo.settings import load_config
 
 
@@ -108,7 +110,7 @@ def _go(spec: RunSpec, folder: RunFolder, runs: Path) -> None:
 
 
 def _draw(folder: RunFolder) -> None:
-    from esper.app.picture import draw  # noqa: PLC0415 (only its caller needs matplotlib)
+    from esper.pictures.run import draw  # noqa: PLC0415 (only its caller needs matplotlib)
 
     run = lookup.read_folder(folder)
     try:

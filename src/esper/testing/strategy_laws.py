@@ -25,11 +25,11 @@ from esper.contracts.selection import (
     decision_data,
     decision_from,
 )
+from esper.records.draws import Draws
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
-from esper.services.tamiyo.randomness import Draws
 from esper.services.tamiyo.seed_selector import SeedSelector
-from esper.services.tamiyo.strategies import SelectionStrategy
 from esper.stores.memory import MemoryStore
+from esper.strategies import SelectionStrategy
 
 Make = Callable[[], SelectionStrategy]
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from esper.blueprints import BLUEPRINTS
 from esper.cli.main import app
 from esper.registry import Registry
-from esper.services.tamiyo.strategies import STRATEGIES
+from esper.strategies import STRATEGIES
 from esper.tasks import TASKS
 
 

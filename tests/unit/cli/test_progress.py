@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from esper.app import run_folder
-from esper.app.train import Progress, make_spec, train
 from esper.cli.progress import Lines, LiveView, watch
+from esper.runs import run_folder
+from esper.runs.train import Progress, make_spec, train
 
 EPOCHS = 6
 

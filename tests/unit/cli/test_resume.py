@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from esper.app import run_lock
-from esper.app.run_folder import RunFolder
 from esper.cli.main import app
+from esper.runs import run_lock
+from esper.runs.run_folder import RunFolder
 
 CONFIG = "growth: {warmup_epochs: 1}\nseed_selection: {strategy: thompson}\n"
 

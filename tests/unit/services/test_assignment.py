@@ -22,8 +22,8 @@ from esper.services.tamiyo.assignment import Assignment, KnowledgeOfArms, Unit, 
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.services.tamiyo.settings import config_from
-from esper.services.tamiyo.strategies import STRATEGIES, SelectionStrategy
 from esper.stores.memory import MemoryStore
+from esper.strategies import STRATEGIES, SelectionStrategy
 
 TWO = {"a": 1.0, "b": 1.0}
 SECTION: dict[str, Any] = {

@@ -12,7 +12,7 @@ import esper
 from esper.contracts.errors import ConfigError, EsperError, MeasurementError, SelectionError
 from esper.contracts.selection import SelectionContext
 from esper.services.tamiyo.bandit import Bandit
-from esper.services.tamiyo.strategies import STRATEGIES
+from esper.strategies import STRATEGIES
 
 NAMES = ["ucb", "thompson", "auto"]
 

@@ -16,10 +16,10 @@ from esper.contracts.performance import PerformanceDelta, SeedPerformanceMetrics
 from esper.contracts.selection import Decision, SelectionContext
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.seed_selector import SeedSelector
-from esper.services.tamiyo.strategies.ucb import UCB
 from esper.stores import MetricsStore
 from esper.stores.journal import Journal
 from esper.stores.memory import MemoryStore
+from esper.strategies.ucb import UCB
 
 GAIN = PerformanceDelta(accuracy_delta=0.012, loss_delta=0.031, latency_ms=0.4, memory_mb=1.5)
 

@@ -16,9 +16,9 @@ from esper.contracts.performance import PerformanceDelta
 from esper.contracts.selection import SelectionConstraints, SelectionContext, SelectionReason
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.seed_selector import SeedSelector
-from esper.services.tamiyo.strategies import STRATEGIES, SelectionStrategy
-from esper.services.tamiyo.strategies.ucb import UCB
 from esper.stores.memory import MemoryStore
+from esper.strategies import STRATEGIES, SelectionStrategy
+from esper.strategies.ucb import UCB
 
 SEEDS = [0, 1, 2, 3]
 GAIN = PerformanceDelta(accuracy_delta=0.01, loss_delta=0.03)

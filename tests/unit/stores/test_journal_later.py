@@ -162,7 +162,7 @@ from esper.contracts.performance import PerformanceDelta
 from esper.contracts.selection import SelectionContext
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.seed_selector import SeedSelector
-from esper.services.tamiyo.strategies import STRATEGIES
+from esper.strategies import STRATEGIES
 from esper.stores.sqlite import SqliteStore
 
 tracker = PerformanceTracker(store=SqliteStore(sys.argv[1]), run="r")

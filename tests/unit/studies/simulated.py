@@ -9,10 +9,10 @@ from esper.contracts.selection import SelectionContext
 from esper.services.tamiyo.assignment import Assignment
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.seed_selector import SeedSelector
-from esper.services.tamiyo.strategies import SelectionStrategy
 from esper.stores._base import MetricsStore
 from esper.stores.memory import MemoryStore
-from esper.studies.logs import Log
+from esper.strategies import SelectionStrategy
+from esper.studies.logged.logs import Log
 
 GAINS = (0.0, 0.010, 0.020, 0.005)
 NAMES = dict(enumerate(("bottleneck", "gate", "glu", "lowrank")))

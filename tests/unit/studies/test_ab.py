@@ -10,9 +10,9 @@ import pytest
 from esper.contracts.errors import ConfigError
 from esper.contracts.events import Event
 from esper.services.tamiyo.assignment import Assignment, arm_of
-from esper.services.tamiyo.strategies import STRATEGIES
-from esper.studies.ab import AbResult, analyse
-from esper.studies.logs import Log
+from esper.strategies import STRATEGIES
+from esper.studies.logged.ab import AbResult, analyse
+from esper.studies.logged.logs import Log
 from tests.unit.studies.simulated import log_of, record
 
 EVEN = {"a": 1.0, "b": 1.0}

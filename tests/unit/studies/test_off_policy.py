@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from esper.studies.off_policy import Array, effective_sample_size, estimates
+from esper.studies.logged.off_policy import Array, effective_sample_size, estimates
 
 MEANS = np.array([0.0, 0.010, 0.020, 0.005])
 LOGGED = np.array([0.4, 0.3, 0.1, 0.2])

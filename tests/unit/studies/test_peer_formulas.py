@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 
 from esper.contracts.selection import SelectionContext
-from esper.services.tamiyo.layer_record import LayerMetrics, LayerRecord
-from esper.services.tamiyo.randomness import Draws
-from esper.services.tamiyo.strategies import SelectionStrategy
-from esper.services.tamiyo.strategies._base import standardise
-from esper.services.tamiyo.strategies._learned import Learned
-from esper.services.tamiyo.strategies._posteriors import nig_posterior
-from esper.services.tamiyo.strategies._ridge import Ridges
-from esper.services.tamiyo.strategies.discounted_ucb import DiscountedUCB
-from esper.services.tamiyo.strategies.sliding_ucb import SlidingUCB
-from esper.services.tamiyo.strategies.ucb import UCB, upper_bound
+from esper.records.draws import Draws
+from esper.records.layer import LayerMetrics, LayerRecord
+from esper.strategies import SelectionStrategy
+from esper.strategies.base import standardise
+from esper.strategies.contextual.ridge import Ridges
+from esper.strategies.drifting.discounted_ucb import DiscountedUCB
+from esper.strategies.drifting.sliding_ucb import SlidingUCB
+from esper.strategies.learned import Learned
+from esper.strategies.posteriors import nig_posterior
+from esper.strategies.ucb import UCB, upper_bound
 
 PEERS: dict[str, Any] = json.loads(
     (Path(__file__).parent / "peer_scores.json").read_text(encoding="utf-8")

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from esper.cli.main import app
 from esper.contracts.errors import ConfigError
-from esper.services.tamiyo.strategies import STRATEGIES
-from esper.studies.environments import ENVIRONMENTS, OneLayer, SharedKinds, environments
-from esper.studies.regret import Asked, Contestant, Trial, play, study
+from esper.strategies import STRATEGIES
+from esper.studies.simulated.environments import ENVIRONMENTS, OneLayer, SharedKinds, environments
+from esper.studies.simulated.regret import Asked, Contestant, Trial, play, study
 
 # The regret of choosing evenly, as the goals were set beside it; over the whole horizon.
 EVEN = {"A": 2229, "B": 75, "C": 75, "D": 2251, "E": 5.6}

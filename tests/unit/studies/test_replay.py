@@ -15,10 +15,10 @@ from esper.contracts.selection import SelectionContext
 from esper.services.tamiyo.assignment import Assignment
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.seed_selector import SeedSelector
-from esper.services.tamiyo.strategies import STRATEGIES, SelectionStrategy
 from esper.stores.memory import MemoryStore
-from esper.studies.logs import Log
-from esper.studies.replay import Replay, replay, steps
+from esper.strategies import STRATEGIES, SelectionStrategy
+from esper.studies.logged.logs import Log
+from esper.studies.logged.replay import Replay, replay, steps
 from tests.unit.studies.simulated import GAINS, log_of, record
 
 EXPLORING = STRATEGIES.create("epsilon_greedy", epsilon=0.6, decay_rate=1.0)

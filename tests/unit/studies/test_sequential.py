@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from esper.studies.sequential import (
+from esper.studies.logged.sequential import (
     FIRST_LOOK,
     Array,
     chi_square,

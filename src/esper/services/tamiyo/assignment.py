@@ -15,10 +15,10 @@ from typing_extensions import override
 from esper.contracts.config import AbTest
 from esper.contracts.errors import ConfigError
 from esper.contracts.selection import Assigned, Decision
-from esper.services.tamiyo.history import writer_of
-from esper.services.tamiyo.layer_record import LayerKnowledge, LayerMetrics
-from esper.services.tamiyo.seed_record import SeedRecord
-from esper.services.tamiyo.strategies import STRATEGIES, SelectionStrategy
+from esper.records.history import writer_of
+from esper.records.layer import LayerKnowledge, LayerMetrics
+from esper.records.seed import SeedRecord
+from esper.strategies import STRATEGIES, SelectionStrategy
 
 Unit = Literal["run", "layer", "graft"]
 

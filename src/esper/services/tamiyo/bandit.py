@@ -12,14 +12,14 @@ from esper.contracts.config import Performance
 from esper.contracts.errors import ConfigError, MeasurementError, SelectionError
 from esper.contracts.performance import LARGEST
 from esper.contracts.selection import Decision, SelectionContext, SelectionReason
-from esper.services.tamiyo.history import History
-from esper.services.tamiyo.layer_record import LayerRecord
-from esper.services.tamiyo.randomness import Draws
-from esper.services.tamiyo.saved import history_data, history_from
-from esper.services.tamiyo.seed_record import SeedRecord
+from esper.records.draws import Draws
+from esper.records.history import History
+from esper.records.layer import LayerRecord
+from esper.records.seed import SeedRecord
+from esper.records.state import history_data, history_from
 from esper.services.tamiyo.seed_selector import checked_seeds, first_try
-from esper.services.tamiyo.strategies import STRATEGIES
-from esper.services.tamiyo.strategies._base import SelectionStrategy
+from esper.strategies import STRATEGIES
+from esper.strategies.base import SelectionStrategy
 
 _WINDOW = Performance().window_size
 _DECAY = Performance().decay_factor

@@ -18,15 +18,15 @@ from esper.contracts.performance import (
     reward,
 )
 from esper.contracts.selection import MOST_SEEDS, Decision, decision_data
-from esper.services.tamiyo.history import KINDS, BeginKnowledge, History, fold, writer_of
-from esper.services.tamiyo.layer_record import LayerRecord
-from esper.services.tamiyo.saved import history_data, history_from
-from esper.services.tamiyo.seed_record import SeedRecord
-from esper.services.tamiyo.strategies._base import standardise
-from esper.services.tamiyo.strategies.thompson import Thompson
-from esper.services.tamiyo.strategies.ucb import UCB
+from esper.records.history import KINDS, BeginKnowledge, History, fold, writer_of
+from esper.records.layer import LayerRecord
+from esper.records.seed import SeedRecord
+from esper.records.state import history_data, history_from
 from esper.stores._base import MetricsStore
 from esper.stores.journal import Journal
+from esper.strategies.base import standardise
+from esper.strategies.thompson import Thompson
+from esper.strategies.ucb import UCB
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -18,13 +18,13 @@ from esper.contracts.selection import (
     decision_data,
     decision_from,
 )
+from esper.records.draws import Draws
+from esper.records.layer import LayerMetrics
+from esper.records.seed import SeedRecord
 from esper.services.tamiyo.assignment import Assignment
-from esper.services.tamiyo.constraints import Occupancy, at_rest, refusal, sift
-from esper.services.tamiyo.layer_record import LayerMetrics
+from esper.services.tamiyo.occupancy import Occupancy, at_rest, refusal, sift
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
-from esper.services.tamiyo.randomness import Draws
-from esper.services.tamiyo.seed_record import SeedRecord
-from esper.services.tamiyo.strategies._base import SelectionStrategy, others
+from esper.strategies.base import SelectionStrategy, others
 
 __all__ = [
     "SeedSelector",
@@ -63,7 +63,7 @@ class SeedSelector:
         constraints: Cooldown and concurrency; ``None`` for neither.
 
     Example:
-        >>> from esper.services.tamiyo.strategies import STRATEGIES
+        >>> from esper.strategies import STRATEGIES
         >>> selector = SeedSelector(STRATEGIES.create("round_robin"))
         >>> seed_idx, reason = selector.select_seed_now("fc1", [0, 1], SelectionContext())
         >>> reason.score, reason.propensity, reason.reason
@@ -387,7 +387,7 @@ def checked_seeds(layer_name: str, available: Sequence[int]) -> list[int]:
     """The seeds that may be chosen, sorted; the list may be shared and must not be changed.
 
     Raises:
-        SelectionError: if there is none, or one is repeated, negative, too large or no whole number.
+        SelectionError: if there is none, or one is repeated, out of range or no whole number.
     """
     if not isinstance(layer_name, str):
         raise SelectionError(f"layer {layer_name!r}: a layer is named by a string")

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from esper.contracts.config import AbTest, Config, SeedSelection
 from esper.contracts.errors import ConfigError, unknown_name
-from esper.services.tamiyo.strategies import STRATEGIES
+from esper.strategies import STRATEGIES
 
 __all__ = ["config_from", "load_config"]
 

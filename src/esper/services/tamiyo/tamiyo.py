@@ -29,23 +29,28 @@ from esper.execution.probes import Readings, probe
 from esper.execution.quiet import keeps_statistics, quiet
 from esper.execution.shapes import observe_shapes
 from esper.execution.surgery import kasmina_layers
-from esper.services.tamiyo.active_grafts import ActiveGrafts
+from esper.records.history import KINDS
 from esper.services.tamiyo.assignment import Assignment
 from esper.services.tamiyo.blueprint_integration import BlueprintIntegration, smallest_kernels
 from esper.services.tamiyo.governor import Governor
 from esper.services.tamiyo.graft import Baseline, Training
-from esper.services.tamiyo.history import KINDS
+from esper.services.tamiyo.grafts import ActiveGrafts
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
-from esper.services.tamiyo.policy import HeuristicPolicy, LayerGrowth, Situation, loss_trend
+from esper.services.tamiyo.policies.heuristic import (
+    HeuristicPolicy,
+    LayerGrowth,
+    Situation,
+    loss_trend,
+)
 from esper.services.tamiyo.report import EpochReport, Verdict
 from esper.services.tamiyo.run_log import RunLog
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.services.tamiyo.settings import load_config
-from esper.services.tamiyo.strategies import STRATEGIES
 from esper.stores import open_store
 from esper.stores._base import MetricsStore
 from esper.stores.journal import Journal
 from esper.stores.memory import MemoryStore
+from esper.strategies import STRATEGIES
 
 logger = logging.getLogger(__name__)
 

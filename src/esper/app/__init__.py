@@ -1,1 +1,0 @@
-"""The application: settings become objects, a task becomes a run, a run becomes a folder."""

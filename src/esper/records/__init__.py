@@ -1,0 +1,1 @@
+"""Records: the outcomes of every seed, folded from events; what strategies read."""

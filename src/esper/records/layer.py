@@ -1,0 +1,187 @@
+"""What is known of one layer: its seeds' records, and what a strategy makes of their outcomes."""
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+from typing_extensions import override
+
+from esper.contracts.selection import Decision
+from esper.records.layer_sums import Standing
+from esper.records.seed import SeedRecord
+
+EXPIRY = 64
+"""Later choices in its layer after which nobody waits any more for a decision of another run: that
+run may have died. Its outcome counts all the same if it comes."""
+
+
+class LayerKnowledge(ABC):
+    """What a strategy makes of one layer's outcomes, where sums over a window are not enough.
+
+    A strategy that needs more than the records (discounted sums, change detection, a regression)
+    keeps it here and not in itself, so that it is folded from the log like everything else: late
+    outcomes, a second run, and a resumed one need nothing of their own.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def learn(self, seed_idx: int, reward: float, decision: Decision | None) -> None:
+        """Take in one outcome.
+
+        Args:
+            seed_idx: The seed that was measured.
+            reward: What it earned, in the reward's own units.
+            decision: The choice that this is the outcome of, where it is known.
+        """
+
+    @abstractmethod
+    def forget(self, seed_idx: int) -> None:
+        """The seed stands for another blueprint from now on."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """All that was learnt, what is shared included, as JSON data."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up where `state_dict` was asked, bit for bit.
+
+        Raises:
+            ConfigError: if the state is damaged or belongs to another strategy.
+        """
+
+    def join(self, other: "LayerKnowledge") -> None:  # noqa: B027 (most share nothing)
+        """Share what layers have in common with one of the same history that was begun earlier.
+
+        Called at most once, before anything is learnt. By default layers have nothing in common.
+
+        Args:
+            other: What the same strategy makes of the history's first layer.
+        """
+
+
+@final
+class LayerMetrics(dict[int, SeedRecord]):
+    """The records of a layer's seeds, and what its strategy has made of their outcomes.
+
+    Attributes:
+        knowledge: ``None`` for a strategy that reads the records alone.
+        standing: What a choice reads of the records, as columns.
+    """
+
+    __slots__ = ("knowledge", "standing")
+
+    def __init__(self, knowledge: LayerKnowledge | None) -> None:
+        super().__init__()
+        self.knowledge = knowledge
+        self.standing = Standing()
+
+    @override
+    def __setitem__(self, seed_idx: int, record: SeedRecord) -> None:
+        if record._standing is self.standing:  # a copy of all is being put together
+            super().__setitem__(seed_idx, record)
+            return
+        replaced = self.get(seed_idx)
+        if replaced is not None:
+            replaced.stand(None, 0)
+        super().__setitem__(seed_idx, record)
+        # In the order of seeds, not of events: sums over them are then equal to the last bit in a
+        # run that is resumed.
+        for seed in [seed for seed in self if seed > seed_idx]:
+            super().__setitem__(seed, self.pop(seed))
+        for row, one in enumerate(self.values()):
+            one.stand(self.standing, row)
+        self.standing.replace(self, self.values())
+
+
+@final
+class LayerRecord:
+    """The seeds of one layer, each under the blueprint that is bound to it now.
+
+    Attributes:
+        name: Dotted name of the layer.
+        seeds: Seed to its record; strategies read this very dictionary.
+        choices: Choices ever made in the layer.
+    """
+
+    __slots__ = ("_aside", "_bound", "_elsewhere", "choices", "name", "seeds")
+
+    def __init__(self, name: str, knowledge: LayerKnowledge | None = None) -> None:
+        self.name = name
+        self.seeds = LayerMetrics(knowledge)
+        self.choices = 0
+        self._aside: dict[tuple[int, str], SeedRecord] | None = None
+        self._elsewhere: deque[tuple[int, SeedRecord, str]] | None = None
+        self._bound: set[int] | None = None
+
+    def count_choice(self) -> Sequence[str]:
+        """One more choice in the layer; what other runs decided long ago expires.
+
+        Returns:
+            Decisions that expired.
+        """
+        self.choices += 1
+        if not self._elsewhere:
+            return ()
+        expired = []
+        while self._elsewhere and self._elsewhere[0][0] <= self.choices - EXPIRY:
+            _, record, decision_id = self._elsewhere.popleft()
+            if record.close(decision_id):
+                expired.append(decision_id)
+        return expired
+
+    def decided_elsewhere(self, record: SeedRecord, decision_id: str) -> None:
+        """Another run waits for an outcome; stop counting on it once it is too old."""
+        if self._elsewhere is None:
+            self._elsewhere = deque()
+        self._elsewhere.append((self.choices, record, decision_id))
+
+    def current(self, seed_idx: int) -> SeedRecord:
+        """The record of the seed under its blueprint of now."""
+        record = self.seeds.get(seed_idx)
+        if record is None:
+            record = self.seeds[seed_idx] = SeedRecord(self.name, seed_idx, "")
+        return record
+
+    def under(self, seed_idx: int, blueprint: str) -> SeedRecord:
+        """The record of the seed under ``blueprint``, whatever is bound to it now."""
+        record = self.seeds.get(seed_idx)
+        if record is not None and record.blueprint == blueprint:
+            return record
+        if record is None and not (self._bound and seed_idx in self._bound):
+            record = self.seeds[seed_idx] = SeedRecord(self.name, seed_idx, blueprint)
+            return record
+        aside = self._aside = {} if self._aside is None else self._aside
+        record = aside.get((seed_idx, blueprint))
+        if record is None:
+            record = aside[seed_idx, blueprint] = SeedRecord(self.name, seed_idx, blueprint)
+        return record
+
+    def bind(self, seed_idx: int, blueprint: str) -> None:
+        """From now on the seed stands for ``blueprint``, whatever others do in their runs."""
+        bound = self._bound = set() if self._bound is None else self._bound
+        bound.add(seed_idx)
+        self._turn_to(seed_idx, blueprint)
+
+    def bindings(self) -> dict[int, str]:
+        """Seeds that `bind` was called for, and what they stand for."""
+        return {seed_idx: self.seeds[seed_idx].blueprint for seed_idx in sorted(self._bound or ())}
+
+    def follow(self, seed_idx: int, blueprint: str) -> None:
+        """Let the seed stand for ``blueprint`` unless `bind` said what it stands for."""
+        if not (self._bound and seed_idx in self._bound):
+            self._turn_to(seed_idx, blueprint)
+
+    def _turn_to(self, seed_idx: int, blueprint: str) -> None:
+        current = self.seeds.get(seed_idx)
+        if current is not None and current.blueprint == blueprint:
+            return
+        aside = self._aside = {} if self._aside is None else self._aside
+        if current is not None:
+            aside[seed_idx, current.blueprint] = current
+            if self.seeds.knowledge is not None:
+                self.seeds.knowledge.forget(seed_idx)
+        record = aside.pop((seed_idx, blueprint), None)
+        self.seeds[seed_idx] = record or SeedRecord(self.name, seed_idx, blueprint)

@@ -1,0 +1,1 @@
+"""Runs: settings become a training run, a run becomes a folder that can be read back."""

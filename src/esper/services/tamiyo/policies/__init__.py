@@ -1,0 +1,1 @@
+"""Policies: who decides where and when to grow."""

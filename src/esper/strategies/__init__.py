@@ -1,0 +1,31 @@
+"""Strategies: who decides which seed. One file and one line here for each."""
+
+from esper.registry import Registry
+from esper.strategies.base import SelectionStrategy
+
+__all__ = ["STRATEGIES", "SelectionStrategy"]
+
+STRATEGIES: Registry[SelectionStrategy] = Registry(
+    "strategy",
+    {
+        "auto": "esper.strategies.pooled.auto:Auto",
+        "ucb": "esper.strategies.ucb:UCB",
+        "thompson": "esper.strategies.thompson:Thompson",
+        "discounted_ucb": "esper.strategies.drifting.discounted_ucb:DiscountedUCB",
+        "sliding_ucb": "esper.strategies.drifting.sliding_ucb:SlidingUCB",
+        "discounted_thompson": "esper.strategies.drifting.discounted_thompson:DiscountedThompson",
+        "sliding_thompson": "esper.strategies.drifting.sliding_thompson:SlidingThompson",
+        "change_ucb": "esper.strategies.drifting.change_ucb:ChangeUCB",
+        "exp3": "esper.strategies.exp3:Exp3",
+        "hierarchical": "esper.strategies.pooled.hierarchical:Hierarchical",
+        "epsilon_greedy": "esper.strategies.epsilon_greedy:EpsilonGreedy",
+        "performance_weighted": "esper.strategies.performance_weighted:PerformanceWeighted",
+        "random": "esper.strategies.uniform:Uniform",
+        "round_robin": "esper.strategies.round_robin:RoundRobin",
+        "fixed": "esper.strategies.fixed:Fixed",
+        "linucb": "esper.strategies.contextual.linucb:LinUCB",
+        "lin_ts": "esper.strategies.contextual.lin_ts:LinTS",
+        "neural": "esper.strategies.contextual.neural:Neural",
+    },
+    group="esper.strategies",
+)

@@ -1,0 +1,1 @@
+"""Strategies for rewards that depend on the layer, its health and the kernel."""

@@ -1,0 +1,1 @@
+"""Strategies for rewards that move: discounts, windows, change detection."""

@@ -1,0 +1,1 @@
+"""Strategies whose layers and runs share what they learn."""

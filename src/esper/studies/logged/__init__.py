@@ -1,0 +1,1 @@
+"""Studies of event logs: A/B tests and replay."""

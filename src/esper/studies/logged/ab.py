@@ -1,0 +1,346 @@
+"""What an A/B test has shown so far: a verdict that may be asked for every day.
+
+Arms are compared with the first one by `sequential.compare`, after every outcome in the order in
+which outcomes came; with more than two arms, the risk of error is divided among the comparisons.
+Where runs or layers are assigned, each counts once, with the mean of its outcomes: what one run or
+layer yields is not independent.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import isfinite
+from typing import final
+
+import numpy as np
+
+from esper.contracts.errors import ConfigError
+from esper.services.tamiyo.assignment import arm_of
+from esper.studies.logged.ab_log import ArmResult, LoggedTest, gather, the_test
+from esper.studies.logged.logs import Log
+from esper.studies.logged.sequential import (
+    ALPHA,
+    Sequence,
+    chi_square,
+    compare,
+    compare_shares,
+    still_needed,
+)
+
+ALIKE = 0.1
+"""Arms whose difference is surely less than this many standard deviations are called alike."""
+
+UNEVEN = 0.001
+"""p-value below which a split is not what the weights promise (Fabijan et al. 2019, KDD)."""
+
+_UNITS = {"run": "runs", "layer": "layers", "graft": "grafts"}
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guardrail:
+    """Whether an arm does harm, compared with the first.
+
+    Attributes:
+        name: ``failure_rate``, ``culled_share`` or ``latency``.
+        worse_by: How much worse it is; of latency, relative to the first arm's.
+        low: Low end of its confidence sequence.
+        high: High end.
+        limit: How much is tolerated.
+        state: ``"crossed"``, ``"kept"``, ``"not known yet"`` or ``"not measured"``.
+    """
+
+    name: str
+    worse_by: float | None
+    low: float | None
+    high: float | None
+    limit: float
+    state: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One arm against the first; differences in standard deviations of the rewards within arms.
+
+    Attributes:
+        arm: The arm.
+        reference: The first arm.
+        difference: Mean of ``arm`` minus that of ``reference``; ``None`` before there are some.
+        low: Low end of the confidence sequence; ``None`` while it is unbounded.
+        high: High end.
+        confidence: Probability with which it holds the difference at all looks.
+        state: ``"decided"``, ``"alike"``, ``"open"``, or ``"faded"``: it was decided, but 0 is in
+            the interval again.
+        decided_after: Units after which 0 was first outside.
+        needed: Units that are still missing, if the difference stays; ``None`` if that is not
+            known or hopeless.
+        verdict: All this in a sentence.
+        guardrails: Whether it does harm.
+        path: The sequence itself, for a picture, in the reward's own units.
+    """
+
+    arm: str
+    reference: str
+    difference: float | None
+    low: float | None
+    high: float | None
+    confidence: float
+    state: str
+    decided_after: int | None
+    needed: int | None
+    verdict: str
+    guardrails: tuple[Guardrail, ...]
+    path: Sequence
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Balance:
+    """Whether units were split as the weights promise.
+
+    Attributes:
+        chi_square: Pearson's statistic.
+        p_value: Its p-value.
+        moved: Units whose logged arm is not the one that salt and weights give.
+        even: Whether the split can be trusted.
+        advice: What to think of it, or do.
+    """
+
+    chi_square: float
+    p_value: float
+    moved: int
+    even: bool
+    advice: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AbResult:
+    """An A/B test so far.
+
+    Attributes:
+        test: Its salt.
+        unit: What was assigned: ``"run"``, ``"layer"`` or ``"graft"``.
+        arms: The arms, the first being what the others are compared with.
+        comparisons: Each other arm against it.
+        balance: Whether the split is what was asked for.
+        verdicts: What to make of it: a sentence for each comparison, and for each arm that does
+            harm; one alone if the split cannot be trusted.
+    """
+
+    test: str
+    unit: str
+    arms: tuple[ArmResult, ...]
+    comparisons: tuple[Comparison, ...]
+    balance: Balance
+    verdicts: tuple[str, ...]
+
+
+def analyse(logs: Iterable[Log], *, test: str | None = None) -> AbResult:
+    """What the A/B test in these logs has shown so far.
+
+    Args:
+        logs: The logs.
+        test: Its salt; not needed where there is one test only.
+
+    Raises:
+        ConfigError: if there is no such test, several to choose from, or only one arm.
+    """
+    tests = gather(logs)
+    found = the_test(tests, test)
+    arms = found.arms()
+    if len(arms) < 2:
+        raise ConfigError(
+            f"test {found.salt!r} has one arm in this log, {arms[0]!r}; there is nothing to compare"
+        )
+    balance = _balance(found, arms)
+    alpha = ALPHA / (len(arms) - 1)
+    comparisons = tuple(_compare(found, arms[0], arm, alpha) for arm in arms[1:])
+    return AbResult(
+        test=found.salt,
+        unit=found.unit,
+        arms=tuple(found.result(arm) for arm in arms),
+        comparisons=comparisons,
+        balance=balance,
+        verdicts=tuple(_verdicts(balance, comparisons)),
+    )
+
+
+def _balance(test: LoggedTest, arms: list[str]) -> Balance:
+    weights = test.weights
+    counts = {arm: len(test.units(arm)) for arm in arms}
+    known = [arm for arm in arms if arm in weights]
+    value, p_value = chi_square([counts[a] for a in known], [weights[a] for a in known])
+    moved = 0
+    if test.declared:
+        split = {(choice.unit, choice.arm) for choice in test.choices.values()}
+        moved = sum(arm_of(test.salt, unit, weights) != arm for unit, arm in split)
+    even = p_value >= UNEVEN and not moved
+    shown = ", ".join(f"{arm} {counts[arm]}" for arm in arms)
+    wanted = ":".join(f"{weights.get(arm, 0):g}" for arm in arms)
+    if moved:
+        advice = (
+            f"{moved} units stand in another arm than salt and weights give: arms or weights were "
+            "changed in mid-test. Do not trust the difference; begin anew with another salt"
+        )
+    elif not even:
+        advice = (
+            f"the split is {shown}, where the weights are {wanted} (p = {p_value:.1e}): units are "
+            "missing from an arm. Do not trust the difference; see whether runs of one arm crash "
+            "or lose their log, then begin anew with another salt"
+        )
+    else:
+        advice = f"the split, {shown}, fits the weights {wanted} (p = {p_value:.2g})"
+    return Balance(chi_square=value, p_value=p_value, moved=moved, even=even, advice=advice)
+
+
+def _compare(test: LoggedTest, reference: str, arm: str, alpha: float) -> Comparison:
+    rewards = [(name, reward) for name, reward in test.rewards() if name in (reference, arm)]
+    values = np.array([reward for _, reward in rewards])
+    second = np.array([name == arm for name, _ in rewards], dtype=bool)
+    path = compare(values, second, alpha=alpha)
+    found = _Finding.of(path, float(second.mean()) if len(second) else 0.5, alpha)
+    return Comparison(
+        arm=arm,
+        reference=reference,
+        difference=found.difference,
+        low=found.low,
+        high=found.high,
+        confidence=1 - alpha,
+        state=found.state,
+        decided_after=found.decided_after,
+        needed=found.needed,
+        verdict=_in_words(found, arm, reference, _UNITS[test.unit], alpha),
+        guardrails=_guardrails(test, reference, arm, alpha),
+        path=path,
+    )
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Finding:
+    difference: float | None
+    low: float | None
+    high: float | None
+    state: str
+    decided_after: int | None
+    needed: int | None
+
+    @classmethod
+    def of(cls, path: Sequence, share: float, alpha: float) -> "_Finding":
+        if not len(path.counts) or not isfinite(path.sd[-1]) or not path.sd[-1] > 0:
+            return cls(
+                difference=None, low=None, high=None, state="open", decided_after=None, needed=None
+            )
+        sd = float(path.sd[-1])
+        low, high = float(path.low[-1]) / sd, float(path.high[-1]) / sd
+        difference = float(path.difference[-1]) / sd
+        at = path.decided_at
+        needed = None
+        if at is not None:
+            state = "faded" if low <= 0 <= high else "decided"
+        elif low > -ALIKE and high < ALIKE:
+            state = "alike"
+        else:
+            state = "open"
+            if isfinite(difference) and 0 < share < 1:
+                needed = still_needed(difference, len(path.counts), share, alpha=alpha)
+        return cls(
+            difference=difference if isfinite(difference) else None,
+            low=low if isfinite(low) else None,
+            high=high if isfinite(high) else None,
+            state=state,
+            decided_after=int(path.counts[at]) if at is not None else None,
+            needed=needed,
+        )
+
+
+def _in_words(found: _Finding, arm: str, reference: str, units: str, alpha: float) -> str:
+    if found.difference is None:
+        return f"{arm} and {reference} cannot be compared yet: too few outcomes, or no spread"
+    better, worse = (arm, reference) if found.difference >= 0 else (reference, arm)
+    low, high = found.low, found.high
+    if low is None or high is None:
+        band = "no bound yet"
+    else:
+        ends = (low, high) if found.difference >= 0 else (-high, -low)
+        level = f"{100 * (1 - alpha):.3g} % confidence sequence"
+        band = f"{level} {ends[0]:.2f} to {ends[1]:.2f}"
+    earns = f"{better} earns {abs(found.difference):.2f} sd more than {worse} ({band})"
+    if found.state == "decided":
+        return f"{earns}: decided after {found.decided_after} {units}"
+    if found.state == "alike":
+        return f"{arm} and {reference} are alike, within {ALIKE} sd ({band}): decided"
+    if found.state == "faded":
+        return (
+            f"{earns}: they differed after {found.decided_after} {units}, but less since; choose "
+            "either, or look at the picture and go on"
+        )
+    if found.needed is None:
+        return (
+            f"not decided yet: {earns}; so small a difference needs more {units} than is sensible"
+        )
+    return (
+        f"not decided yet: {earns}; about {_rounded(found.needed)} more {units} if the difference "
+        "stays"
+    )
+
+
+def _guardrails(test: LoggedTest, reference: str, arm: str, alpha: float) -> tuple[Guardrail, ...]:
+    failed = [(choice.arm, choice.failed) for choice in test.answered]
+    limits = test.guardrails
+    found = []
+    for name, facts in (("failure_rate", failed), ("culled_share", test.judged)):
+        pairs = [(who, hit) for who, hit in facts if who in (reference, arm)]
+        hits = np.array([hit for _, hit in pairs], dtype=bool)
+        second = np.array([who == arm for who, _ in pairs], dtype=bool)
+        path = compare_shares(hits, second, alpha=alpha)
+        found.append(_guardrail(name, path, limits[name], 1.0))
+    timed = [(who, value) for who, value in test.latencies if who in (reference, arm)]
+    values = np.array([value for _, value in timed])
+    second = np.array([who == arm for who, _ in timed], dtype=bool)
+    base = float(values[~second].mean()) if timed and not second.all() else 0.0
+    path = compare(values, second, alpha=alpha)
+    found.append(_guardrail("latency", path, limits["latency"], base))
+    return tuple(found)
+
+
+def _guardrail(name: str, path: Sequence, limit: float, scale: float) -> Guardrail:
+    if not len(path.counts) or not isfinite(path.difference[-1]) or not scale > 0:
+        return Guardrail(
+            name=name, worse_by=None, low=None, high=None, limit=limit, state="not measured"
+        )
+    low, high = float(path.low[-1]) / scale, float(path.high[-1]) / scale
+    state = "not known yet"
+    if low > limit:
+        state = "crossed"
+    elif high < limit:
+        state = "kept"
+    return Guardrail(
+        name=name,
+        worse_by=float(path.difference[-1]) / scale,
+        low=low if isfinite(low) else None,
+        high=high if isfinite(high) else None,
+        limit=limit,
+        state=state,
+    )
+
+
+def _verdicts(balance: Balance, comparisons: tuple[Comparison, ...]) -> list[str]:
+    said = [one.verdict for one in comparisons]
+    if not balance.even:
+        return [f"no verdict: {balance.advice}"]
+    for one in comparisons:
+        said += [
+            f"stop {one.arm}: its {rail.name.replace('_', ' ')} is worse than {one.reference}'s by "
+            f"{rail.worse_by:.2f}, more than the {rail.limit:g} that is tolerated"
+            for rail in one.guardrails
+            if rail.state == "crossed"
+        ]
+    return said
+
+
+def _rounded(number: int) -> str:
+    """Two digits: more would be pretence."""
+    digits = max(len(str(number)) - 2, 0)
+    return f"{round(number, -digits):,}"

@@ -1,0 +1,1 @@
+"""Studies in simulated environments: regret."""
