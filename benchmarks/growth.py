@@ -17,7 +17,7 @@ from esper.execution.kernel import count_parameters
 from esper.runs.run_folder import RunFolder
 from esper.runs.train import make_spec, train
 from esper.tasks import TASKS
-from esper.tasks._base import Task
+from esper.tasks.base import Task
 
 SEEDS = range(5)
 

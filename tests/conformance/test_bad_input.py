@@ -31,7 +31,7 @@ SETTINGS = [
     for name in STRATEGIES.names()
     for made in [STRATEGIES.load(name)]
     if is_dataclass(made)
-    for item in fields(made)  # type: ignore[arg-type]  # a dataclass by now
+    for item in fields(made)  # a dataclass by now
 ]
 MAY_BE_ZERO = {
     "change_ucb.explore", "exp3.sharing", "epsilon_greedy.epsilon", "performance_weighted.floor",

@@ -5,7 +5,7 @@ from typing_extensions import override
 
 import esper.tasks
 from esper.tasks import TASKS
-from esper.tasks._base import Task
+from esper.tasks.base import Task
 from esper.testing.task_laws import TaskLaws
 
 

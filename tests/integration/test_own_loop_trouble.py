@@ -13,11 +13,11 @@ from typing_extensions import override
 
 import esper
 from esper.blueprints import BLUEPRINTS
-from esper.blueprints._base import Blueprint
+from esper.blueprints.base import Blueprint
 from esper.contracts.errors import ConfigError, KernelError
 from esper.contracts.events import Event
 from esper.contracts.seeds import LayerSpec, SeedState
-from esper.stores._payload import encode
+from esper.stores.payload import encode
 from tests.unit.services.small_run import Batch, SmallRun, host, loss_fn, same, settings, teacher
 
 # --- kernels that cannot be built, run or loaded --------------------------------------------------

@@ -1,40 +1,45 @@
-"""Nothing stands in a folder of extensions that its table does not name."""
+"""Every implementation of a contract that a room holds is in the room's table."""
 
+from collections.abc import Iterator
 from importlib import import_module
-from pathlib import Path
+from inspect import isabstract
+from pkgutil import walk_packages
 from typing import Any
 
 import pytest
 
+import esper
 from esper.blueprints import BLUEPRINTS
 from esper.registry import Registry
 from esper.stores import STORES
 from esper.strategies import STRATEGIES
 from esper.tasks import TASKS
 
-SRC = Path(__file__).parents[2] / "src" / "esper"
+TABLES: dict[str, tuple[Registry[Any], str]] = {
+    "strategies": (STRATEGIES, "esper.strategies.base:SelectionStrategy"),
+    "blueprints": (BLUEPRINTS, "esper.blueprints.base:Blueprint"),
+    "stores": (STORES, "esper.stores.base:MetricsStore"),
+    "tasks": (TASKS, "esper.tasks.base:Task"),
+}
 
-# Files of such a folder that are no entry of its table.
-SUPPORTING = {"journal"}
+
+def _implementations(room: str, base: type) -> Iterator[type]:
+    package = import_module(f"esper.{room}")
+    for found in walk_packages(package.__path__, f"{package.__name__}."):
+        for value in vars(import_module(found.name)).values():
+            mine = isinstance(value, type) and value.__module__ == found.name
+            if mine and issubclass(value, base) and value is not base and not isabstract(value):
+                yield value
 
 
-@pytest.mark.parametrize(
-    ("registry", "folder"),
-    [
-        (STRATEGIES, "services/tamiyo/strategies"),
-        (BLUEPRINTS, "blueprints"),
-        (STORES, "stores"),
-        (TASKS, "tasks"),
-    ],
-    ids=["strategies", "blueprints", "stores", "tasks"],
-)
-def test_every_file_is_in_its_table(registry: Registry[Any], folder: str) -> None:
-    in_table = {registry.load(name).__module__.rpartition(".")[2] for name in registry.names()}
-    files = {p.stem for p in (SRC / folder).glob("*.py") if not p.stem.startswith("_")}
-    assert files - SUPPORTING == in_table
+@pytest.mark.parametrize("room", TABLES)
+def test_every_implementation_is_in_its_table(room: str) -> None:
+    registry, base = TABLES[room]
+    module, _, name = base.partition(":")
+    found = set(_implementations(room, getattr(import_module(module), name)))
+    assert found == {registry.load(name) for name in registry.names()}
 
 
 def test_every_public_name_can_be_imported() -> None:
-    esper = import_module("esper")
     for name in esper.__all__:
         assert getattr(esper, name) is not None

@@ -12,7 +12,7 @@ from esper.contracts.errors import ConfigError, NoViableSeedError
 from esper.contracts.performance import PerformanceDelta, SeedPerformanceMetrics
 from esper.contracts.selection import SelectionConstraints, SelectionContext
 from esper.records.layer import LayerRecord
-from esper.records.layer_sums import Standing
+from esper.records.layer_sums import LayerSums
 from esper.records.seed import SeedRecord
 from esper.services.tamiyo.occupancy import sift
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
@@ -20,7 +20,7 @@ from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.services.tamiyo.settings import config_from
 from esper.stores.memory import MemoryStore
 from esper.strategies import STRATEGIES
-from esper.strategies.base import standardise
+from esper.strategies.scoring import standardise
 
 SIZES = st.floats(1e-12, 1e12) | st.floats(-1e12, -1e-12) | st.just(0.0)
 REWARDS = st.lists(SIZES, min_size=1, max_size=60)
@@ -76,8 +76,8 @@ def test_units_that_follow_every_outcome_are_those_of_the_columns(
             layer.follow(seed_idx, f"blueprint {number % 4}")
         record = layer.current(seed_idx)
         record.add(reward, None, None, window_size=window_size, decay_factor=0.9)
-        found = layer.seeds.standing.units()
-        anew = Standing()
+        found = layer.seeds.sums.units()
+        anew = LayerSums()
         anew.replace(layer.seeds, layer.seeds.values())
         centre, scale, count = anew.units()
         assert found[2] == count == sum(one.outcomes for one in layer.seeds.values())

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from esper.contracts.errors import ConfigError
 from esper.contracts.events import Event
 from esper.stores import MetricsStore
-from esper.stores._payload import checked, decode, encode
 from esper.stores.memory import MemoryStore
+from esper.stores.payload import checked, decode, encode
 from esper.stores.redis import RedisStore
 from esper.stores.sqlite import SqliteStore
 from tests.servers import RedisServer

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from esper.blueprints._base import Blueprint
+    from esper.blueprints.base import Blueprint
 
 BLUEPRINTS: "Registry[Blueprint]" = Registry(
     "blueprint",

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from esper.blueprints._base import Blueprint
+from esper.blueprints.base import Blueprint
 from esper.contracts.seeds import LayerSpec
 
 # B batch, T time, F features read, G features written, r width

@@ -7,7 +7,7 @@ from typing import final
 from torch import nn
 from typing_extensions import override
 
-from esper.blueprints._base import ANY_VECTOR, Blueprint, activation
+from esper.blueprints.base import ANY_VECTOR, Blueprint, activation
 from esper.contracts.seeds import LayerSpec
 
 # F features read, G features written, h hidden units

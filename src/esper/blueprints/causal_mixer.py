@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from esper.blueprints._base import Blueprint
+from esper.blueprints.base import Blueprint
 from esper.contracts.errors import ConfigError
 from esper.contracts.seeds import LayerSpec
 

@@ -7,8 +7,8 @@ from typing import final
 from torch import nn
 from typing_extensions import override
 
-from esper.blueprints import _geometry
-from esper.blueprints._base import ANY_CONV, Blueprint, activation
+from esper.blueprints import geometry
+from esper.blueprints.base import ANY_CONV, Blueprint, activation
 from esper.contracts.seeds import LayerSpec
 
 # C channels read, D channels written, h filters, k taps of the spatial convolution (9 for 3x3)
@@ -46,12 +46,12 @@ class ConvBlock(Blueprint):
     def assemble(self, spec: LayerSpec, width: int) -> nn.Module:
         return nn.Sequential(
             OrderedDict(
-                spatial=_geometry.spatial(spec, spec.in_size, width),
+                spatial=geometry.spatial(spec, spec.in_size, width),
                 act=activation(self.activation),
-                up=_geometry.pointwise(spec, width, spec.out_size),
+                up=geometry.pointwise(spec, width, spec.out_size),
             )
         )
 
     @override
     def misfit(self, spec: LayerSpec) -> str:
-        return _geometry.misfit(spec)
+        return geometry.misfit(spec)

@@ -7,8 +7,8 @@ from typing import final
 from torch import nn
 from typing_extensions import override
 
-from esper.blueprints import _geometry
-from esper.blueprints._base import ANY_CONV, Blueprint, activation
+from esper.blueprints import geometry
+from esper.blueprints.base import ANY_CONV, Blueprint, activation
 from esper.contracts.seeds import LayerSpec
 
 # C channels read, D channels written, k taps of the spatial convolution (9 for 3x3)
@@ -48,14 +48,14 @@ class ConvBottleneck(Blueprint):
         first, second = (width + 1) // 2, width // 2 + 1
         return nn.Sequential(
             OrderedDict(
-                down=_geometry.pointwise(spec, spec.in_size, first, bias=True),
+                down=geometry.pointwise(spec, spec.in_size, first, bias=True),
                 act=activation(self.activation),
-                spatial=_geometry.spatial(spec, first, second),
+                spatial=geometry.spatial(spec, first, second),
                 act_after=activation(self.activation),
-                up=_geometry.pointwise(spec, second, spec.out_size),
+                up=geometry.pointwise(spec, second, spec.out_size),
             )
         )
 
     @override
     def misfit(self, spec: LayerSpec) -> str:
-        return _geometry.misfit(spec)
+        return geometry.misfit(spec)

@@ -7,8 +7,8 @@ from typing import final
 from torch import nn
 from typing_extensions import override
 
-from esper.blueprints import _geometry
-from esper.blueprints._base import ANY_CONV, Blueprint
+from esper.blueprints import geometry
+from esper.blueprints.base import ANY_CONV, Blueprint
 from esper.contracts.seeds import LayerSpec
 
 # C channels read, D channels written, r width, k taps of the spatial convolution (9 for 3x3)
@@ -37,13 +37,13 @@ class Depthwise(Blueprint):
         channels = spec.in_size
         return nn.Sequential(
             OrderedDict(
-                spatial=_geometry.spatial(spec, channels, channels, groups=channels, bias=False),
-                mix=_geometry.pointwise(spec, channels, width, bias=True),
+                spatial=geometry.spatial(spec, channels, channels, groups=channels, bias=False),
+                mix=geometry.pointwise(spec, channels, width, bias=True),
                 act=nn.GELU(),
-                up=_geometry.pointwise(spec, width, spec.out_size),
+                up=geometry.pointwise(spec, width, spec.out_size),
             )
         )
 
     @override
     def misfit(self, spec: LayerSpec) -> str:
-        return _geometry.misfit(spec)
+        return geometry.misfit(spec)

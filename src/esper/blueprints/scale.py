@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from esper.blueprints._base import ANY_CONV, ANY_VECTOR, Blueprint, shape_changes
+from esper.blueprints.base import ANY_CONV, ANY_VECTOR, Blueprint, shape_changes
 from esper.contracts.seeds import LayerSpec
 
 # F features, or C channels as (C, 1) or (C, 1, 1)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from esper.blueprints import _geometry
-from esper.blueprints._base import ANY_CONV, Blueprint, shape_changes
+from esper.blueprints import geometry
+from esper.blueprints.base import ANY_CONV, Blueprint, shape_changes
 from esper.contracts.seeds import LayerSpec
 
 # B batch, C channels, r width, ... length, or height and width
@@ -53,9 +53,9 @@ class SqueezeExciteKernel(nn.Module):
         self.excite = nn.Sequential(
             OrderedDict(
                 pool=pool,
-                down=_geometry.pointwise(spec, spec.in_size, width, bias=True),
+                down=geometry.pointwise(spec, spec.in_size, width, bias=True),
                 act=nn.GELU(),
-                up=_geometry.pointwise(spec, width, spec.in_size, bias=True),
+                up=geometry.pointwise(spec, width, spec.in_size, bias=True),
             )
         )
 

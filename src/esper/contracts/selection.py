@@ -1,14 +1,25 @@
-"""A choice, from its question to its record: context, constraints, reason, decision."""
+"""A choice, from its question to its record: context, constraints, decision."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from math import inf, isfinite, isinf
+from math import isfinite
 from typing import Any
 
-from esper.contracts._read_once import Others, Propensity, Scores, Sentence
 from esper.contracts.errors import ConfigError
 from esper.contracts.health import HealthSignal
-from esper.contracts.propensities import ROUNDING, Chance, Propensities, worked_out
+from esper.contracts.reason import SelectionReason, reason_data, reason_from
+
+__all__ = [
+    "MOST_SEEDS",
+    "Assigned",
+    "Decision",
+    "SelectionConstraints",
+    "SelectionContext",
+    "SelectionReason",
+    "decision_data",
+    "decision_from",
+    "reason_data",
+]
 
 MOST_SEEDS = 1 << 20
 """A layer has fewer seeds than this; a larger index is a mistake."""
@@ -88,112 +99,6 @@ class SelectionConstraints:
             )
 
 
-@dataclass(frozen=True, init=False)
-class SelectionReason:
-    """Why a seed was chosen.
-
-    Attributes:
-        strategy: Name of the strategy that chose.
-        seed_idx: The chosen seed.
-        score: Its score, in the strategy's own units; ``inf`` for a seed never tried.
-        scores: Score of every viable seed. Given as a mapping, or as a tuple of the seeds and their
-            scores side by side, which nobody may change any more; always read as a mapping.
-        propensity: Probability, in (0, 1], with which the strategy chose this seed here. Given as a
-            number, as a `Chance`, or as the probabilities of all seeds; always read as a number.
-        reason: One sentence for a person. Given as a string, or as a call without arguments that
-            makes it when it is first read, since most are never read; always read as a string. Such
-            a call must depend on nothing that changes after the choice: best a `functools.partial`
-            of a function and the numbers in the sentence.
-        fallback: Whether a soft constraint was overridden to choose at all.
-        alternatives_considered: The other viable seeds; given as such, or as a list of all viable
-            seeds, which nobody may change any more.
-        features: What a contextual strategy saw of the chosen seed; it learns from them later.
-    """
-
-    strategy: str
-    seed_idx: int
-    score: float
-    scores: Scores = Scores()  # noqa: RUF009 (a descriptor)
-    propensity: Propensity = Propensity()  # noqa: RUF009 (a descriptor)
-    reason: Sentence = Sentence()  # noqa: RUF009 (a descriptor)
-    fallback: bool = False
-    alternatives_considered: Others = Others()  # noqa: RUF009 (a descriptor)
-    features: tuple[float, ...] = ()
-
-    def __init__(  # noqa: PLR0913, PLR0917 (its fields)
-        self,
-        strategy: str,
-        seed_idx: int,
-        score: float,
-        scores: Mapping[int, float] | tuple[Sequence[int], Sequence[float]],
-        propensity: float | Mapping[int, float] | Chance,
-        reason: str | Callable[[], str],
-        fallback: bool = False,
-        alternatives_considered: tuple[int, ...] | list[int] = (),
-        features: tuple[float, ...] = (),
-    ) -> None:
-        # One is made at every choice; what dataclass writes for a frozen class is slower.
-        values = self.__dict__
-        values["strategy"] = strategy
-        values["seed_idx"] = seed_idx
-        values["score"] = score
-        values["scores"] = scores
-        values["propensity"] = propensity
-        values["reason"] = reason
-        values["fallback"] = fallback
-        values["alternatives_considered"] = alternatives_considered
-        values["features"] = features
-
-    @property
-    def propensities(self) -> Mapping[int, float]:
-        """Probability of every viable seed, worked out when it is first read.
-
-        Of a reason that only has a number, what that leaves is spread evenly over the others.
-        """
-        return self._spread().by_seed
-
-    @property
-    def propensity_error(self) -> float:
-        """Largest absolute error of one of `propensities`; 0 where they are exact."""
-        return self._spread().error
-
-    @property
-    def knows_propensities(self) -> bool:
-        """Whether `propensities` are more than what one number implies."""
-        values = self.__dict__
-        value = values.get("_chance", values["propensity"])
-        if not isinstance(value, int | float):
-            return True
-        return value >= 1.0 - ROUNDING or len(self.alternatives_considered) < 2
-
-    def with_propensities(self, chances: Propensities) -> "SelectionReason":
-        """The same reason, knowing the probabilities of all seeds."""
-        made = object.__new__(SelectionReason)
-        made.__dict__.update(self.__dict__)
-        made.__dict__["_chance"] = chances
-        made.__dict__.pop("_found", None)
-        return made
-
-    def without_features(self) -> "SelectionReason":
-        """The same reason for whoever cannot read the chooser's features."""
-        made = object.__new__(SelectionReason)
-        made.__dict__.update(self.__dict__)
-        made.__dict__["features"] = ()
-        return made
-
-    def _spread(self) -> Propensities:
-        values = self.__dict__
-        found: Propensities | None = values.get("_found")
-        if found is None:
-            given = values.get("_chance", values["propensity"])
-            viable = sorted({self.seed_idx, *self.alternatives_considered})
-            found = values["_found"] = worked_out(given, self.seed_idx, viable)
-            if not isinstance(values["propensity"], int | float):
-                values["_chance"] = given
-                values["propensity"] = found.by_seed[self.seed_idx]
-        return found
-
-
 @dataclass(frozen=True, slots=True)
 class Assigned:
     """The part that a choice plays in an A/B test.
@@ -209,7 +114,7 @@ class Assigned:
     unit: str
 
 
-@dataclass(frozen=True, kw_only=True, init=False)
+@dataclass(frozen=True, kw_only=True)
 class Decision:
     """A choice as it travels: it goes out with the graft and comes back with the outcome.
 
@@ -235,54 +140,6 @@ class Decision:
     layer_type: str = ""
     ab: Assigned | None = None
 
-    def __init__(  # noqa: PLR0913 (its fields)
-        self,
-        *,
-        decision_id: str,
-        layer_name: str,
-        seed_idx: int,
-        blueprint: str,
-        epoch: int,
-        reason: SelectionReason,
-        random_key: tuple[int, str, int],
-        layer_type: str = "",
-        ab: Assigned | None = None,
-    ) -> None:
-        # As for a reason: one is made at every choice.
-        values = self.__dict__
-        values["decision_id"] = decision_id
-        values["layer_name"] = layer_name
-        values["seed_idx"] = seed_idx
-        values["blueprint"] = blueprint
-        values["epoch"] = epoch
-        values["reason"] = reason
-        values["random_key"] = random_key
-        values["layer_type"] = layer_type
-        values["ab"] = ab
-
-
-def reason_data(reason: SelectionReason) -> dict[str, Any]:
-    """A reason as JSON data; the infinite score of a seed never tried becomes ``None``."""
-    return {
-        "strategy": reason.strategy,
-        "score": _finite(reason.score),
-        "scores": {str(seed): _finite(score) for seed, score in reason.scores.items()},
-        **_propensity_data(reason),
-        "reason": reason.reason,
-        "fallback": reason.fallback,
-        "alternatives": list(reason.alternatives_considered),
-        "features": list(reason.features),
-    }
-
-
-def _propensity_data(reason: SelectionReason) -> dict[str, Any]:
-    chances, error = reason.propensities, reason.propensity_error  # first: cheaper than one by one
-    return {
-        "propensity": reason.propensity,
-        "propensities": {str(seed): chance for seed, chance in chances.items()},
-        **({"propensity_error": error} if error else {}),
-    }
-
 
 def decision_data(decision: Decision) -> dict[str, Any]:
     """A decision as JSON data, the ``data`` of an event of kind ``"decision"``."""
@@ -304,6 +161,7 @@ def decision_from(data: Mapping[str, Any]) -> Decision:
     """The decision that `decision_data` wrote down.
 
     Example:
+        >>> from math import inf
         >>> reason = SelectionReason("ucb", 1, inf, {1: inf}, 1.0, reason="untried")
         >>> made = Decision(decision_id="a", layer_name="fc1", seed_idx=1, blueprint="glu",
         ...                 epoch=3, reason=reason, random_key=(0, "fc1", 0))
@@ -320,27 +178,8 @@ def decision_from(data: Mapping[str, Any]) -> Decision:
         random_key=(run_seed, layer_name, number),
         layer_type=data.get("layer_type", ""),
         ab=Assigned(**data["ab"]) if data.get("ab") else None,
-        reason=_reason_from(data),
+        reason=reason_from(data),
     )
-
-
-def _reason_from(data: Mapping[str, Any]) -> SelectionReason:
-    reason = SelectionReason(
-        strategy=data["strategy"],
-        seed_idx=data["seed"],
-        score=_infinite(data["score"]),
-        scores={int(seed): _infinite(score) for seed, score in data["scores"].items()},
-        propensity=data["propensity"],
-        reason=data["reason"],
-        fallback=data["fallback"],
-        alternatives_considered=tuple(data["alternatives"]),
-        features=tuple(data.get("features", ())),
-    )
-    logged = data.get("propensities")
-    if logged is None:  # written by an older version
-        return reason
-    chances = {int(seed): chance for seed, chance in logged.items()}
-    return reason.with_propensities(Propensities(chances, data.get("propensity_error", 0.0)))
 
 
 def _require_whole(name: str, value: object, least: int) -> None:
@@ -363,11 +202,3 @@ def _require_by_seed(name: str, value: object) -> None:
     for seed in value:
         if not isinstance(seed, int) or not 0 <= seed < MOST_SEEDS:
             raise ConfigError(f"{name} has the key {seed!r}; seeds are numbered from 0")
-
-
-def _finite(score: float) -> float | None:
-    return None if isinf(score) else score
-
-
-def _infinite(score: float | None) -> float:
-    return inf if score is None else score

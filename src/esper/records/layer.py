@@ -8,7 +8,7 @@ from typing import Any, final
 from typing_extensions import override
 
 from esper.contracts.selection import Decision
-from esper.records.layer_sums import Standing
+from esper.records.layer_sums import LayerSums
 from esper.records.seed import SeedRecord
 
 EXPIRY = 64
@@ -71,29 +71,29 @@ class LayerMetrics(dict[int, SeedRecord]):
         standing: What a choice reads of the records, as columns.
     """
 
-    __slots__ = ("knowledge", "standing")
+    __slots__ = ("knowledge", "sums")
 
     def __init__(self, knowledge: LayerKnowledge | None) -> None:
         super().__init__()
         self.knowledge = knowledge
-        self.standing = Standing()
+        self.sums = LayerSums()
 
     @override
     def __setitem__(self, seed_idx: int, record: SeedRecord) -> None:
-        if record._standing is self.standing:  # a copy of all is being put together
+        if record._sums is self.sums:  # a copy of all is being put together
             super().__setitem__(seed_idx, record)
             return
         replaced = self.get(seed_idx)
         if replaced is not None:
-            replaced.stand(None, 0)
+            replaced.keep_row(None, 0)
         super().__setitem__(seed_idx, record)
         # In the order of seeds, not of events: sums over them are then equal to the last bit in a
         # run that is resumed.
         for seed in [seed for seed in self if seed > seed_idx]:
             super().__setitem__(seed, self.pop(seed))
         for row, one in enumerate(self.values()):
-            one.stand(self.standing, row)
-        self.standing.replace(self, self.values())
+            one.keep_row(self.sums, row)
+        self.sums.replace(self, self.values())
 
 
 @final

@@ -40,7 +40,7 @@ class Units(NamedTuple):
 
 
 @final
-class Standing:
+class LayerSums:
     """Columns over the seeds of one layer, to be read and not changed, and their `units`.
 
     Attributes:
@@ -56,7 +56,7 @@ class Standing:
         Two seeds, rewards (1, 3) and (5, 7): within 2 and 2 with 2 degrees of freedom, total
         variance 20/3, so the scale is ``sqrt((4 + 20/3) / 3)``.
 
-        >>> standing = Standing()
+        >>> standing = LayerSums()
         >>> for seed in (0, 1):
         ...     standing.insert(seed)
         >>> for at, count, mean, m2 in ((0, 1, 1, 0), (0, 2, 2, 2), (1, 1, 5, 0), (1, 2, 6, 2)):

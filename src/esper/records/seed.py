@@ -8,7 +8,7 @@ from array import array
 from math import fsum, isnan, nan
 from typing import final
 
-from esper.records.layer_sums import Standing
+from esper.records.layer_sums import LayerSums
 
 OPEN = 32
 """Decisions without an outcome that are remembered per seed; older ones count as expired."""
@@ -74,7 +74,7 @@ class SeedRecord:
     __slots__ = (
         "_measured",
         "_row",
-        "_standing",
+        "_sums",
         "_timed",
         "_weight",
         "blueprint",
@@ -111,7 +111,7 @@ class SeedRecord:
         self._weight = 0.0
         self._measured: Ring | None = None
         self._timed: Ring | None = None
-        self._standing: Standing | None = None
+        self._sums: LayerSums | None = None
         self._row = 0
 
     @property
@@ -165,12 +165,12 @@ class SeedRecord:
                 self.mean, self.m2 = slid
             else:
                 self.mean, self.m2 = mean_and_m2(self.measured()[0])
-        if self._standing is not None:
-            self._standing.put(self._row, self.count, self.mean, self.m2)
+        if self._sums is not None:
+            self._sums.put(self._row, self.count, self.mean, self.m2)
 
-    def stand(self, standing: Standing | None, row: int) -> None:
+    def keep_row(self, standing: LayerSums | None, row: int) -> None:
         """From now on keep a row of a layer's columns up to date, or none."""
-        self._standing, self._row = standing, row
+        self._sums, self._row = standing, row
 
     def time(self, latency_ms: float | None, memory_mb: float | None, window_size: int) -> None:
         """Take in what a clock and an allocator said."""

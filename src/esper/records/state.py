@@ -81,7 +81,7 @@ def _layer_data(layer: LayerRecord) -> dict[str, Any]:
         "bound": sorted(layer.bindings()),
         "seeds": [_record_data(record) for record in layer.seeds.values()],
         "aside": [_record_data(record) for record in (layer._aside or {}).values()],
-        "standing": layer.seeds.standing.state_dict(),
+        "sums": layer.seeds.sums.state_dict(),
         "knowledge": None if knowledge is None else knowledge.state_dict(),
     }
 
@@ -95,7 +95,7 @@ def _fill(layer: LayerRecord, data: Mapping[str, Any]) -> None:
     layer._aside = {(record.seed_idx, record.blueprint): record for record in aside} or None
     for seed_idx in data["bound"]:
         layer.bind(seed_idx, layer.seeds[seed_idx].blueprint)
-    layer.seeds.standing.load_state_dict(data["standing"])
+    layer.seeds.sums.load_state_dict(data["sums"])
     _teach(layer.seeds.knowledge, data["knowledge"])
 
 

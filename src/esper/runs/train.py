@@ -28,7 +28,7 @@ from esper.services.tamiyo.report import EpochReport, Verdict
 from esper.services.tamiyo.tamiyo import Tamiyo
 from esper.strategies import STRATEGIES
 from esper.tasks import TASKS
-from esper.tasks._base import Task
+from esper.tasks.base import Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

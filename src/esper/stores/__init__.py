@@ -5,7 +5,7 @@ from pathlib import PurePath
 
 from esper.contracts.errors import ConfigError, unknown_name
 from esper.registry import Registry
-from esper.stores._base import MetricsStore
+from esper.stores.base import MetricsStore
 
 __all__ = ["STORES", "MetricsStore", "open_store"]
 

@@ -14,8 +14,8 @@ from weakref import WeakValueDictionary
 
 from esper.contracts.errors import ConfigError, EsperError, StoreError
 from esper.contracts.events import Event
-from esper.stores._base import MetricsStore
-from esper.stores._payload import checked
+from esper.stores.base import MetricsStore
+from esper.stores.payload import checked
 
 logger = logging.getLogger(__name__)
 

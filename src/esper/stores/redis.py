@@ -9,8 +9,8 @@ from typing_extensions import override
 
 from esper.contracts.errors import ConfigError, StoreError
 from esper.contracts.events import Event
-from esper.stores._base import MetricsStore
-from esper.stores._payload import checked, chosen, decode, encode
+from esper.stores.base import MetricsStore
+from esper.stores.payload import checked, chosen, decode, encode
 
 if TYPE_CHECKING:
     import redis

@@ -9,15 +9,8 @@ from typing_extensions import override
 
 from esper.contracts.selection import SelectionContext, SelectionReason
 from esper.records.draws import Draws
-from esper.strategies.base import (
-    TIE,
-    Metrics,
-    SelectionStrategy,
-    others,
-    require_number,
-    standardise,
-    tried,
-)
+from esper.strategies.base import Metrics, SelectionStrategy
+from esper.strategies.scoring import TIE, others, require_number, standardise, tried
 
 
 @final

@@ -10,14 +10,9 @@ from typing_extensions import override
 
 from esper.contracts.selection import Decision, SelectionContext, SelectionReason
 from esper.records.draws import Draws
-from esper.strategies.base import (
-    Metrics,
-    SelectionStrategy,
-    others,
-    require_number,
-    tried,
-)
+from esper.strategies.base import Metrics, SelectionStrategy
 from esper.strategies.learned import Learned, learned_as
+from esper.strategies.scoring import others, require_number, tried
 
 _LIMIT = 3.0
 """Distance from the mean, in standard deviations, at which a reward is cut for the spread."""

@@ -16,7 +16,8 @@ from esper.contracts.errors import ConfigError, SelectionError
 from esper.records.draws import Draws
 from esper.records.layer import LayerKnowledge
 from esper.records.layer_sums import ROUNDING
-from esper.strategies.base import TIE, Metrics, pick_best
+from esper.strategies.base import Metrics
+from esper.strategies.scoring import TIE, pick_best
 
 _HEAD = 6
 _OUTCOMES, _WEIGHT, _MEAN, _M2, _NOISE, _FREEDOM = range(_HEAD)

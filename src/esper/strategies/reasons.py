@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from math import inf, sqrt
 
-from esper.strategies.base import TIE, tried
 from esper.strategies.posteriors import Parameters, Posterior
+from esper.strategies.scoring import TIE, tried
 
 
 def bound_reason(

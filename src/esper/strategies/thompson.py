@@ -10,14 +10,7 @@ from typing_extensions import override
 from esper.contracts.errors import ConfigError, unknown_name
 from esper.contracts.selection import SelectionContext, SelectionReason
 from esper.records.draws import Draws
-from esper.strategies.base import (
-    Metrics,
-    SelectionStrategy,
-    others,
-    pick_best,
-    require_number,
-    standardise,
-)
+from esper.strategies.base import Metrics, SelectionStrategy
 from esper.strategies.posteriors import (
     BestDraw,
     Parameters,
@@ -28,6 +21,7 @@ from esper.strategies.posteriors import (
     nig_posterior,
 )
 from esper.strategies.reasons import draw_reason
+from esper.strategies.scoring import others, pick_best, require_number, standardise
 
 _POSTERIORS = ("beta", "gaussian", "nig")
 

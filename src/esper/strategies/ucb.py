@@ -13,15 +13,9 @@ from esper.contracts.performance import SeedStatistics
 from esper.contracts.selection import SelectionContext, SelectionReason
 from esper.records.draws import Draws
 from esper.records.layer import LayerMetrics
-from esper.strategies.base import (
-    Metrics,
-    SelectionStrategy,
-    pick_best,
-    pick_row,
-    require_number,
-    standing_of,
-)
+from esper.strategies.base import Metrics, SelectionStrategy
 from esper.strategies.reasons import bound_reason
+from esper.strategies.scoring import pick_best, require_number, sums_of
 
 _OPEN = attrgetter("open")
 
@@ -97,40 +91,26 @@ class UCB(SelectionStrategy):
     def decide(
         self, viable: Sequence[int], metrics: Metrics, context: SelectionContext, rng: Draws
     ) -> tuple[int, SelectionReason]:
-        standing = standing_of(metrics)
-        pending = _pending(metrics)
-        c = self.exploration_constant
-        if viable == standing.seeds and standing.tried == len(viable):
-            units, roots = standing.units(), standing.roots
+        sums, pending, c = sums_of(metrics), _pending(metrics), self.exploration_constant
+        centre, scale, total = sums.units()
+        total += sum(pending)
+        if viable == sums.seeds and sums.tried == len(viable):
+            roots = sums.roots
             if pending:
-                centre, scale, total = units
-                units = centre, scale, total + sum(pending)
-                waiting = zip(standing.counts, pending, strict=True)
-                roots = [(count + more) ** -0.5 for count, more in waiting]
-            values = upper_bounds(standing.means, roots, units, c)
-            row, propensity = pick_row(values, rng)
-            known, count = (units[2], roots), standing.counts[row]
+                roots = [(n + more) ** -0.5 for n, more in zip(sums.counts, pending, strict=True)]
+            bounds = upper_bounds(sums.means, roots, (centre, scale, total), c)
+            scores = dict(zip(viable, bounds, strict=True))
         else:
             scores = self.scores(viable, metrics)
-            chosen, propensity = pick_best(scores, rng)
-            values, row = list(scores.values()), list(scores).index(chosen)
-            known = standing.outcomes + sum(pending), [_root(metrics.get(seed)) for seed in scores]
-            record = metrics.get(chosen)
-            count = record.count if record else 0
-        return viable[row], SelectionReason(
-            "ucb",
-            viable[row],
-            values[row],
-            (viable, values),
-            propensity,
-            partial(_why, row, values, known, c, count),
-            False,
-            list(viable),
-        )
+            roots = [_root(metrics.get(seed)) for seed in viable]
+        chosen, propensity = pick_best(scores, rng)
+        count = metrics[chosen].count if chosen in metrics else 0
+        why = partial(_why, chosen, scores, (total, roots), c, count)
+        return self.chosen(chosen, scores, propensity, why)
 
     def scores(self, viable: Sequence[int], metrics: Metrics) -> dict[int, float]:
         """Upper bounds in standard deviations of the layer's rewards; inf where untried."""
-        centre, scale, total = standing_of(metrics).units()
+        centre, scale, total = sums_of(metrics).units()
         units, c = (centre, scale, total + sum(_pending(metrics))), self.exploration_constant
         scores = {}
         for seed in viable:
@@ -158,12 +138,12 @@ def _pending(metrics: Metrics) -> list[int]:
     return [record.pending for record in metrics.values()]
 
 
-def _why(row: int, values: list[float], known: Known, c: float, count: int) -> str:
+def _why(chosen: int, scores: dict[int, float], known: Known, c: float, count: int) -> str:
     total, roots = known
     width = sqrt(c * log(total)) if total > 1 else 0.0
     halves = [width * root if root < inf else inf for root in roots]
     standings = {
-        place: (value - half if half < inf else 0.0, 1.0)
-        for place, (value, half) in enumerate(zip(values, halves, strict=True))
+        seed: (score - half if half < inf else 0.0, 1.0)
+        for (seed, score), half in zip(scores.items(), halves, strict=True)
     }
-    return bound_reason(row, standings, dict(enumerate(values)), count)
+    return bound_reason(chosen, standings, scores, count)

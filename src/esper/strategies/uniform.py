@@ -1,18 +1,13 @@
-"""Random: any viable seed, all alike; the baseline that a strategy must beat."""
+"""Random: every viable seed alike; the baseline that learning has to beat."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 from typing_extensions import override
 
-from esper.contracts.selection import SelectionContext, SelectionReason
-from esper.records.draws import Draws
-from esper.strategies.base import Metrics, SelectionStrategy, others
+from esper.strategies.base import Choice, Draws, Metrics, Seeds, SelectionContext, SelectionStrategy
 
 
 @final
-@dataclass(frozen=True)
 class Uniform(SelectionStrategy):
     """Draw any viable seed with the same probability; scores are that probability.
 
@@ -21,24 +16,14 @@ class Uniform(SelectionStrategy):
         0.5
     """
 
-    when: ClassVar[str] = "a baseline, or logs from which any strategy can be replayed"
-    name: ClassVar[str] = "random"
-    learns: ClassVar[bool] = False
+    name = "random"
+    when = "a baseline, or logs from which any strategy can be replayed"
+    learns = False
 
     @override
     def decide(
-        self, viable: Sequence[int], metrics: Metrics, context: SelectionContext, rng: Draws
-    ) -> tuple[int, SelectionReason]:
-        chance = 1 / len(viable)
-        chances = dict.fromkeys(viable, chance)
+        self, viable: Seeds, metrics: Metrics, context: SelectionContext, rng: Draws
+    ) -> Choice:
+        chances = dict.fromkeys(viable, 1 / len(viable))
         chosen = sorted(viable)[rng.index(len(viable))]
-        return chosen, SelectionReason(
-            "random",
-            chosen,
-            chance,
-            chances,
-            chances,
-            f"drawn at random from {len(viable)}",
-            False,
-            others(viable, chosen),
-        )
+        return self.chosen(chosen, chances, chances, f"drawn at random from {len(viable)}")

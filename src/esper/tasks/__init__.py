@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from esper.registry import Registry
 
 if TYPE_CHECKING:
-    from esper.tasks._base import Task
+    from esper.tasks.base import Task
 
 TASKS: "Registry[Task]" = Registry(
     "task",

@@ -6,8 +6,8 @@ from typing import final
 from torch import nn
 from typing_extensions import override
 
-from esper.tasks._base import Splits, Task
-from esper.tasks._shipped import shipped
+from esper.tasks.base import Splits, Task
+from esper.tasks.shipped import shipped
 
 
 @final

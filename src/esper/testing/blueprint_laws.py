@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from typing_extensions import override
 
-from esper.blueprints._base import Blueprint, describe
+from esper.blueprints.base import Blueprint, describe
 from esper.contracts.errors import KernelError
 from esper.contracts.seeds import LayerSpec
 

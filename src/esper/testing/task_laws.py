@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from esper.blueprints import BLUEPRINTS
 from esper.execution.shapes import describe
-from esper.tasks._base import Batch, Batches, Splits, Task
+from esper.tasks.base import Batch, Batches, Splits, Task
 
 
 def equal(one: Batch, other: Batch) -> bool:

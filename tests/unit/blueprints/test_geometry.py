@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from esper.blueprints import BLUEPRINTS, build, fitting
-from esper.blueprints._geometry import Axis, axes
+from esper.blueprints.geometry import Axis, axes
 from esper.contracts.errors import KernelError
 from esper.contracts.seeds import LayerSpec
 from esper.testing.blueprint_laws import awaken

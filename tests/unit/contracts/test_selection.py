@@ -45,26 +45,13 @@ def test_a_sentence_cannot_be_changed() -> None:
         _lazy().reason = "another"  # type: ignore[misc]
 
 
-def test_scores_and_others_may_be_given_side_by_side() -> None:
-    columns = SelectionReason("ucb", 1, 0.5, ([0, 1], [0.2, 0.5]), 0.7, "why", False, [0, 1])
-    plain = SelectionReason("ucb", 1, 0.5, {0: 0.2, 1: 0.5}, 0.7, "why", False, (0,))
-    assert deepcopy(columns) == plain
-    assert columns.propensities == plain.propensities
-    assert columns.knows_propensities
-    assert repr(columns) == repr(plain)
-    assert (columns.scores, columns.alternatives_considered) == ({0: 0.2, 1: 0.5}, (0,))
-    for name in ("scores", "alternatives_considered", "propensity"):
-        with pytest.raises(AttributeError):
-            setattr(columns, name, ())
-
-
 def test_a_reason_without_its_features_still_knows_how_likely_each_seed_was() -> None:
     chances = {0: 0.7, 1: 0.3, 2: 0.0}
     reason = SelectionReason(
         "lin_ts", 1, 0.5, {}, chances, "why", alternatives_considered=(0, 2), features=(1.0,)
     )
     for one in (reason, reason):  # before its propensity is read, and after
-        plain = one.without_features()
+        plain = one.with_(features=())
         assert plain.features == ()
         assert plain.propensities == chances
         assert (plain.propensity, one.propensity, one.features) == (0.3, 0.3, (1.0,))

@@ -479,7 +479,8 @@ def test_the_interval_grows_only_where_it_is_asked_to() -> None:
 
 def test_choosing_a_seed_by_other_strategies_needs_neither_numpy_nor_torch() -> None:
     code = (
-        "import sys; from esper.strategies import STRATEGIES, _features; "
+        "import sys, esper.strategies.contextual.features; "
+        "from esper.strategies import STRATEGIES; "
         "import esper.services.tamiyo.seed_selector; STRATEGIES.create('ucb'); "
         "sys.exit(' '.join({'numpy', 'torch'} & set(sys.modules)) or 0)"
     )

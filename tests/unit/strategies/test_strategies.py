@@ -11,9 +11,9 @@ from esper.records.draws import Draws
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.strategies import STRATEGIES
-from esper.strategies.base import standardise
 from esper.strategies.epsilon_greedy import EpsilonGreedy
 from esper.strategies.posteriors import BestDraw, Parameters, Posterior, draw
+from esper.strategies.scoring import standardise
 from esper.strategies.ucb import UCB
 
 CONTEXT = SelectionContext()

@@ -9,7 +9,7 @@ from esper.contracts.selection import SelectionContext
 from esper.services.tamiyo.assignment import Assignment
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.seed_selector import SeedSelector
-from esper.stores._base import MetricsStore
+from esper.stores.base import MetricsStore
 from esper.stores.memory import MemoryStore
 from esper.strategies import SelectionStrategy
 from esper.studies.logged.logs import Log

@@ -15,12 +15,12 @@ from esper.contracts.selection import SelectionContext
 from esper.records.draws import Draws
 from esper.records.layer import LayerMetrics, LayerRecord
 from esper.strategies import SelectionStrategy
-from esper.strategies.base import standardise
 from esper.strategies.contextual.ridge import Ridges
 from esper.strategies.drifting.discounted_ucb import DiscountedUCB
 from esper.strategies.drifting.sliding_ucb import SlidingUCB
 from esper.strategies.learned import Learned
 from esper.strategies.posteriors import nig_posterior
+from esper.strategies.scoring import standardise
 from esper.strategies.ucb import UCB, upper_bound
 
 PEERS: dict[str, Any] = json.loads(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from esper.tasks import TASKS
-from esper.tasks._shipped import shipped
+from esper.tasks.shipped import shipped
 
 DATA = files("esper.tasks") / "data"
 

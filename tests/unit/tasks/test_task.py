@@ -6,7 +6,7 @@ from torch import nn
 
 from esper.contracts.errors import ConfigError
 from esper.tasks import TASKS
-from esper.tasks._base import Batches
+from esper.tasks.base import Batches
 
 
 def test_batches_end_with_what_is_left() -> None:

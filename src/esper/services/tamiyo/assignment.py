@@ -159,7 +159,7 @@ class Assignment:
         seen = LayerMetrics(knowledge.by_arm.get(arm))
         seen.update(metrics)
         if isinstance(metrics, LayerMetrics):
-            seen.standing = metrics.standing
+            seen.sums = metrics.sums
         return seen
 
     def declaration(self) -> dict[str, Any]:
@@ -219,7 +219,7 @@ class KnowledgeOfArms(LayerKnowledge):
             seen = decision
             if decision is not None and decision.reason.strategy != self.strategies[arm]:
                 # What another strategy saw of the seed is written in that strategy's own terms.
-                seen = replace(decision, reason=decision.reason.without_features())
+                seen = replace(decision, reason=decision.reason.with_(features=()))
             knowledge.learn(seed_idx, reward, seen)
 
     @override

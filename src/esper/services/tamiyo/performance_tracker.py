@@ -22,9 +22,9 @@ from esper.records.history import KINDS, BeginKnowledge, History, fold, writer_o
 from esper.records.layer import LayerRecord
 from esper.records.seed import SeedRecord
 from esper.records.state import history_data, history_from
-from esper.stores._base import MetricsStore
+from esper.stores.base import MetricsStore
 from esper.stores.journal import Journal
-from esper.strategies.base import standardise
+from esper.strategies.scoring import standardise
 from esper.strategies.thompson import Thompson
 from esper.strategies.ucb import UCB
 

@@ -24,7 +24,8 @@ from esper.records.seed import SeedRecord
 from esper.services.tamiyo.assignment import Assignment
 from esper.services.tamiyo.occupancy import Occupancy, at_rest, refusal, sift
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
-from esper.strategies.base import SelectionStrategy, others
+from esper.strategies.base import SelectionStrategy
+from esper.strategies.scoring import others
 
 __all__ = [
     "SeedSelector",
@@ -261,7 +262,7 @@ class SeedSelector:
                 if tracker.journal is not None and not reason.knows_propensities:
                     # Now, because the log wants them and the choice changes the metrics.
                     chances = strategy.propensities(viable, metrics, context)
-                    reason = reason.with_propensities(chances)
+                    reason = reason.with_(propensity=chances)
             known = metrics.get(seed_idx)
             decision = Decision(
                 decision_id=decision_id,
@@ -334,7 +335,7 @@ def _all_tried(viable: list[int], metrics: Mapping[int, SeedRecord]) -> bool:
     """Whether that can be told at a glance; if not, each seed must be looked at."""
     if not isinstance(metrics, LayerMetrics):
         return False
-    standing = metrics.standing
+    standing = metrics.sums
     return standing.tried == len(metrics) and (
         viable == standing.seeds or all(map(metrics.__contains__, viable))
     )

@@ -47,7 +47,7 @@ from esper.services.tamiyo.run_log import RunLog
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.services.tamiyo.settings import load_config
 from esper.stores import open_store
-from esper.stores._base import MetricsStore
+from esper.stores.base import MetricsStore
 from esper.stores.journal import Journal
 from esper.stores.memory import MemoryStore
 from esper.strategies import STRATEGIES

@@ -10,12 +10,12 @@ from typing_extensions import override
 
 from esper.contracts.propensities import Chance
 from esper.records.draws import Draws
-from esper.strategies.base import require_number
 from esper.strategies.contextual.joint_draws import draw_together, factor_of
 from esper.strategies.contextual.knowledge import Model
 from esper.strategies.contextual.linear import Linear
 from esper.strategies.contextual.predictions import Prediction, evidence
 from esper.strategies.posteriors import BestDraw
+from esper.strategies.scoring import require_number
 
 _SURE = 1e-12
 """Standard deviations below are rounding."""

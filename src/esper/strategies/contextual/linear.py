@@ -9,13 +9,7 @@ from esper.contracts.errors import ConfigError, unknown_name
 from esper.contracts.propensities import Chance
 from esper.contracts.selection import SelectionContext, SelectionReason
 from esper.records.draws import Draws
-from esper.strategies.base import (
-    Metrics,
-    SelectionStrategy,
-    others,
-    pick_best,
-    require_number,
-)
+from esper.strategies.base import Metrics, SelectionStrategy
 from esper.strategies.contextual.knowledge import (
     MODELS,
     LinearKnowledge,
@@ -23,6 +17,7 @@ from esper.strategies.contextual.knowledge import (
     known_of,
 )
 from esper.strategies.contextual.predictions import Prediction
+from esper.strategies.scoring import others, pick_best, require_number
 
 
 class Linear(SelectionStrategy, ABC):

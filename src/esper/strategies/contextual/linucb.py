@@ -10,11 +10,11 @@ from typing_extensions import override
 
 from esper.contracts.errors import ConfigError
 from esper.records.draws import Draws
-from esper.strategies.base import require_number
 from esper.strategies.contextual.knowledge import Model
 from esper.strategies.contextual.linear import Linear
 from esper.strategies.contextual.predictions import Prediction, evidence
 from esper.strategies.reasons import bound_reason
+from esper.strategies.scoring import require_number
 
 
 @final

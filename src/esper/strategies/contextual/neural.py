@@ -13,15 +13,7 @@ from esper.contracts.errors import ConfigError
 from esper.contracts.selection import Decision, SelectionContext, SelectionReason
 from esper.records.draws import Draws
 from esper.records.layer import LayerKnowledge
-from esper.strategies.base import (
-    Metrics,
-    SelectionStrategy,
-    others,
-    pick_best,
-    require_number,
-    rewards_of,
-    tried,
-)
+from esper.strategies.base import Metrics, SelectionStrategy, rewards_of
 from esper.strategies.contextual.features import (
     WIDTH,
     Features,
@@ -34,6 +26,7 @@ from esper.strategies.contextual.joint_draws import draw_together, factor_of
 from esper.strategies.contextual.knowledge import blueprint_of, unheard
 from esper.strategies.contextual.predictions import after_trials
 from esper.strategies.contextual.ridge import Array, Ridges
+from esper.strategies.scoring import others, pick_best, require_number, tried
 
 # Shapes: B outcomes, K seeds, X inputs, H hidden units, P features of the last layer.
 

@@ -9,9 +9,9 @@ from typing import final
 
 import numpy as np
 
-from esper.strategies.base import tried
 from esper.strategies.contextual.features import Features
 from esper.strategies.contextual.ridge import Array
+from esper.strategies.scoring import tried
 
 
 @final

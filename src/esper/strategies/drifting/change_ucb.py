@@ -11,12 +11,7 @@ from typing_extensions import override
 from esper.contracts.errors import ConfigError, unknown_name
 from esper.contracts.selection import SelectionContext, SelectionReason
 from esper.records.draws import Draws
-from esper.strategies.base import (
-    Metrics,
-    SelectionStrategy,
-    others,
-    require_number,
-)
+from esper.strategies.base import Metrics, SelectionStrategy
 from esper.strategies.drifting.changes import Changing, Cusum, Likelihood
 from esper.strategies.learned import (
     draw_best,
@@ -26,6 +21,7 @@ from esper.strategies.learned import (
     waiting,
 )
 from esper.strategies.reasons import bound_reason
+from esper.strategies.scoring import others, require_number
 
 _DETECTORS = ("cusum", "glr")
 _RESTARTS = ("arm", "layer")

@@ -5,9 +5,9 @@ from typing import ClassVar, final
 
 from typing_extensions import override
 
-from esper.strategies.base import require_number
 from esper.strategies.drifting.forgetful import ForgetfulThompson, Posterior
 from esper.strategies.drifting.forgetting import Discounted, Forgetting
+from esper.strategies.scoring import require_number
 
 
 @final

@@ -11,13 +11,7 @@ from typing_extensions import override
 from esper.contracts.errors import ConfigError, unknown_name
 from esper.contracts.selection import SelectionContext, SelectionReason
 from esper.records.draws import Draws
-from esper.strategies.base import (
-    Metrics,
-    SelectionStrategy,
-    others,
-    pick_best,
-    require_number,
-)
+from esper.strategies.base import Metrics, SelectionStrategy
 from esper.strategies.drifting.forgetting import Forgetting
 from esper.strategies.learned import (
     draw_best,
@@ -34,6 +28,7 @@ from esper.strategies.posteriors import (
     gaussian_posterior,
 )
 from esper.strategies.reasons import bound_reason, draw_reason
+from esper.strategies.scoring import others, pick_best, require_number
 
 Posterior = Literal["beta", "gaussian"]
 _POSTERIORS = ("beta", "gaussian")

@@ -5,10 +5,10 @@ from typing import ClassVar, final
 
 from typing_extensions import override
 
-from esper.strategies.base import require_number
 from esper.strategies.drifting.forgetful import ForgetfulUCB
 from esper.strategies.drifting.forgetting import Forgetting, Windowed
 from esper.strategies.learned import require_whole
+from esper.strategies.scoring import require_number
 
 
 @final

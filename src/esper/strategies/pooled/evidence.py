@@ -10,17 +10,11 @@ from esper.contracts.errors import SelectionError
 from esper.contracts.performance import SeedStatistics
 from esper.contracts.selection import SelectionContext, SelectionReason
 from esper.records.draws import Draws
-from esper.strategies.base import (
-    Metrics,
-    SelectionStrategy,
-    others,
-    pick_best,
-    rewards_of,
-    tried,
-)
+from esper.strategies.base import Metrics, SelectionStrategy, rewards_of
 from esper.strategies.pooled.beliefs import Beliefs
 from esper.strategies.pooled.imed import merits, shared
 from esper.strategies.pooled.pooling import Prior, kind_of
+from esper.strategies.scoring import others, pick_best, tried
 
 _OWN = 1.0
 """Outcomes that the average seed of the layer is worth where no other layer says anything."""

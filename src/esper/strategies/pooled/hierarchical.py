@@ -8,9 +8,10 @@ from typing_extensions import override
 
 from esper.contracts.selection import SelectionContext, SelectionReason
 from esper.records.draws import Draws
-from esper.strategies.base import Metrics, SelectionStrategy, require_number
+from esper.strategies.base import Metrics, SelectionStrategy
 from esper.strategies.pooled.beliefs import Beliefs
 from esper.strategies.pooled.evidence import decide_by_evidence, known_kinds
+from esper.strategies.scoring import require_number
 
 
 @final

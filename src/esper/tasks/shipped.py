@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from esper.tasks._base import Splits
+from esper.tasks.base import Splits
 
 # N examples, ... shape of one example
 
