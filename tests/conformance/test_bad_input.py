@@ -157,7 +157,7 @@ class _Nonsense:
             record: list[Callable[[Any], Any]] = [
                 lambda seed: tracker.update_metrics_now("fc1", seed, fine),
                 lambda seed: tracker.record_failure("fc1", seed, "it broke"),
-                lambda seed: tracker.record_verdict("fc1", seed, True),
+                lambda seed: tracker.record_end("fc1", seed, True),
                 lambda seed: tracker.record_timing("fc1", seed, latency_ms=1.0),
                 lambda seed: tracker.bind("fc1", seed, "glu"),
                 lambda seed: tracker.record_selection("fc1", seed),

@@ -58,7 +58,7 @@ def test_the_kept_log_has_something_of_everything() -> None:
     events = [json.loads(line) for line in LOG.read_text(encoding="utf-8").splitlines()]
     kinds = {event["kind"] for event in events}
     assert kinds == {
-        "health", "request", "decision", "lifecycle", "outcome", "verdict", "graft", "epoch",
+        "health", "request", "decision", "lifecycle", "outcome", "graft", "epoch",
     }  # fmt: skip
     assert {event["data"]["kept"] for event in events if event["kind"] == "graft"} == {True, False}
     decisions = [event["data"] for event in events if event["kind"] == "decision"]

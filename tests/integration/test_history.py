@@ -62,11 +62,11 @@ def test_a_second_run_starts_from_what_the_first_learnt(place: Callable[[], Any]
 
 def test_runs_of_one_store_stay_apart_in_its_log(place: Callable[[], Any]) -> None:
     first, second = a_run(place(), epochs=6), a_run(place(), seed=1, epochs=6)
-    assert first.engine.log.run != second.engine.log.run
+    assert first.engine.tracker.events.run != second.engine.tracker.events.run
     store = place()
     opened: MetricsStore = open_store(store) if isinstance(store, str) else store
     for run in (first, second):
-        epochs = list(opened.read(run=run.engine.log.run, kinds=["epoch"]))
+        epochs = list(opened.read(run=run.engine.tracker.events.run, kinds=["epoch"]))
         assert [event.data["epoch"] for _, event in epochs] == list(range(6))
 
 

@@ -53,7 +53,7 @@ def test_a_locked_sqlite_file(
     other.execute("BEGIN EXCLUSIVE")
     with caplog.at_level(logging.WARNING):
         run.run(9, first=3)
-        assert run.engine.log.journal.waiting > 10
+        assert run.engine.journal.waiting > 10
         other.execute("ROLLBACK")
         other.close()
         run.run(EPOCHS, first=9)
@@ -74,7 +74,7 @@ def test_an_sqlite_table_that_vanishes_and_comes_back(
         other.execute("ALTER TABLE events RENAME TO gone")
         run.run(8, first=4)
         with pytest.raises(StoreError, match="not stored yet"):
-            run.engine.log.journal.flush()
+            run.engine.journal.flush()
         other.execute("ALTER TABLE gone RENAME TO events")
     run.run(EPOCHS, first=8)
     run.engine.close()
@@ -92,7 +92,7 @@ def test_a_file_that_stays_broken_loses_nothing_silently(
     other.close()
     run.run(EPOCHS, first=4)
     assert equals(run, undisturbed)
-    waiting = run.engine.log.journal.waiting
+    waiting = run.engine.journal.waiting
     with pytest.raises(StoreError, match=f"{waiting} events were not stored and are lost"):
         run.engine.close()
 
@@ -109,10 +109,10 @@ def test_a_redis_server_that_is_killed_and_comes_back(
     server.kill()
     with caplog.at_level(logging.WARNING):
         run.run(9, first=4)
-        assert run.engine.log.journal.waiting > 10
+        assert run.engine.journal.waiting > 10
         server.start()
         run.run(EPOCHS, first=9)
-        run.engine.log.journal.flush()
+        run.engine.journal.flush()
     messages = [record.getMessage() for record in caplog.records]
     assert any("the store fails, the run goes on" in message for message in messages)
     assert equals(run, undisturbed)

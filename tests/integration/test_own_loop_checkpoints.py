@@ -142,11 +142,11 @@ def test_a_run_without_a_name_of_its_own_goes_on_under_the_old_one(tmp_path: Pat
     checkpoint = saved(first)
     first.run(9, first=7)
     second = restore(a_run(store=url), checkpoint)
-    assert second.engine.log.run == first.engine.log.run
+    assert second.engine.tracker.events.run == first.engine.tracker.events.run
     second.run(9, first=7)
     assert second.facts() == first.facts()
     fork = restore(a_run(store=url, run="a variant"), checkpoint).run(9, first=7)
-    assert fork.engine.log.run == "a variant"
+    assert fork.engine.tracker.events.run == "a variant"
     assert {event.run for event in fork.events()} == {"a variant"}
     for run in (first, second, fork):
         run.engine.close()

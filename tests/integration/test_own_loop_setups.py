@@ -186,7 +186,7 @@ def test_a_compiled_model_grows_as_the_plain_one_does(backend: str) -> None:
                 optimizer.step()
                 tamiyo.on_batch_end(batch)
             tamiyo.on_epoch_end(epoch)
-        assert tamiyo.log.scope == "Sequential"
+        assert tamiyo.tracker.events.scope == "Sequential"
         return [dict(event.data) for event in tamiyo.events() if event.kind == "graft"]
 
     torch._dynamo.reset()

@@ -11,6 +11,7 @@ import pytest
 import esper
 from esper.blueprints import BLUEPRINTS
 from esper.registry import Registry
+from esper.services.tamiyo.policies import POLICIES
 from esper.stores import STORES
 from esper.strategies import STRATEGIES
 from esper.tasks import TASKS
@@ -20,6 +21,7 @@ TABLES: dict[str, tuple[Registry[Any], str]] = {
     "blueprints": (BLUEPRINTS, "esper.blueprints.base:Blueprint"),
     "stores": (STORES, "esper.stores.base:MetricsStore"),
     "tasks": (TASKS, "esper.tasks.base:Task"),
+    "services.tamiyo.policies": (POLICIES, "esper.services.tamiyo.policies.base:Policy"),
 }
 
 

@@ -14,7 +14,7 @@ from esper.contracts.selection import SelectionConstraints, SelectionContext
 from esper.records.layer import LayerRecord
 from esper.records.layer_sums import LayerSums
 from esper.records.seed import SeedRecord
-from esper.services.tamiyo.occupancy import sift
+from esper.services.tamiyo.occupancy import Occupancy
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.services.tamiyo.settings import config_from
@@ -105,7 +105,8 @@ def test_every_seed_is_viable_or_cooling_or_shut_out(
     epoch: int,
     constraints: SelectionConstraints | None,
 ) -> None:
-    viable, cooling = sift(sorted(seeds), active, freed, epoch, constraints)
+    book = Occupancy(busy=sorted(active), freed=freed)
+    viable, cooling = book.sift(sorted(seeds), epoch, constraints)
     assert not set(viable) & set(cooling)
     assert set(viable) | set(cooling) <= seeds - active
     if constraints is None:

@@ -131,6 +131,7 @@ class Config(_Section):
     """Everything that can be set."""
 
     seed_selection: SeedSelection = SeedSelection()
+    policy: str = Field("heuristic", description="which policy decides where and when to grow")
     growth: Growth = Growth()
     reward: Reward = Reward()
     ab_test: AbTest | None = None

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+SCHEMA = 1
+"""Version of what events mean. 0, before 0.1.0: a graft's end was two events, graft and verdict."""
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -16,6 +19,7 @@ class Event:
         scope: Whose history it belongs to; histories of different scopes do not mix.
         run: The run that wrote it; empty outside a run.
         data: The facts, JSON types only.
+        schema: Version of the meaning of ``data``; see `SCHEMA`.
     """
 
     op_id: str
@@ -23,6 +27,7 @@ class Event:
     scope: str = ""
     run: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
 
 
 def event_data(event: Event) -> dict[str, Any]:
@@ -38,4 +43,4 @@ def event_from(data: Mapping[str, Any]) -> Event:
         >>> event_from(event_data(event)) == event
         True
     """
-    return Event(**data)
+    return Event(**{"schema": 0, **data})

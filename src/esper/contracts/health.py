@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from numbers import Real
 
 from esper.contracts.errors import MeasurementError
+from esper.contracts.site import Site
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,18 +54,23 @@ _MEASURED = tuple([item.name for item in fields(HealthSignal) if item.type == (f
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraftRequest:
-    """Tamiyo's wish to grow one layer now.
+    """A policy's request to grow at one site now.
 
     Attributes:
-        layer_name: The layer to grow.
+        site: Where to grow.
         epoch: When it was asked for.
-        urgency: The layer's share of the promise over all layers, in [0, 1].
+        urgency: The site's share of the promise over all sites, in [0, 1].
         kernel_budget: Parameters that one kernel may cost.
-        reason: One sentence for a person.
+        reason: One sentence.
     """
 
-    layer_name: str
+    site: Site
     epoch: int
     urgency: float
     kernel_budget: int
     reason: str
+
+    @property
+    def layer_name(self) -> str:
+        """Name of the site."""
+        return str(self.site)

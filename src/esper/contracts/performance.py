@@ -21,6 +21,7 @@ class PerformanceDelta:
         memory_mb: Memory of the kernel, in megabytes.
         reward: The counterfactual: held-out loss with the seed off minus with it on.
         reward_stderr: Paired standard error of ``reward``.
+        rent: What the kernel is charged, in units of the reward; >= 0.
     """
 
     accuracy_delta: float | None = None
@@ -29,6 +30,7 @@ class PerformanceDelta:
     memory_mb: float | None = None
     reward: float | None = field(default=None, kw_only=True)
     reward_stderr: float | None = field(default=None, kw_only=True)
+    rent: float | None = field(default=None, kw_only=True)
 
 
 def reward(
@@ -41,7 +43,7 @@ def reward(
     """The one number that a strategy learns from; larger is better.
 
     The counterfactual where it was measured; otherwise the mean of those of ``accuracy_delta`` and
-    ``loss_delta`` that were. Less the rent, if any is charged.
+    ``loss_delta`` that were. Less ``delta.rent``, and the rent that is charged here.
 
     Args:
         delta: What was measured.
@@ -62,17 +64,37 @@ def reward(
         0.25
     """
     require_finite(delta)
-    gain = _gain(delta)
-    if rent_per_kparam:
-        gain -= rent_per_kparam * parameters / 1000
-    if rent_per_ms:
-        if delta.latency_ms is None:
-            raise MeasurementError(
-                "rent_per_ms is charged but latency_ms was not measured; measure it or set the "
-                "rent to 0"
-            )
-        gain -= rent_per_ms * delta.latency_ms
-    return gain
+    charged = rent(parameters, delta.latency_ms, per_kparam=rent_per_kparam, per_ms=rent_per_ms)
+    return _gain(delta) - (delta.rent or 0.0) - charged
+
+
+def rent(
+    parameters: int, latency_ms: float | None, *, per_kparam: float = 0.0, per_ms: float = 0.0
+) -> float:
+    """Reward charged for a kernel's parameters and latency.
+
+    Args:
+        parameters: Trainable parameters of the kernel.
+        latency_ms: Its forward latency, in milliseconds; ``None`` if it was not measured.
+        per_kparam: Charged per 1,000 parameters.
+        per_ms: Charged per millisecond.
+
+    Raises:
+        MeasurementError: if latency is charged but was not measured.
+
+    Example:
+        >>> rent(2_000, 0.5, per_kparam=0.125, per_ms=0.5)
+        0.5
+    """
+    charged = per_kparam * parameters / 1000
+    if not per_ms:
+        return charged
+    if latency_ms is None:
+        raise MeasurementError(
+            "rent_per_ms is charged but latency_ms was not measured; measure it or set the rent to "
+            "0"
+        )
+    return charged + per_ms * latency_ms
 
 
 def require_finite(delta: PerformanceDelta) -> None:

@@ -1,13 +1,15 @@
 """A choice, from its question to its record: context, constraints, decision."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import isfinite
+from operator import index
 from typing import Any
 
-from esper.contracts.errors import ConfigError
+from esper.contracts.errors import ConfigError, SelectionError
 from esper.contracts.health import HealthSignal
 from esper.contracts.reason import SelectionReason, reason_data, reason_from
+from esper.contracts.site import Site
 
 __all__ = [
     "MOST_SEEDS",
@@ -16,13 +18,20 @@ __all__ = [
     "SelectionConstraints",
     "SelectionContext",
     "SelectionReason",
+    "checked_seeds",
     "decision_data",
     "decision_from",
     "reason_data",
+    "require_seed",
 ]
 
 MOST_SEEDS = 1 << 20
 """A layer has fewer seeds than this; a larger index is a mistake."""
+
+_CHECKED: dict[bytes, list[int]] = {}
+"""Lists of seeds that were found to be in order, sorted."""
+
+_SMALL, _REMEMBERED = 256, 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +149,11 @@ class Decision:
     layer_type: str = ""
     ab: Assigned | None = None
 
+    @property
+    def site(self) -> Site:
+        """Where the kernel will sit; ``layer_name`` is its text."""
+        return Site.parse(self.layer_name)
+
 
 def decision_data(decision: Decision) -> dict[str, Any]:
     """A decision as JSON data, the ``data`` of an event of kind ``"decision"``."""
@@ -180,6 +194,55 @@ def decision_from(data: Mapping[str, Any]) -> Decision:
         ab=Assigned(**data["ab"]) if data.get("ab") else None,
         reason=reason_from(data),
     )
+
+
+def require_seed(layer_name: object, seed_idx: object) -> None:
+    """Refuse what names no seed of any layer.
+
+    Raises:
+        SelectionError: if the layer's name is no string, or the index is out of range.
+    """
+    named = isinstance(layer_name, str)
+    if not named or not isinstance(seed_idx, int) or not 0 <= seed_idx < MOST_SEEDS:
+        raise SelectionError(
+            f"seed {seed_idx!r} of layer {layer_name!r}: a layer is named by a string, and its "
+            f"seeds are numbered from 0 to at most {MOST_SEEDS - 1:,}"
+        )
+
+
+def checked_seeds(layer_name: object, available: Sequence[int]) -> list[int]:
+    """The seeds that may be chosen, sorted; the list may be shared and must not be changed.
+
+    Raises:
+        SelectionError: if there is none, or one is repeated, out of range or no whole number.
+    """
+    if not isinstance(layer_name, str):
+        raise SelectionError(f"layer {layer_name!r}: a layer is named by a string")
+    try:
+        # Most layers are asked for the same few seeds; `bytes` takes small indices only.
+        if type(available) is list and (known := _CHECKED.get(bytes(available))):
+            return known
+    except (TypeError, ValueError):
+        pass
+    try:
+        seeds = sorted(map(index, available))
+    except TypeError as error:
+        raise SelectionError(
+            f"layer {layer_name!r}: available seeds are {available!r}; give a list of seed indices"
+        ) from error
+    if not seeds:
+        raise SelectionError(
+            f"layer {layer_name!r}: no seed is available to choose from; ask again when one is "
+            "dormant"
+        )
+    if seeds[0] < 0 or seeds[-1] >= MOST_SEEDS or len(set(seeds)) < len(seeds):
+        raise SelectionError(
+            f"layer {layer_name!r}: available seeds are {seeds}; each must be >= 0 and stand there "
+            f"once, and be below {MOST_SEEDS:,}"
+        )
+    if type(available) is list and seeds[-1] < _SMALL and len(_CHECKED) < _REMEMBERED:
+        _CHECKED[bytes(available)] = seeds
+    return seeds
 
 
 def _require_whole(name: str, value: object, least: int) -> None:

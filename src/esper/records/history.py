@@ -8,9 +8,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, final
 
-from esper.contracts.errors import StoreError
-from esper.contracts.events import Event
-from esper.contracts.selection import Decision, decision_from
+from esper.contracts.errors import SelectionError, StoreError
+from esper.contracts.events import SCHEMA, Event
+from esper.contracts.performance import PerformanceDelta
+from esper.contracts.selection import Decision, decision_from, require_seed
 from esper.records.layer import LayerKnowledge, LayerRecord
 from esper.records.seed import SeedRecord
 
@@ -78,6 +79,79 @@ class History:
             while len(self.late) > LATE:
                 self.open.pop(self.late.popleft(), None)
 
+    def answered(
+        self, layer_name: str, seed_idx: int, decision: Decision | None
+    ) -> tuple[SeedRecord | None, str]:
+        """The record that an outcome goes to and the decision that it answers.
+
+        Args:
+            layer_name: The layer.
+            seed_idx: The seed.
+            decision: The decision; ``None``: the latest open one of the seed, if there is one.
+
+        Returns:
+            No record if the decision has its outcome already, or expired.
+
+        Raises:
+            SelectionError: as `located`.
+        """
+        record = self.located(layer_name, seed_idx, decision)
+        if decision is None:
+            return record, record.answer()
+        if record.close(decision.decision_id):
+            return record, decision.decision_id
+        return None, decision.decision_id
+
+    def located(self, layer_name: str, seed_idx: int, decision: Decision | None) -> SeedRecord:
+        """The record of a seed under the blueprint of a decision, or of now.
+
+        Raises:
+            SelectionError: if there can be no such seed, or the decision was never made in this
+                history or concerns another seed.
+        """
+        layer = self.layers.get(layer_name)
+        if decision is None:
+            require_seed(layer_name, seed_idx)
+            return (layer or self.layer(layer_name)).current(seed_idx)
+        if (decision.layer_name, decision.seed_idx) != (layer_name, seed_idx):
+            raise SelectionError(
+                f"decision {decision.decision_id!r} chose seed {decision.seed_idx} of layer "
+                f"{decision.layer_name!r}, but the outcome is for seed {seed_idx!r} of layer "
+                f"{layer_name!r}; hand each outcome back with its own decision"
+            )
+        number = decision.decision_id.rpartition("/")[2]
+        known = writer_of(decision.decision_id, layer_name) in self.writers
+        if not known or layer is None or int(number) >= layer.choices:
+            raise SelectionError(
+                f"decision {decision.decision_id!r} was never made as far as this tracker knows; "
+                "use the tracker (or a tracker on the store) that it was made with, after refresh()"
+            )
+        return layer.under(seed_idx, decision.blueprint)
+
+    def learn(
+        self, record: SeedRecord, decision_id: str, reward: float, delta: PerformanceDelta
+    ) -> None:
+        """Take in an outcome: the window, the clock's measurements, the strategy's knowledge."""
+        record.add(
+            reward,
+            delta.accuracy_delta,
+            delta.loss_delta,
+            window_size=self.window_size,
+            decay_factor=self.decay_factor,
+        )
+        record.time(delta.latency_ms, delta.memory_mb, self.window_size)
+        self.teach(record, reward, decision_id)
+
+    def teach_windows(self) -> None:
+        """Let the strategy learn what the windows still hold, seed by seed."""
+        for layer in self.layers.values():
+            knowledge = layer.seeds.knowledge
+            if knowledge is None:
+                continue
+            for seed_idx, record in layer.seeds.items():
+                for reward in record.measured()[0]:
+                    knowledge.learn(seed_idx, reward, None)
+
     def teach(self, record: SeedRecord, reward: float, decision_id: str) -> None:
         """Let the strategy learn from one outcome, if it is one that learns."""
         metrics = self.layers[record.layer_name].seeds
@@ -110,8 +184,13 @@ def fold(history: History, event: Event) -> None:
         StoreError: if the event lacks what its kind must have.
     """
     take_in = _FOLDS.get(event.kind)
-    if take_in is None:
+    if take_in is None or (event.kind == "graft" and event.schema == 0):  # then there is a verdict
         return
+    if event.schema > SCHEMA:
+        raise StoreError(
+            f"event {event.op_id!r} has schema {event.schema}, this version reads up to {SCHEMA}; "
+            "upgrade with: pip install -U esper-morph"
+        )
     try:
         take_in(history, event.data)
     except (KeyError, TypeError) as error:
@@ -141,23 +220,20 @@ def _outcome(history: History, data: Mapping[str, Any]) -> None:
     record.close(data["decision"])
     if data.get("kernel") is not None:
         record.kernel_id = data["kernel"]
-    record.add(
-        data["reward"],
+    delta = PerformanceDelta(
         data.get("accuracy_delta"),
         data.get("loss_delta"),
-        window_size=history.window_size,
-        decay_factor=history.decay_factor,
+        data.get("latency_ms"),
+        data.get("memory_mb"),
     )
-    record.time(data.get("latency_ms"), data.get("memory_mb"), history.window_size)
-    history.teach(record, data["reward"], data["decision"])
+    history.learn(record, data["decision"], data["reward"], delta)
 
 
 def _failure(history: History, data: Mapping[str, Any]) -> None:
     record = _record(history, data)
     record.close(data["decision"])
     record.failed_attempts += 1
-    record.add(0.0, None, None, window_size=history.window_size, decay_factor=history.decay_factor)
-    history.teach(record, 0.0, data["decision"])
+    history.learn(record, data["decision"], 0.0, PerformanceDelta())
 
 
 def _withdrawal(history: History, data: Mapping[str, Any]) -> None:
@@ -165,7 +241,7 @@ def _withdrawal(history: History, data: Mapping[str, Any]) -> None:
     history.open.pop(data["decision"], None)
 
 
-def _verdict(history: History, data: Mapping[str, Any]) -> None:
+def _end(history: History, data: Mapping[str, Any]) -> None:
     _record(history, data).successful_grafts += bool(data["kept"])
 
 
@@ -194,7 +270,8 @@ _FOLDS: dict[str, Callable[[History, Mapping[str, Any]], None]] = {
     "outcome": _outcome,
     "failure": _failure,
     "withdrawal": _withdrawal,
-    "verdict": _verdict,
+    "graft": _end,
+    "verdict": _end,  # of schema 0
     "timing": _timing,
 }
 

@@ -140,6 +140,14 @@ class SeedRecord:
         self.open = tuple([waiting for waiting in self.open if waiting != decision_id])
         return True
 
+    def answer(self) -> str:
+        """No longer wait for the latest open decision; its id, empty if none is open."""
+        if not self.open:
+            return ""
+        *rest, latest = self.open
+        self.open = tuple(rest)
+        return latest
+
     def add(
         self,
         reward: float,

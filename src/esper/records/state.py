@@ -10,10 +10,14 @@ from math import isnan, nan
 from typing import Any
 
 from esper.contracts.errors import ConfigError
+from esper.contracts.schema import require_schema
 from esper.contracts.selection import decision_data, decision_from
-from esper.records.history import BeginKnowledge, History
+from esper.records.history import History
 from esper.records.layer import LayerKnowledge, LayerRecord
 from esper.records.seed import Ring, SeedRecord
+
+SCHEMA = 1
+"""Version of the state; 0, before 0.1.0, cannot be read."""
 
 _PLAIN = (
     "_weight",
@@ -35,6 +39,7 @@ _PLAIN = (
 def history_data(history: History) -> dict[str, Any]:
     """All that a history knows, as JSON data."""
     return {
+        "schema": SCHEMA,
         "window_size": history.window_size,
         "decay_factor": history.decay_factor,
         "writers": sorted(history.writers),
@@ -44,18 +49,27 @@ def history_data(history: History) -> dict[str, Any]:
     }
 
 
-def history_from(data: Mapping[str, Any], begin: BeginKnowledge | None) -> History:
+def history_from(data: Mapping[str, Any], old: History) -> History:
     """The history that `history_data` wrote down.
 
     Args:
         data: What it wrote.
-        begin: As for `History`; of a strategy of the same kind and settings as then.
+        old: A history of the same settings, followed by a strategy of the same kind and settings
+            as then.
 
     Raises:
-        ConfigError: if ``data`` is damaged or belongs to another strategy.
+        ConfigError: if ``data`` is damaged, of another schema or settings, or belongs to another
+            strategy.
     """
+    require_schema(data, "tracker", SCHEMA)
     try:
-        history = History(data["window_size"], data["decay_factor"], begin)
+        history = History(data["window_size"], data["decay_factor"], old.begin, old.own)
+        for name in ("window_size", "decay_factor"):
+            if getattr(history, name) != getattr(old, name):
+                raise ConfigError(
+                    f"the state has {name} {getattr(history, name)}, this tracker "
+                    f"{getattr(old, name)}; make it with the same"
+                )
         history.writers.update(data["writers"])
         for one in data["open"]:
             decision = decision_from(one)

@@ -2,12 +2,16 @@
 
 import re
 from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
 
 from esper.contracts.errors import ConfigError, unknown_name
 from esper.registry import Registry
 from esper.stores.base import MetricsStore
 
-__all__ = ["STORES", "MetricsStore", "open_store"]
+__all__ = ["STORES", "MetricsStore", "open_store", "opened"]
+
+if TYPE_CHECKING:
+    from esper.stores.journal import Journal
 
 STORES: Registry[MetricsStore] = Registry(
     "store",
@@ -47,6 +51,28 @@ def open_store(url: str) -> MetricsStore:
     if scheme not in known:
         raise ConfigError(f"{unknown_name('store', scheme, known)} Write one of: {_FORMS}")
     return STORES.load(_ALIASES.get(scheme, scheme)).from_url(url)
+
+
+def opened(
+    store: "str | MetricsStore | Journal | None", redis_client: Any = None
+) -> "MetricsStore | Journal | None":
+    """The store that is meant: opened if it is named by a URL or is reached through a client.
+
+    Args:
+        store: A URL as for `open_store`, or a store.
+        redis_client: A redis-py client, sync or asyncio, instead of a store.
+
+    Raises:
+        ConfigError: if both are given, or as `open_store`.
+        StoreError: as `open_store`.
+    """
+    if redis_client is None:
+        return open_store(store) if isinstance(store, str) else store
+    if store is not None:
+        raise ConfigError("give redis_client or store, not both; a history has one place")
+    from esper.stores.redis import RedisStore  # noqa: PLC0415 (redis is an extra)
+
+    return RedisStore(redis_client)
 
 
 def _not_a_url(url: str) -> str:

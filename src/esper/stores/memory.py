@@ -1,6 +1,7 @@
 """A history in memory: a list, gone with the process."""
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from threading import Lock
 from typing import ClassVar, Self, final
 
@@ -59,7 +60,7 @@ class MemoryStore(MetricsStore):
         return (
             (
                 str(position),
-                Event(event.op_id, event.kind, event.scope, event.run, copied(event.data)),
+                replace(event, data=copied(event.data)),
             )
             for position, event in enumerate(self._events[start:], start + 1)
             if (scope is None or event.scope == scope)

@@ -79,7 +79,7 @@ def _checked(event: Event) -> Event:
         raise ConfigError(
             f"event {op_id!r} of kind {kind!r}: data is nested too deeply, or in itself"
         ) from None
-    return Event(op_id, kind, scope, run, data)
+    return Event(op_id, kind, scope, run, data, event.schema)
 
 
 def _copied_mapping(value: Mapping[Any, Any], where: str) -> dict[str, Any]:

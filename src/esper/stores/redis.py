@@ -20,6 +20,7 @@ SCHEMA_VERSION = 1
 _PAGE = 1000
 _BATCH_LIMIT = 100_000  # a server takes about a million arguments in one command
 _FIELDS = (b"op_id", b"kind", b"scope", b"run", b"data")
+_EVENT_SCHEMA = b"schema"  # missing in entries of version 0
 
 # The whole batch or nothing: both keys are checked before the first write, and no other client
 # is served in between. KEYS: stream, set of op ids, schema version.
@@ -36,10 +37,11 @@ if not version then
 elseif version ~= ARGV[1] then
   return redis.error_reply('ESPERSCHEMA ' .. version)
 end
-for i = 2, #ARGV, 5 do
+for i = 2, #ARGV, 6 do
   if redis.call('SADD', KEYS[2], ARGV[i]) == 1 then
     redis.call('XADD', KEYS[1], '*', 'op_id', ARGV[i], 'kind', ARGV[i + 1],
-               'scope', ARGV[i + 2], 'run', ARGV[i + 3], 'data', ARGV[i + 4])
+               'scope', ARGV[i + 2], 'run', ARGV[i + 3], 'data', ARGV[i + 4],
+               'schema', ARGV[i + 5])
   end
 end
 return #ARGV
@@ -136,7 +138,8 @@ class RedisStore(MetricsStore):
             return
         arguments: list[bytes] = [str(SCHEMA_VERSION).encode()]
         for event in new:
-            texts = (event.op_id, event.kind, event.scope, event.run, encode(event.data))
+            names = (event.op_id, event.kind, event.scope, event.run)
+            texts = (*names, encode(event.data), str(event.schema))
             arguments.extend(text.encode() for text in texts)
         with self._talking():
             self._script(keys=self._keys, args=arguments)
@@ -193,7 +196,8 @@ class RedisStore(MetricsStore):
                 f"store {self.address}: entry {position} of {self._keys[0].decode()} is no event: "
                 f"it has no field {error}; was it written by another program?"
             ) from error
-        return Event(op_id.decode(), kind.decode(), scope.decode(), run.decode(), decode(data))
+        names = (op_id.decode(), kind.decode(), scope.decode(), run.decode())
+        return Event(*names, decode(data), int(fields.get(_EVENT_SCHEMA, b"0")))
 
     def _fetch(self, *command: str | bytes) -> Any:
         # Bytes whatever the client's decode_responses says.

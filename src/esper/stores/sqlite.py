@@ -16,7 +16,7 @@ from esper.contracts.events import Event
 from esper.stores.base import MetricsStore
 from esper.stores.payload import checked, chosen, decode, encode
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _APPLICATION_ID = 0x45535052  # "ESPR"; tells our files from other programs' databases
 _PAGE = 500
 _TABLES = (
@@ -26,15 +26,17 @@ _TABLES = (
         kind TEXT NOT NULL,
         scope TEXT NOT NULL,
         run TEXT NOT NULL,
-        data TEXT NOT NULL)""",
+        data TEXT NOT NULL,
+        schema INTEGER NOT NULL DEFAULT 0)""",
     # Each index carries the position, so that a filtered read is in order without sorting.
     "CREATE INDEX events_of_scope ON events (scope)",
     "CREATE INDEX events_of_run ON events (run)",
     f"PRAGMA application_id = {_APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
+_FROM_VERSION_1 = "ALTER TABLE events ADD COLUMN schema INTEGER NOT NULL DEFAULT 0"
 _INSERT = (
-    "INSERT INTO events (op_id, kind, scope, run, data) VALUES (?, ?, ?, ?, ?) "
+    "INSERT INTO events (op_id, kind, scope, run, data, schema) VALUES (?, ?, ?, ?, ?, ?) "
     "ON CONFLICT (op_id) DO NOTHING"
 )
 _WAYS_OUT = {
@@ -91,7 +93,7 @@ class SqliteStore(MetricsStore):
     @override
     def append(self, events: Sequence[Event]) -> None:
         rows = [
-            (event.op_id, event.kind, event.scope, event.run, encode(event.data))
+            (event.op_id, event.kind, event.scope, event.run, encode(event.data), event.schema)
             for event in checked(events)
         ]
         with self._using() as connection:
@@ -121,7 +123,7 @@ class SqliteStore(MetricsStore):
         if wanted is not None:
             tests.append((f"kind IN ({','.join('?' * len(wanted))})", sorted(wanted)))
         query = (
-            "SELECT position, op_id, kind, scope, run, data FROM events WHERE position > ? "
+            "SELECT position, op_id, kind, scope, run, data, schema FROM events WHERE position > ? "
             f"AND position <= ? {''.join(f'AND {test} ' for test, _ in tests)}"
             f"ORDER BY position LIMIT {_PAGE}"
         )
@@ -144,8 +146,8 @@ class SqliteStore(MetricsStore):
         while True:
             with self._using() as connection:
                 rows = connection.execute(query, (start, end, *values)).fetchall()
-            for position, op_id, kind, scope, run, data in rows:
-                yield str(position), Event(op_id, kind, scope, run, decode(data))
+            for position, op_id, kind, scope, run, data, schema in rows:
+                yield str(position), Event(op_id, kind, scope, run, decode(data), schema)
             if len(rows) < _PAGE:
                 return
             start = rows[-1][0]
@@ -203,9 +205,10 @@ class SqliteStore(MetricsStore):
     def _make_tables(self, connection: sqlite3.Connection) -> None:
         try:
             connection.execute("BEGIN IMMEDIATE")
-            if self._check_owner(connection) == 0:
-                for statement in _TABLES:
-                    connection.execute(statement)
+            version = self._check_owner(connection)
+            for statement in {0: _TABLES, 1: (_FROM_VERSION_1, _TABLES[-1])}.get(version, ()):
+                connection.execute(statement)
+            if version < SCHEMA_VERSION:
                 connection.execute("COMMIT")
             else:
                 # A write that is rolled back: a read-only file shows now, not in mid-run.

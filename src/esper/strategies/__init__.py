@@ -1,9 +1,15 @@
-"""Strategies: who decides which seed. One file and one line here for each."""
+"""Strategies: who decides which seed. One file and one line here for each.
+
+Example:
+    >>> import esper
+    >>> "ucb" in esper.strategies.names(), esper.strategies.create("ucb", exploration_constant=1.0)
+    (True, UCB(exploration_constant=1.0))
+"""
 
 from esper.registry import Registry
 from esper.strategies.base import SelectionStrategy
 
-__all__ = ["STRATEGIES", "SelectionStrategy"]
+__all__ = ["STRATEGIES", "SelectionStrategy", "create", "names"]
 
 STRATEGIES: Registry[SelectionStrategy] = Registry(
     "strategy",
@@ -29,3 +35,6 @@ STRATEGIES: Registry[SelectionStrategy] = Registry(
     },
     group="esper.strategies",
 )
+
+names = STRATEGIES.names
+create = STRATEGIES.create

@@ -98,7 +98,7 @@ def test_what_nobody_ever_answers_is_forgotten_in_the_end(
     assert len(history.open) == 2 * OPEN + LATE
     assert made[-1].decision_id in history.open
     if store:
-        again = PerformanceTracker(store=tracker.journal, run="r")
+        again = PerformanceTracker(store=tracker.events.journal, run="r")
         SeedSelector(STRATEGIES.create("auto"), tracker=again)
         assert list(again._history.open) == list(history.open)
         assert again._history.late == history.late

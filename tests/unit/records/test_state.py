@@ -51,7 +51,7 @@ def test_a_snapshot_is_the_same_and_so_is_the_state() -> None:
     work(one, Random(1), 20)
     tracker = one.performance_tracker
     tracker.record_failure("fc2", 1, "it broke")
-    tracker.record_verdict("fc2", 1, True)
+    tracker.record_end("fc2", 1, True)
     moved(one, two)
     assert two.performance_tracker.state_dict() == tracker.state_dict()
     for layer in ("fc1", "fc2"):

@@ -13,6 +13,7 @@ from esper.contracts.errors import KernelError, NoViableSeedError
 from esper.contracts.health import GraftRequest
 from esper.contracts.seeds import SeedState
 from esper.contracts.selection import SelectionConstraints, SelectionContext
+from esper.contracts.site import Site
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.kernel import count_parameters
 from esper.execution.shapes import observe_shapes
@@ -47,7 +48,7 @@ def an_integration(*, strategy: str = "ucb", seed: int = 0, **rules: Any) -> Blu
 
 def request(budget: int = 50, epoch: int = 4) -> GraftRequest:
     return GraftRequest(
-        layer_name="fc1", epoch=epoch, urgency=1.0, kernel_budget=budget, reason="a test"
+        site=Site("fc1"), epoch=epoch, urgency=1.0, kernel_budget=budget, reason="a test"
     )
 
 

@@ -32,7 +32,7 @@ def test_a_snapshot_has_the_fields_of_the_document() -> None:
     tracker = PerformanceTracker()
     tracker.record_selection("fc1", 1)
     tracker.update_metrics_now("fc1", 1, GAIN, kernel_id="k7")
-    tracker.record_verdict("fc1", 1, kept=True)
+    tracker.record_end("fc1", 1, kept=True)
     (metrics,) = tracker.get_layer_metrics("fc1").values()
     assert metrics == SeedPerformanceMetrics(
         seed_idx=1,
@@ -133,7 +133,7 @@ def test_an_outcome_is_for_the_decision_that_it_came_from() -> None:
     record: list[Callable[..., object]] = [
         lambda layer, seed, made: tracker.update_metrics_now(layer, seed, GAIN, decision=made),
         lambda layer, seed, made: tracker.record_failure(layer, seed, "no", decision=made),
-        lambda layer, seed, made: tracker.record_verdict(layer, seed, True, decision=made),
+        lambda layer, seed, made: tracker.record_end(layer, seed, True, decision=made),
         lambda layer, seed, made: tracker.record_timing(layer, seed, decision=made),
     ]
     before = tracker.get_layer_metrics("fc1")
@@ -209,7 +209,7 @@ def test_a_second_run_starts_from_what_the_first_learnt() -> None:
             seed_idx, _ = await selector.select_seed("fc1", [0, 1, 2], context)
             delta = PerformanceDelta(reward=0.1 * seed_idx, latency_ms=0.1)
             await tracker.update_metrics("fc1", seed_idx, delta, kernel_id=f"k{epoch}")
-            tracker.record_verdict("fc1", seed_idx, kept=epoch % 2 == 0)
+            tracker.record_end("fc1", seed_idx, kept=epoch % 2 == 0)
             tracker.record_timing("fc1", seed_idx, memory_mb=3.0)
         tracker.record_failure("fc1", 2, "it broke")
         return tracker

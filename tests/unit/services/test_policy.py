@@ -7,12 +7,8 @@ import pytest
 
 from esper.contracts.config import Growth
 from esper.contracts.health import HealthSignal
-from esper.services.tamiyo.policies.heuristic import (
-    HeuristicPolicy,
-    LayerGrowth,
-    Situation,
-    loss_trend,
-)
+from esper.services.tamiyo.policies import LayerGrowth, Situation
+from esper.services.tamiyo.policies.heuristic import HeuristicPolicy, loss_trend
 
 FLAT = (1.0, 0.99, 0.98, 0.97)
 

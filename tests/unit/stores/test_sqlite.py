@@ -81,7 +81,7 @@ def test_a_newer_schema(file: Path) -> None:
     SqliteStore(file).close()
     with closing(sqlite3.connect(file)) as newer:
         newer.execute("PRAGMA user_version = 7")
-    assert "schema version 7, newer than the 1 that this Esper knows; upgrade" in opened(file)
+    assert "schema version 7, newer than the 2 that this Esper knows; upgrade" in opened(file)
 
 
 def test_a_damaged_file(file: Path) -> None:
@@ -209,3 +209,17 @@ def test_filtered_reads_use_an_index_and_do_not_sort(file: Path) -> None:
             text = " ".join(row[-1] for row in plan)
             assert f"USING INDEX events_of_{column}" in text
             assert "B-TREE" not in text
+
+
+def test_a_file_of_the_first_schema_is_taken_on(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as old:
+        old.executescript(
+            """CREATE TABLE events (position INTEGER PRIMARY KEY, op_id TEXT NOT NULL UNIQUE,
+                   kind TEXT NOT NULL, scope TEXT NOT NULL, run TEXT NOT NULL, data TEXT NOT NULL);
+               INSERT INTO events VALUES (1, 'a', 'epoch', '', '', '{}');
+               PRAGMA application_id = 0x45535052; PRAGMA user_version = 1;"""
+        )
+    with SqliteStore(file) as store:
+        store.append([Event("b", "epoch")])
+        assert [(event.op_id, event.schema) for _, event in store.read()] == [("a", 0), ("b", 1)]
+    SqliteStore(file).close()

@@ -54,7 +54,7 @@ def record(
         reward = random.gauss(gains[seed_idx], noise)
         delta = PerformanceDelta(reward=reward, latency_ms=0.5)
         tracker.update_metrics_now(layer, seed_idx, delta, decision=decision)
-        tracker.record_verdict(layer, seed_idx, reward > 0, decision=decision)
+        tracker.record_end(layer, seed_idx, reward > 0, decision=decision)
     return store
 
 

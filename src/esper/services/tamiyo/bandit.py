@@ -11,15 +11,19 @@ from typing import Any, cast, final
 from esper.contracts.config import Performance
 from esper.contracts.errors import ConfigError, MeasurementError, SelectionError
 from esper.contracts.performance import LARGEST
-from esper.contracts.selection import Decision, SelectionContext, SelectionReason
+from esper.contracts.schema import require_schema
+from esper.contracts.selection import Decision, SelectionContext, SelectionReason, checked_seeds
 from esper.records.draws import Draws
 from esper.records.history import History
 from esper.records.layer import LayerRecord
 from esper.records.seed import SeedRecord
 from esper.records.state import history_data, history_from
-from esper.services.tamiyo.seed_selector import checked_seeds, first_try
 from esper.strategies import STRATEGIES
 from esper.strategies.base import SelectionStrategy
+from esper.strategies.first_try import first_try
+
+SCHEMA = 1
+"""Version of the state."""
 
 _WINDOW = Performance().window_size
 _DECAY = Performance().decay_factor
@@ -143,8 +147,7 @@ class Bandit:
             raise _refusal(arm, self.arms, reward)
         if decision is None:
             record = self._layer.current(arm)
-            decision_id = record.open[-1] if record.open else ""
-            record.open = record.open[:-1]
+            decision_id = record.answer()
         else:
             record, decision_id = self._answered(arm, decision)
             if not record.close(decision_id):
@@ -165,6 +168,7 @@ class Bandit:
     def state_dict(self) -> dict[str, Any]:
         """All that was learnt and drawn, as JSON data."""
         return {
+            "schema": SCHEMA,
             "strategy": repr(self.strategy),
             "arms": self.arms,
             "seed": self.seed,
@@ -179,8 +183,7 @@ class Bandit:
             ConfigError: if the state is of another strategy or number of arms, or is damaged; the
                 bandit is as it was.
         """
-        if not isinstance(state, Mapping):
-            raise ConfigError(f"the state is {state!r}; give what state_dict() gave")
+        require_schema(state, "bandit", SCHEMA)
         found = (state.get("strategy"), state.get("arms"))
         if found != (repr(self.strategy), self.arms):
             raise ConfigError(
@@ -189,7 +192,7 @@ class Bandit:
             )
         try:
             other = Bandit(self.strategy, self.arms, seed=state["seed"], name=state["name"])
-            history = history_from(state["history"], self._history.begin)
+            history = history_from(state["history"], self._history)
         except KeyError as error:
             raise ConfigError(f"the state cannot be read ({error!r}); it is damaged") from error
         self.seed, self.name, self._latest = other.seed, other.name, None

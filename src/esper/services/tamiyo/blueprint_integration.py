@@ -80,9 +80,7 @@ class BlueprintIntegration:
             self._load(layer, decision.seed_idx, kernel)
         except KernelError as error:
             # An outcome, so the reservation ends with it; the seed cools down before it is retried.
-            self.selector.performance_tracker.record_failure(
-                layer.name, decision.seed_idx, str(error), decision=decision
-            )
+            self.selector.fail(decision, str(error))
             raise
         self.selector.commit(layer.name, decision.seed_idx)
         return decision, kernel

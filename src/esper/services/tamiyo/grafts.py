@@ -8,23 +8,26 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
+from operator import itemgetter
 from typing import Any, final
 
 import torch
 
 from esper.contracts.config import Config
-from esper.contracts.performance import PerformanceDelta, reward
+from esper.contracts.performance import PerformanceDelta, rent
 from esper.contracts.seeds import KernelCost, SeedState
 from esper.contracts.selection import Decision, decision_data, decision_from
 from esper.execution import lifecycle
-from esper.execution.counterfactual import Effect
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.kernel import FAULTS, Kernel, count_parameters
 from esper.services.tamiyo.graft import Baseline, Graft, Training
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.report import Step, Verdict
-from esper.services.tamiyo.run_log import RunLog
+from esper.services.tamiyo.run_log import RunLog, finite
 from esper.services.tamiyo.seed_selector import SeedSelector
+
+_FACTS = ("kernel_id", "parameters", "reward", "stderr", "why", "began", "epoch")
+"""What the event of a graft's end says of a `Verdict` beside the seed and ``kept``."""
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +62,6 @@ class ActiveGrafts:
         self.selector = selector
         self.log = log
         self.grafts: list[Graft] = []
-        self._freed: dict[tuple[str, int], int] = {}
         self._steps: list[Step] = []
 
     def count(self, layer_name: str) -> int:
@@ -83,20 +85,21 @@ class ActiveGrafts:
                 logger.warning("kernel %s: %s", graft.kernel.kernel_id, graft.fault)
 
     def wake(self, epoch: int) -> None:
-        """End the cooldown of seeds that have rested long enough."""
+        """Let seeds be dormant again whose cooldown is over."""
         cooldown = self.config.seed_selection.constraints.min_dormant_epochs
-        for (layer_name, seed_idx), freed in list(self._freed.items()):
-            state = self.layers[layer_name].seed_states[seed_idx]
-            if state in lifecycle.RESTING and epoch - freed >= cooldown:
-                self.layers[layer_name].advance(seed_idx, SeedState.DORMANT)
-                change = (state, SeedState.DORMANT)
-                self._note(layer_name, seed_idx, change, "its cooldown is over", epoch=epoch)
-            if state not in lifecycle.RESTING or epoch - freed >= cooldown:
-                del self._freed[layer_name, seed_idx]
+        rested = [
+            (freed, name, seed_idx)
+            for name, layer in self.layers.items()
+            for seed_idx, freed in self.selector.freed(name).items()
+            if layer.seed_states[seed_idx] in lifecycle.RESTING and epoch - freed >= cooldown
+        ]
+        for _, name, seed_idx in sorted(rested, key=itemgetter(0)):
+            change = (self.layers[name].seed_states[seed_idx], SeedState.DORMANT)
+            self.layers[name].advance(seed_idx, SeedState.DORMANT)
+            self._note(name, seed_idx, change, "its cooldown is over", epoch=epoch)
 
     def begin(self, decision: Decision, kernel: Kernel, baseline: Baseline) -> Graft:
         """Take a loaded kernel on and start its training in isolation."""
-        self._freed.pop((decision.layer_name, decision.seed_idx), None)
         graft = self._graft(decision, kernel, baseline)
         why = f"{kernel.blueprint} of {graft.parameters} parameters: {decision.reason.reason}"
         change = (SeedState.DORMANT, SeedState.GERMINATED)
@@ -153,58 +156,56 @@ class ActiveGrafts:
         effect = graft.judge(calibration)
         if not (isfinite(effect.gain) and isfinite(effect.stderr) and isfinite(now.loss)):
             return self._fail(graft, "its counterfactual is not finite", epoch)
-        delta, worth = self._earned(graft, effect, now)
-        bar = self.config.growth.keep_stderrs
+        charged = self._rent(graft)
+        worth, bar = effect.gain - charged, self.config.growth.keep_stderrs
         kept = worth > bar * effect.stderr
         why = (
             f"worth {worth:+.4f} ± {effect.stderr:.4f} of held-out loss: "
             f"{'more' if kept else 'not more'} than {bar:g} standard errors"
         )
-        decision = graft.decision
-        self.tracker.update_metrics_now(
+        counterfactual = self.config.reward.kind == "counterfactual"
+        decision, before = graft.decision, graft.baseline
+        reward = self.tracker.update_metrics_now(
             decision.layer_name,
             decision.seed_idx,
-            delta,
+            PerformanceDelta(
+                accuracy_delta=_difference(now.accuracy, before.accuracy),
+                loss_delta=before.loss - now.loss,
+                memory_mb=graft.memory_mb,
+                reward=effect.gain if counterfactual else None,
+                reward_stderr=effect.stderr,
+                rent=charged or None,
+            ),
             decision=decision,
             kernel_id=graft.kernel.kernel_id,
         )
-        return self._end(graft, kept=kept, why=why, epoch=epoch, delta=delta)
+        return self._end(
+            graft, kept=kept, why=why, epoch=epoch, reward=reward, stderr=effect.stderr
+        )
 
-    def _earned(
-        self, graft: Graft, effect: Effect, now: Baseline
-    ) -> tuple[PerformanceDelta, float]:
-        """What is recorded, and what the kernel is worth to whoever decides on keeping it."""
+    def _rent(self, graft: Graft) -> float:
         settings, cost = self.config.reward, graft.kernel.cost
-        latency_ms = cost.latency_ms if cost and settings.rent_per_ms else None
-        rent: dict[str, Any] = {
-            "parameters": graft.parameters,
-            "rent_per_kparam": settings.rent_per_kparam,
-            "rent_per_ms": settings.rent_per_ms,
-        }
-        worth = reward(PerformanceDelta(reward=effect.gain, latency_ms=latency_ms), **rent)
-        before = graft.baseline
-        naive = PerformanceDelta(
-            accuracy_delta=_difference(now.accuracy, before.accuracy),
-            loss_delta=before.loss - now.loss,
-            latency_ms=latency_ms,
+        return rent(
+            graft.parameters,
+            cost.latency_ms if cost else None,
+            per_kparam=settings.rent_per_kparam,
+            per_ms=settings.rent_per_ms,
         )
-        earned = worth if settings.kind == "counterfactual" else reward(naive, **rent)
-        delta = PerformanceDelta(
-            accuracy_delta=naive.accuracy_delta,
-            loss_delta=naive.loss_delta,
-            memory_mb=graft.memory_mb,
-            reward=earned,
-            reward_stderr=effect.stderr,
-        )
-        return delta, worth
 
     def _fail(self, graft: Graft, why: str, epoch: int) -> Verdict:
         decision = graft.decision
-        self.tracker.record_failure(decision.layer_name, decision.seed_idx, why, decision=decision)
-        return self._end(graft, kept=False, why=why, epoch=epoch, delta=PerformanceDelta())
+        self.selector.fail(decision, why)
+        return self._end(graft, kept=False, why=why, epoch=epoch)
 
     def _end(
-        self, graft: Graft, *, kept: bool, why: str, epoch: int, delta: PerformanceDelta
+        self,
+        graft: Graft,
+        *,
+        kept: bool,
+        why: str,
+        epoch: int,
+        reward: float | None = None,
+        stderr: float | None = None,
     ) -> Verdict:
         decision = graft.decision
         verdict = Verdict(
@@ -213,8 +214,8 @@ class ActiveGrafts:
             blueprint=graft.kernel.blueprint,
             kernel_id=graft.kernel.kernel_id,
             parameters=graft.parameters,
-            reward=delta.reward,
-            stderr=delta.reward_stderr,
+            reward=reward,
+            stderr=stderr,
             kept=kept,
             why=why,
             began=decision.epoch,
@@ -224,10 +225,14 @@ class ActiveGrafts:
         if not kept:
             graft.forget()
         self.grafts.remove(graft)
-        self.tracker.record_verdict(decision.layer_name, decision.seed_idx, kept, decision=decision)
+        self.tracker.record_end(
+            decision.layer_name,
+            decision.seed_idx,
+            kept,
+            decision=decision,
+            facts=finite({name: getattr(verdict, name) for name in _FACTS}),
+        )
         self.selector.free(decision.layer_name, decision.seed_idx, epoch)
-        self._freed[decision.layer_name, decision.seed_idx] = epoch
-        self.log.verdict(verdict)
         return verdict
 
     # --- what is written down ---------------------------------------------------------------------
@@ -275,12 +280,10 @@ class ActiveGrafts:
                 {"decision": decision_data(graft.decision), "graft": graft.state_dict()}
                 for graft in self.grafts
             ],
-            "freed": [[name, seed_idx, at] for (name, seed_idx), at in self._freed.items()],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo ``state_dict``; the model has been restored before."""
-        self._freed = {(name, seed_idx): at for name, seed_idx, at in state["freed"]}
         self.grafts = []
         for saved in state["grafts"]:
             decision = decision_from(saved["decision"])

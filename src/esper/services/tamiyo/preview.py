@@ -12,8 +12,8 @@ from esper.records.layer import LayerMetrics
 from esper.records.seed import SeedRecord
 from esper.services.tamiyo.assignment import Assignment
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
-from esper.services.tamiyo.seed_selector import first_try
 from esper.strategies.base import SelectionStrategy
+from esper.strategies.first_try import first_try
 
 
 @final
@@ -68,7 +68,7 @@ def outlook(
         metrics: Mapping[int, SeedRecord] = layer.seeds if layer else LayerMetrics(None)
         number = layer.choices if layer else 0
         strategy, seen = _turn(
-            chooser, tracker.decision_id(layer_name, number), layer_name, metrics
+            chooser, tracker.events.decision_id(layer_name, number), layer_name, metrics
         )
         rng = Draws(seed, layer_name, number)
         _, thought = strategy.decide(seeds, seen, context, rng)

@@ -1,37 +1,33 @@
-"""The event log of one run: what Tamiyo did, in order, as plain facts without a clock.
+"""RunLog: the events that tell what a run did, in order, as plain facts without a clock.
 
-Operation ids are made of what the event is about, so a run that is resumed and does the same again
-writes the same ids, and each counts once. Decisions, outcomes and verdicts are written by the
-tracker.
+Each is named after its subject, so a run that is resumed and does the same again writes the same
+ids, and each counts once. The events that a history is made of (decisions, outcomes, ends of
+grafts) are written by the tracker, with the same writer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 from esper.contracts.events import Event
 from esper.contracts.health import GraftRequest, HealthSignal
-from esper.services.tamiyo.report import EpochReport, Step, Verdict
-from esper.stores.journal import Journal
+from esper.records.event_writer import EventWriter
+from esper.services.tamiyo.report import EpochReport, Step
 
 
 @final
 class RunLog:
-    """Writes the events of one run and reads them back.
+    """Tells the steps of one run to its event writer, and reads the log back.
 
     Args:
-        journal: Where they go.
-        scope: Whose history this is.
-        run: Name of the run.
+        writer: The run's.
     """
 
-    def __init__(self, journal: Journal, *, scope: str, run: str) -> None:
-        self.journal = journal
-        self.scope = scope
-        self.run = run
+    def __init__(self, writer: EventWriter) -> None:
+        self.writer = writer
 
     def events(self) -> list[Event]:
         """Everything that the run has written so far, in order."""
-        return [event for _, event in self.journal.read(scope=self.scope, run=self.run)]
+        return self.writer.read_run()
 
     def step(self, step: Step, *, epoch: int, kernel_id: str | None, parameters: int) -> None:
         """A seed changed its state at the end of an epoch."""
@@ -60,9 +56,9 @@ class RunLog:
         """The policy asked for a graft."""
         self._write(
             "request",
-            f"{request.epoch}/{request.layer_name}",
+            f"{request.epoch}/{request.site}",
             epoch=request.epoch,
-            layer=request.layer_name,
+            layer=str(request.site),
             urgency=request.urgency,
             kernel_budget=request.kernel_budget,
             reason=request.reason,
@@ -72,9 +68,9 @@ class RunLog:
         """The graft that was asked for did not come about; nothing was touched."""
         self._write(
             "refusal",
-            f"{request.epoch}/{request.layer_name}",
+            f"{request.epoch}/{request.site}",
             epoch=request.epoch,
-            layer=request.layer_name,
+            layer=str(request.site),
             error=type(error).__name__,
             reason=str(error),
         )
@@ -83,38 +79,27 @@ class RunLog:
         """The host fell ill and was put back to the end of an earlier epoch."""
         self._write("rollback", str(epoch), epoch=epoch, to_epoch=to_epoch, why=why)
 
-    def verdict(self, verdict: Verdict) -> None:
-        """A graft ended."""
-        self._write(
-            "graft",
-            verdict.kernel_id,
-            **{name: getattr(verdict, name) for name in Verdict.__slots__},
-        )
-
     def epoch(self, report: EpochReport) -> None:
         """An epoch ended."""
         self._write(
             "epoch",
             str(report.epoch),
             epoch=report.epoch,
-            holdout_loss=_finite(report.holdout_loss),
-            holdout_accuracy=_finite(report.holdout_accuracy),
+            holdout_loss=report.holdout_loss,
+            holdout_accuracy=report.holdout_accuracy,
             used=report.used,
             budget=report.budget,
             decision=report.decision.decision_id if report.decision else None,
             reason=report.reason,
         )
 
-    def _write(self, kind: str, about: str, **data: Any) -> None:
-        data = {key: _finite(value) for key, value in data.items()}
-        op_id = f"{self.scope}/{self.run}/{kind}/{about}"
-        self.journal.append(
-            Event(op_id=op_id, kind=kind, scope=self.scope, run=self.run, data=data)
-        )
+    def _write(self, kind: str, subject: str, **data: Any) -> None:
+        self.writer.write_about(kind, subject, finite(data))
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity; what is not a number is not there."""
-    if isinstance(value, float) and value - value != 0.0:
-        return None
-    return value
+def finite(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts as JSON can hold them: NaN and infinity become ``None``."""
+    return {
+        key: None if isinstance(value, float) and value - value != 0.0 else value
+        for key, value in data.items()
+    }

@@ -3,29 +3,24 @@
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from functools import partial
-from math import inf
-from operator import index
 from typing import Any, final
 
 from esper.contracts.errors import ConfigError, NoViableSeedError, SelectionError
+from esper.contracts.schema import require_schema
 from esper.contracts.selection import (
-    MOST_SEEDS,
     Decision,
     SelectionConstraints,
     SelectionContext,
     SelectionReason,
-    decision_data,
-    decision_from,
+    checked_seeds,
 )
 from esper.records.draws import Draws
-from esper.records.layer import LayerMetrics
 from esper.records.seed import SeedRecord
 from esper.services.tamiyo.assignment import Assignment
-from esper.services.tamiyo.occupancy import Occupancy, at_rest, refusal, sift
+from esper.services.tamiyo.occupancy import Occupancy, occupancy_from
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
-from esper.strategies.base import SelectionStrategy
-from esper.strategies.scoring import others
+from esper.strategies.base import Choice, SelectionStrategy
+from esper.strategies.first_try import first_try
 
 __all__ = [
     "SeedSelector",
@@ -37,14 +32,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_NOTHING_KNOWN = SelectionContext()
-
-_NO_SEEDS: list[int] = []
-
-_CHECKED: dict[bytes, list[int]] = {}
-"""Lists of seeds that were found to be in order, sorted."""
-
-_SMALL, _REMEMBERED = 256, 1024
+SCHEMA = 1
+"""Version of the state."""
 
 
 @final
@@ -90,7 +79,7 @@ class SeedSelector:
         self.strategy = strategy
         self.performance_tracker = PerformanceTracker() if tracker is None else tracker
         if isinstance(strategy, Assignment):
-            self.performance_tracker.declare(strategy.declaration())
+            self.performance_tracker.events.write_once("ab_test", strategy.declaration())
             learns = strategy.learns
         else:
             learns = type(strategy).begin is not SelectionStrategy.begin
@@ -98,7 +87,7 @@ class SeedSelector:
             self.performance_tracker.follow(strategy.begin)
         self.seed = seed
         self.constraints = constraints
-        self._layers: dict[str, _Slots] = {}
+        self._layers: dict[str, Occupancy] = {}
 
     async def select_seed(
         self, layer_name: str, available_seeds: Sequence[int], context: SelectionContext
@@ -141,9 +130,7 @@ class SeedSelector:
                 f"layer {layer_name!r}: the context is {context!r}; give a SelectionContext, as "
                 "SelectionContext(current_epoch=7)"
             )
-        decision = self._choose(layer_name, available_seeds, context)
-        self.performance_tracker.flush_soon()
-        return decision
+        return self._choose(layer_name, available_seeds, context)
 
     def commit(self, layer_name: str, seed_idx: int) -> None:
         """The kernel is loaded: the seed is busy until `free`.
@@ -152,9 +139,7 @@ class SeedSelector:
             SelectionError: if the seed is not reserved.
         """
         with self.performance_tracker.lock:
-            slots = self._reserved(layer_name, seed_idx, "commit")
-            slots.busy.add(seed_idx)
-            del slots.reserved[seed_idx]
+            self._reserved(layer_name, seed_idx, "commit").commit(seed_idx)
 
     def release(self, layer_name: str, seed_idx: int) -> None:
         """The choice came to nothing: the seed may be chosen again at once.
@@ -163,10 +148,13 @@ class SeedSelector:
             SelectionError: if the seed is not reserved.
         """
         with self.performance_tracker.lock:
-            slots = self._reserved(layer_name, seed_idx, "release")
-            decision, _ = slots.reserved.pop(seed_idx)
-            slots.active.discard(seed_idx)
+            decision = self._reserved(layer_name, seed_idx, "release").release(seed_idx)
             self.performance_tracker.withdraw(decision)
+
+    def fail(self, decision: Decision, error: str) -> None:
+        """The graft of a choice failed: an outcome of reward 0; a reserved seed cools down."""
+        tracker = self.performance_tracker
+        tracker.record_failure(decision.layer_name, decision.seed_idx, error, decision=decision)
 
     def free(self, layer_name: str, seed_idx: int, epoch: int) -> None:
         """The life cycle of a committed seed ended at ``epoch``; its cooldown begins.
@@ -175,94 +163,78 @@ class SeedSelector:
             SelectionError: if the seed is not busy.
         """
         with self.performance_tracker.lock:
-            slots = self._layers.get(layer_name)
-            if slots is None or seed_idx not in slots.busy:
+            book = self._layers.get(layer_name)
+            if book is None or seed_idx not in book.busy:
                 raise SelectionError(
                     f"seed {seed_idx} of layer {layer_name!r} is not busy and cannot be freed; "
                     "commit() it first, or release() a seed that is only reserved"
                 )
-            slots.busy.discard(seed_idx)
-            slots.active.discard(seed_idx)
-            slots.freed[seed_idx] = epoch
+            book.free(seed_idx, epoch)
+
+    def freed(self, layer_name: str) -> Mapping[int, int]:
+        """Seeds of a layer that were active, and the epoch at which each was freed."""
+        book = self._layers.get(layer_name)
+        return {} if book is None else book.freed
 
     def state_dict(self) -> dict[str, Any]:
         """Reservations, busy seeds and cooldowns as JSON data; what was learnt is the tracker's."""
         self.performance_tracker.flush()  # what a checkpoint reserves must be in the log
         with self.performance_tracker.lock:
             return {
+                "schema": SCHEMA,
                 "strategy": self.strategy.state_dict(),
-                "layers": {
-                    name: {
-                        "reserved": [decision_data(held[0]) for held in slots.reserved.values()],
-                        "busy": sorted(slots.busy),
-                        "freed": {str(seed): epoch for seed, epoch in slots.freed.items()},
-                    }
-                    for name, slots in self._layers.items()
-                },
+                "layers": {name: book.state_dict() for name, book in self._layers.items()},
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up where `state_dict` was asked, over a tracker that knows as much."""
+        """Take up where `state_dict` was asked, over a tracker that knows as much.
+
+        Raises:
+            ConfigError: if the state is of another schema, or of another strategy.
+        """
+        require_schema(state, "selector", SCHEMA)
         with self.performance_tracker.lock:
             self.strategy.load_state_dict(state["strategy"])
             self._layers = {}
             for name, layer in state["layers"].items():
-                slots = self._layers[name] = _Slots()
-                slots.busy.update(layer["busy"])
-                slots.freed.update({int(seed): epoch for seed, epoch in layer["freed"].items()})
-                for data in layer["reserved"]:
-                    decision = decision_from(data)
+                self._layers[name], decisions = occupancy_from(layer)
+                for decision in decisions:
                     record = self.performance_tracker.record_of(decision)
-                    slots.reserved[decision.seed_idx] = (decision, record)
-                slots.active.update(slots.busy, slots.reserved)
+                    self._layers[name].reserve(decision, record)
 
     def _choose(
         self, layer_name: str, available_seeds: Sequence[int], context: SelectionContext
     ) -> Decision:
         seeds = checked_seeds(layer_name, available_seeds)
-        tracker, epoch = self.performance_tracker, context.current_epoch
+        tracker, epoch, constraints = (
+            self.performance_tracker,
+            context.current_epoch,
+            self.constraints,
+        )
         with tracker.lock:
-            slots = self._layers.get(layer_name) or _Slots()
-            if slots.reserved:
-                slots.settle()
-            viable, cooling = list(seeds), _NO_SEEDS
-            if not at_rest(slots.active, slots.freed, epoch, self.constraints):
-                viable, cooling = sift(seeds, slots.active, slots.freed, epoch, self.constraints)
+            book = self._layers.get(layer_name) or Occupancy()
+            if book.reserved:
+                book.settle()
+            viable, cooling = book.sift(seeds, epoch, constraints)
             fallback = not viable
-            if fallback and not (
-                cooling and self.constraints and self.constraints.fallback_to_zero
-            ):
-                occupancy = Occupancy(slots.reserved.keys(), slots.busy, slots.freed)
-                raise NoViableSeedError(
-                    refusal(layer_name, seeds, occupancy, epoch, self.constraints)
-                )
+            if fallback and not (cooling and constraints and constraints.fallback_to_zero):
+                raise NoViableSeedError(book.refusal(layer_name, seeds, epoch, constraints))
             for seed, blueprint in context.blueprints.items():
                 tracker.bind(layer_name, seed, blueprint)
             layer = tracker.layer(layer_name)
             metrics: Mapping[int, SeedRecord] = layer.seeds if layer else {}
             number = layer.choices if layer else 0
-            decision_id = tracker.decision_id(layer_name, number)
+            decision_id = tracker.events.decision_id(layer_name, number)
             assigned, strategy = None, self.strategy
             if isinstance(strategy, Assignment):
                 test = strategy
                 assigned, strategy = test.turn(decision_id, layer_name)
                 metrics = test.seen_by(assigned.arm, metrics)
             if fallback:
-                seed_idx, reason = _fall_back(strategy, layer_name, cooling, slots.freed, epoch)
+                seed_idx, reason = _fall_back(strategy, layer_name, cooling, book.freed, epoch)
             else:
                 rng = Draws(self.seed, layer_name, number)
-                seed_idx, reason = first_try(
-                    strategy, viable, metrics, rng, context
-                ) or strategy.decide(viable, metrics, context, rng)
-                if seed_idx not in viable:
-                    raise SelectionError(
-                        f"strategy {strategy.name!r} chose seed {seed_idx!r}, which is not among "
-                        f"the viable ones, {viable}; that is a mistake in the strategy"
-                    )
-                if tracker.journal is not None and not reason.knows_propensities:
-                    # Now, because the log wants them and the choice changes the metrics.
-                    chances = strategy.propensities(viable, metrics, context)
-                    reason = reason.with_(propensity=chances)
+                seed_idx, reason = self._ask(strategy, viable, metrics, context, rng)
             known = metrics.get(seed_idx)
             decision = Decision(
                 decision_id=decision_id,
@@ -275,76 +247,45 @@ class SeedSelector:
                 layer_type=context.layer_type,
                 ab=assigned,
             )
-            record = tracker.record_decision(decision)
-            self._layers[layer_name] = slots
-            slots.reserved[seed_idx] = (decision, record)
-            slots.active.add(seed_idx)
+            record = tracker.record_selection(layer_name, seed_idx, decision=decision)
+            self._layers[layer_name] = book
+            book.reserve(decision, record)
         return decision
 
-    def _reserved(self, layer_name: str, seed_idx: int, what: str) -> "_Slots":
-        slots = self._layers.get(layer_name)
-        if slots is not None:
-            slots.settle()
-            if seed_idx in slots.reserved:
-                return slots
-        busy = slots is not None and seed_idx in slots.busy
+    def _ask(
+        self,
+        strategy: SelectionStrategy,
+        viable: list[int],
+        metrics: Mapping[int, SeedRecord],
+        context: SelectionContext,
+        rng: Draws,
+    ) -> Choice:
+        first = first_try(strategy, viable, metrics, rng, context)
+        seed_idx, reason = first or strategy.decide(viable, metrics, context, rng)
+        if seed_idx not in viable:
+            raise SelectionError(
+                f"strategy {strategy.name!r} chose seed {seed_idx!r}, which is not among the "
+                f"viable ones, {viable}; that is a mistake in the strategy"
+            )
+        if self.performance_tracker.events.journal is not None and not reason.knows_propensities:
+            # Now, because the log wants them and the choice changes the metrics.
+            known = {seed_idx: reason.propensity}
+            chances = strategy.propensities(viable, metrics, context, known=known)
+            reason = reason.with_(propensity=chances)
+        return seed_idx, reason
+
+    def _reserved(self, layer_name: str, seed_idx: int, what: str) -> Occupancy:
+        book = self._layers.get(layer_name)
+        if book is not None:
+            book.settle()
+            if seed_idx in book.reserved:
+                return book
+        busy = book is not None and seed_idx in book.busy
         raise SelectionError(
             f"seed {seed_idx} of layer {layer_name!r} is {'busy' if busy else 'not reserved'}, so "
             f"{what}() has nothing to do; a reservation is made by choosing the seed and ends "
             "with commit(), release() or the seed's first outcome"
         )
-
-
-def first_try(
-    strategy: SelectionStrategy,
-    viable: list[int],
-    metrics: Mapping[int, SeedRecord],
-    rng: Draws,
-    context: SelectionContext = _NOTHING_KNOWN,
-) -> tuple[int, SelectionReason] | None:
-    """One of the seeds never tried, all alike; ``None`` if there is none, and ``strategy`` decides.
-
-    A seed on which the strategy has evidence from elsewhere is left to the strategy.
-    """
-    if _all_tried(viable, metrics):
-        return None
-    untried = [
-        seed
-        for seed in viable
-        if (record := metrics.get(seed)) is None
-        or not (record.outcomes or record.total_activations)
-    ]
-    if untried and (known := strategy.knows(viable, metrics, context)):
-        untried = [seed for seed in untried if seed not in known]
-    if not untried:
-        return None
-    chosen = untried[rng.index(len(untried))]
-    return chosen, SelectionReason(
-        strategy.name,
-        chosen,
-        inf,
-        dict.fromkeys(untried, inf),
-        dict.fromkeys(untried, 1 / len(untried)),
-        partial(_untried, len(untried), len(viable)),
-        False,
-        others(viable, chosen),
-    )
-
-
-def _all_tried(viable: list[int], metrics: Mapping[int, SeedRecord]) -> bool:
-    """Whether that can be told at a glance; if not, each seed must be looked at."""
-    if not isinstance(metrics, LayerMetrics):
-        return False
-    standing = metrics.sums
-    return standing.tried == len(metrics) and (
-        viable == standing.seeds or all(map(metrics.__contains__, viable))
-    )
-
-
-def _untried(untried: int, viable: int) -> str:
-    if untried == 1:
-        return f"untried, the last of {viable} viable seeds" if viable > 1 else "untried"
-    return f"untried, like {untried} of {viable} viable seeds; drawn"
 
 
 def _fall_back(
@@ -359,61 +300,5 @@ def _fall_back(
     why = f"every seed that is free cools down; the lowest, after {rested} epochs of rest"
     logger.warning("layer %s, epoch %d: fallback to seed %d: %s", layer_name, epoch, chosen, why)
     return chosen, SelectionReason(
-        strategy.name, chosen, 0.0, {}, 1.0, why, True, others(cooling, chosen)
+        strategy.name, chosen, 0.0, {}, 1.0, why, True, tuple(cooling[1:])
     )
-
-
-@final
-class _Slots:
-    """The seeds of one layer that are not simply dormant."""
-
-    __slots__ = ("active", "busy", "freed", "reserved")
-
-    def __init__(self) -> None:
-        self.reserved: dict[int, tuple[Decision, SeedRecord]] = {}
-        self.busy: set[int] = set()
-        self.freed: dict[int, int] = {}
-        self.active: set[int] = set()
-
-    def settle(self) -> None:
-        """End the reservations whose outcome has come; the cooldown runs from the choice."""
-        for seed, (decision, record) in list(self.reserved.items()):
-            if decision.decision_id not in record.open:
-                del self.reserved[seed]
-                self.active.discard(seed)
-                self.freed[seed] = decision.epoch
-
-
-def checked_seeds(layer_name: str, available: Sequence[int]) -> list[int]:
-    """The seeds that may be chosen, sorted; the list may be shared and must not be changed.
-
-    Raises:
-        SelectionError: if there is none, or one is repeated, out of range or no whole number.
-    """
-    if not isinstance(layer_name, str):
-        raise SelectionError(f"layer {layer_name!r}: a layer is named by a string")
-    try:
-        # Most layers are asked for the same few seeds; `bytes` takes small indices only.
-        if type(available) is list and (known := _CHECKED.get(bytes(available))):
-            return known
-    except (TypeError, ValueError):
-        pass
-    try:
-        seeds = sorted(map(index, available))
-    except TypeError as error:
-        raise SelectionError(
-            f"layer {layer_name!r}: available seeds are {available!r}; give a list of seed indices"
-        ) from error
-    if not seeds:
-        raise SelectionError(
-            f"layer {layer_name!r}: no seed is available to choose from; ask again when one is "
-            "dormant"
-        )
-    if seeds[0] < 0 or seeds[-1] >= MOST_SEEDS or len(set(seeds)) < len(seeds):
-        raise SelectionError(
-            f"layer {layer_name!r}: available seeds are {seeds}; each must be >= 0 and stand there "
-            f"once, and be below {MOST_SEEDS:,}"
-        )
-    if type(available) is list and seeds[-1] < _SMALL and len(_CHECKED) < _REMEMBERED:
-        _CHECKED[bytes(available)] = seeds
-    return seeds

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from esper.contracts.config import AbTest, Config, SeedSelection
 from esper.contracts.errors import ConfigError, unknown_name
+from esper.services.tamiyo.policies import POLICIES
 from esper.strategies import STRATEGIES
 
 __all__ = ["config_from", "load_config"]
@@ -62,6 +63,8 @@ rent_per_kparam, rent_per_ms. Did you mean 'kind'?
         config = Config.model_validate(_without_empty(sections, Config))
     except ValidationError as error:
         raise ConfigError(f"{source}: {_in_words(error)}") from error
+    if config.policy not in POLICIES.names():
+        raise ConfigError(f"{source}: {unknown_name('policy', config.policy, POLICIES.names())}")
     _check_strategies(config.seed_selection, source)
     _check_arms(config.ab_test, source)
     return config

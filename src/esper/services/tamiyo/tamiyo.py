@@ -6,13 +6,12 @@ measures, moves grafts on, judges those that are due, and lets the policy ask fo
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from math import isfinite
 from pathlib import Path
 from typing import Any, final
 from uuid import uuid4
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -20,39 +19,39 @@ from esper.contracts.config import Config
 from esper.contracts.errors import ConfigError, KernelError, NoViableSeedError
 from esper.contracts.events import Event, event_data, event_from
 from esper.contracts.health import GraftRequest, HealthSignal
+from esper.contracts.schema import require_schema
 from esper.contracts.selection import Decision
 from esper.execution import optimizers
 from esper.execution.counterfactual import evaluate
 from esper.execution.isolation import LossFn
-from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.probes import Readings, probe
-from esper.execution.quiet import keeps_statistics, quiet
-from esper.execution.shapes import observe_shapes
+from esper.execution.quiet import keeps_statistics
 from esper.execution.surgery import kasmina_layers
 from esper.records.history import KINDS
-from esper.services.tamiyo.assignment import Assignment
 from esper.services.tamiyo.blueprint_integration import BlueprintIntegration, smallest_kernels
 from esper.services.tamiyo.governor import Governor
 from esper.services.tamiyo.graft import Baseline, Training
 from esper.services.tamiyo.grafts import ActiveGrafts
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
-from esper.services.tamiyo.policies.heuristic import (
-    HeuristicPolicy,
-    LayerGrowth,
-    Situation,
-    loss_trend,
-)
+from esper.services.tamiyo.policies import POLICIES, LayerGrowth, Situation
+from esper.services.tamiyo.policies.heuristic import loss_trend
 from esper.services.tamiyo.report import EpochReport, Verdict
 from esper.services.tamiyo.run_log import RunLog
 from esper.services.tamiyo.seed_selector import SeedSelector
-from esper.services.tamiyo.settings import load_config
-from esper.stores import open_store
+from esper.services.tamiyo.setup import (
+    bind_blueprints,
+    config_of,
+    journal_of,
+    strategy_of,
+    try_out,
+)
 from esper.stores.base import MetricsStore
 from esper.stores.journal import Journal
-from esper.stores.memory import MemoryStore
-from esper.strategies import STRATEGIES
 
 logger = logging.getLogger(__name__)
+
+SCHEMA = 1
+"""Version of the state."""
 
 _CALIBRATION_BATCHES = 8
 
@@ -67,7 +66,7 @@ class Tamiyo:
         loss_fn: Takes the model and a batch; gives per-example losses, shape (B,). If the training
             runs under autocast, put the autocast into this function.
         holdout: Any re-iterable of batches that are never trained on.
-        config: Settings, or the path of a YAML file; defaults if not given.
+        config: Settings, a mapping of sections, or the path of a YAML file; defaults if not given.
         store: Where the history is kept: a URL as ``"sqlite:///history.db"``, or a store. What
             earlier runs of the same ``scope`` left there is learnt from. In memory if not given.
         scheduler: Learning-rate scheduler of ``optimizer``; it is told of new parameters.
@@ -91,7 +90,7 @@ class Tamiyo:
         *,
         loss_fn: LossFn,
         holdout: Iterable[Any],
-        config: Config | str | Path | None = None,
+        config: Config | Mapping[str, Any] | str | Path | None = None,
         store: str | MetricsStore | Journal | None = None,
         scheduler: Any = None,
         seed: int = 0,
@@ -101,7 +100,7 @@ class Tamiyo:
         run: str | None = None,
     ) -> None:
         model = getattr(model, "_orig_mod", model)
-        self.config = config if isinstance(config, Config) else _read(config)
+        self.config = config_of(config)
         self.layers = kasmina_layers(model)
         self.training = Training(
             model=model,
@@ -112,19 +111,27 @@ class Tamiyo:
             seed_optimizer=seed_optimizer,
             accuracy_fn=accuracy_fn,
         )
-        _check_model(self.layers, holdout)
-        self._try_out()
+        try_out(self.training, self.layers)
         self._owns_store = not isinstance(store, MetricsStore | Journal)
         self._names_run = run is not None
-        self.log = RunLog(
-            _journal(store),
+        self.journal = journal_of(store)
+        performance, growth = self.config.seed_selection.performance, self.config.growth
+        self.tracker = PerformanceTracker(
+            window_size=performance.window_size,
+            decay_factor=performance.decay_factor,
+            store=self.journal,
             scope=type(model).__name__ if scope is None else scope,
             run=run or ("run" if store is None else uuid4().hex[:12]),
         )
-        self.tracker = self._make_tracker()
-        self._bind_blueprints()
-        self.selector = self._make_selector(seed)
-        self.policy = HeuristicPolicy(self.config.growth)
+        bind_blueprints(self.tracker, self.layers)
+        self.log = RunLog(self.tracker.events)
+        self.selector = SeedSelector(
+            strategy_of(self.config),
+            tracker=self.tracker,
+            seed=seed,
+            constraints=self.config.seed_selection.constraints,
+        )
+        self.policy = POLICIES.create(self.config.policy, growth=growth, seed=seed)
         self.integration = BlueprintIntegration(self.selector, seed=seed)
         self.grafts = ActiveGrafts(
             self.training,
@@ -134,9 +141,7 @@ class Tamiyo:
             selector=self.selector,
             log=self.log,
         )
-        self.governor = Governor(
-            model, optimizer, divergence_factor=self.config.growth.divergence_factor
-        )
+        self.governor = Governor(model, optimizer, divergence_factor=growth.divergence_factor)
         self._sizes = {name: smallest_kernels(layer) for name, layer in self.layers.items()}
         self._losses: list[float] = []
         self._last_graft_epoch: int | None = None
@@ -228,9 +233,9 @@ class Tamiyo:
             StoreError: if events could not be stored.
         """
         if self._owns_store:
-            self.log.journal.close()
+            self.journal.close()
         else:
-            self.log.journal.flush()
+            self.journal.flush()
 
     # --- one epoch, in order ----------------------------------------------------------------------
 
@@ -265,7 +270,7 @@ class Tamiyo:
                 return None, "; ".join([*refused, reason])
             self.log.request(request)
             # A layer that refuses must not keep the others from growing.
-            decision, reason = self._begin(request, signals.pop(request.layer_name), now)
+            decision, reason = self._begin(request, signals.pop(request.site.name), now)
             if decision is not None:
                 return decision, reason
             refused.append(reason)
@@ -273,7 +278,7 @@ class Tamiyo:
     def _begin(
         self, request: GraftRequest, health: HealthSignal, now: Baseline
     ) -> tuple[Decision | None, str]:
-        layer = self.layers[request.layer_name]
+        layer = self.layers[request.site.name]
         try:
             decision, kernel = self.integration.graft_now(layer, request, health=health)
         except (NoViableSeedError, KernelError) as error:
@@ -343,6 +348,7 @@ class Tamiyo:
         Take it between two epochs. Tensors, plain values, lists and dictionaries only.
         """
         return {
+            "schema": SCHEMA,
             "epoch": self._epoch,
             "losses": list(self._losses),
             "batches": self._batches,
@@ -350,7 +356,8 @@ class Tamiyo:
             "groups": optimizers.group_names(self.training.optimizer, self.training.model),
             "grafts": self.grafts.state_dict(),
             "selector": self.selector.state_dict(),
-            "run": self.log.run,
+            "policy": self.policy.state_dict(),
+            "run": self.tracker.events.run,
             "history": self.tracker.position,
             "events": [event_data(event) for event in self._events_of_this_process()],
         }
@@ -364,8 +371,10 @@ class Tamiyo:
         goes on under its old name, unless this object was given another.
 
         Raises:
-            ConfigError: if the optimizer was not built over the parameters that it had.
+            ConfigError: if the state is of another schema, or the optimizer was not built over the
+                parameters that it had.
         """
+        require_schema(state, "Tamiyo", SCHEMA)
         training = self.training
         optimizers.replay_groups(
             training.optimizer, training.model, state["groups"], training.scheduler
@@ -374,88 +383,18 @@ class Tamiyo:
         self._losses = list(state["losses"])
         self._batches = state["batches"]
         self._last_graft_epoch = state["last_graft_epoch"]
-        self.log.journal.append_all([event_from(data) for data in state["events"]])
-        if not self._names_run:
-            self.log.run = state["run"]
-        self.tracker.rewind(state["history"], run=self.log.run)
-        self._bind_blueprints()
+        self.journal.append_all([event_from(data) for data in state["events"]])
+        run = self.tracker.events.run if self._names_run else state["run"]
+        self.tracker.rewind(state["history"], run=run)
+        bind_blueprints(self.tracker, self.layers)
+        self.policy.load_state_dict(state["policy"])
         self.grafts.load_state_dict(state["grafts"])
         self.selector.load_state_dict(state["selector"])
 
     def _events_of_this_process(self) -> list[Event]:
-        """What the history owes to this run and no store would give to another process."""
-        journal = self.log.journal
-        if journal.store.durable:
-            return journal.undelivered()
-        found = journal.read(scope=self.log.scope, run=self.log.run, kinds=KINDS)
+        """The events of the history that the store would not give to another process."""
+        if self.journal.store.durable:
+            return self.journal.undelivered()
+        events = self.tracker.events
+        found = self.journal.read(scope=events.scope, run=events.run, kinds=KINDS)
         return [event for _, event in found]
-
-    # --- making -----------------------------------------------------------------------------------
-
-    def _try_out(self) -> None:
-        """Run everything of the user's once; what is wrong shows now, not in mid-run."""
-        training = self.training
-        with quiet(training.model, reads=training.holdout):  # iterating a DataLoader draws
-            batch = next(iter(training.holdout), None)
-        if batch is None:
-            raise ConfigError("holdout has no batches; give a list or a DataLoader that has some")
-        observe_shapes(training.model, self.layers, loss_fn=training.loss_fn, batch=batch)
-        for function in filter(None, (training.loss_fn, training.accuracy_fn)):
-            evaluate(training.model, function, [batch])
-        training.optimizer_of_a_seed([nn.Parameter(torch.zeros(1))])
-        for name, layer in self.layers.items():
-            if not smallest_kernels(layer):
-                logger.warning(
-                    "layer %s cannot grow: none of its seeds' blueprints, %s, fits it",
-                    name,
-                    ", ".join(layer.seed_blueprints),
-                )
-
-    def _make_tracker(self) -> PerformanceTracker:
-        performance = self.config.seed_selection.performance
-        return PerformanceTracker(
-            window_size=performance.window_size,
-            decay_factor=performance.decay_factor,
-            store=self.log.journal,
-            scope=self.log.scope,
-            run=self.log.run,
-        )
-
-    def _bind_blueprints(self) -> None:
-        for name, layer in self.layers.items():
-            for seed_idx, blueprint in enumerate(layer.seed_blueprints):
-                self.tracker.bind(name, seed_idx, blueprint)
-
-    def _make_selector(self, seed: int) -> SeedSelector:
-        settings = self.config.seed_selection
-        test = self.config.ab_test
-        strategy = (
-            Assignment.of(test)
-            if test
-            else STRATEGIES.create(settings.strategy, **settings.settings_of(settings.strategy))
-        )
-        return SeedSelector(
-            strategy, tracker=self.tracker, seed=seed, constraints=settings.constraints
-        )
-
-
-def _read(config: str | Path | None) -> Config:
-    return Config() if config is None else load_config(config)
-
-
-def _journal(store: str | MetricsStore | Journal | None) -> Journal:
-    if isinstance(store, Journal):
-        return store
-    if store is None:
-        return Journal(MemoryStore())
-    return Journal(open_store(store) if isinstance(store, str) else store)
-
-
-def _check_model(layers: Mapping[str, KasminaLayer], holdout: Iterable[Any]) -> None:
-    if not layers:
-        raise ConfigError("the model has no wrapped layers; call esper.wrap(model, layers=[...])")
-    if isinstance(holdout, Iterator):
-        raise ConfigError(
-            "holdout is an iterator and can be read only once; give a list of batches, or a "
-            "DataLoader"
-        )

@@ -22,8 +22,8 @@ from esper.contracts.selection import SelectionContext
 from esper.records.draws import Draws
 from esper.records.history import History, fold
 from esper.records.seed import SeedRecord
-from esper.services.tamiyo.seed_selector import first_try
 from esper.strategies import SelectionStrategy
+from esper.strategies.first_try import first_try
 from esper.studies.logged.logs import Log
 from esper.studies.logged.off_policy import Array, Estimate, effective_sample_size, estimates
 

@@ -1,1 +1,12 @@
-"""Policies: who decides where and when to grow."""
+"""Policies: who decides where and when to grow. One file and one line here for each."""
+
+from esper.registry import Registry
+from esper.services.tamiyo.policies.base import LayerGrowth, Policy, Situation
+
+__all__ = ["POLICIES", "LayerGrowth", "Policy", "Situation"]
+
+POLICIES: Registry[Policy] = Registry(
+    "policy",
+    {"heuristic": "esper.services.tamiyo.policies.heuristic:HeuristicPolicy"},
+    group="esper.policies",
+)

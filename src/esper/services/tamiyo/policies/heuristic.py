@@ -11,69 +11,27 @@ missing, so it breaks ties only (docs/decisions/0012).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import isfinite
 from typing import final
 
-from esper.contracts.config import Growth
+from typing_extensions import override
+
 from esper.contracts.health import GraftRequest, HealthSignal
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerGrowth:
-    """What the policy knows of a layer beside its health.
-
-    Attributes:
-        kept: Grafts of this layer that were kept, ever.
-        judged: Grafts of this layer that came to a verdict, kept or culled or failed.
-        active: Grafts under way.
-        smallest_kernel: Parameters of the smallest kernel that fits it; ``None`` if none does.
-        roomy_kernel: Parameters with which every blueprint that fits it can build a kernel.
-    """
-
-    kept: int = 0
-    judged: int = 0
-    active: int = 0
-    smallest_kernel: int | None = None
-    roomy_kernel: int = 0
-
-    @property
-    def grafts(self) -> int:
-        """Grafts of this layer so far, those under way included."""
-        return self.judged + self.active
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Situation:
-    """All that the policy looks at, at the end of one epoch.
-
-    Attributes:
-        epoch: From 0.
-        losses: Held-out loss at the end of every epoch so far, this one last.
-        signals: Health of every layer.
-        records: What came of every layer so far.
-        used: Parameters of all kernels, absorbed or under way.
-        last_graft_epoch: Epoch of the latest graft of the run; ``None`` before the first.
-    """
-
-    epoch: int
-    losses: Sequence[float]
-    signals: Sequence[HealthSignal]
-    records: Mapping[str, LayerGrowth] = field(default_factory=dict)
-    used: int = 0
-    last_graft_epoch: int | None = None
+from esper.contracts.site import Site
+from esper.services.tamiyo.policies.base import LayerGrowth, Policy, Situation
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class HeuristicPolicy:
-    """Decides from one situation alone; keeps nothing between two calls.
+@dataclass(frozen=True)
+class HeuristicPolicy(Policy):
+    """Wait for a plateau; then the layer with the fewest grafts, ties by gradient times input.
 
-    Attributes:
-        growth: The settings.
+    Decides from one situation alone; keeps nothing between two calls.
     """
 
-    growth: Growth
+    name = "heuristic"
+    when = "the default: fewest grafts first, once the host stops improving by itself"
 
     def kernel_budget(self, records: Mapping[str, LayerGrowth]) -> int:
         """Parameters that one kernel may cost: as set, or an eighth of the whole budget.
@@ -85,8 +43,8 @@ class HeuristicPolicy:
         roomy = max((record.roomy_kernel for record in records.values()), default=0)
         return min(max(self.growth.budget // 8, roomy), self.growth.budget)
 
+    @override
     def decide(self, now: Situation) -> tuple[GraftRequest | None, str]:
-        """A wish to grow one layer, or none; and one sentence that says why."""
         waiting = self._reason_to_wait(now)
         if waiting:
             return None, waiting
@@ -106,7 +64,7 @@ class HeuristicPolicy:
             f"{_trend_in_words(loss_trend(now.losses, self.growth.plateau_window))}"
         )
         request = GraftRequest(
-            layer_name=layer_name,
+            site=Site(layer_name),
             epoch=now.epoch,
             urgency=urgency,
             kernel_budget=limit,

@@ -1,0 +1,198 @@
+"""Write one run's events under ids of their own, and read a scope's events back in order.
+
+Events of the history are numbered within the run; events that only tell what a run did are named
+after their subject. Either way a resumed run that does the same again writes the same ids, and a
+store keeps one copy.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from functools import partial
+from hashlib import blake2b
+from secrets import token_hex
+from typing import Any, final
+
+from esper.contracts.events import Event
+from esper.contracts.performance import PerformanceDelta
+from esper.contracts.selection import Decision, decision_data
+from esper.records.history import KINDS, History, fold
+from esper.records.seed import SeedRecord
+from esper.stores.base import MetricsStore
+from esper.stores.journal import Journal
+
+_MEASUREMENTS = ("accuracy_delta", "loss_delta", "latency_ms", "memory_mb", "reward_stderr", "rent")
+
+
+@final
+class EventWriter:
+    """The one writer of a run's events.
+
+    Args:
+        store: Where they go; ``None``: nowhere, and nothing can be read back.
+        scope: Whose history this is; only events of the same scope are read.
+        run: Name of the run, unique in the store unless the run is resumed. If empty, a random one
+            is drawn where there is a store.
+
+    Attributes:
+        journal: The store, written behind; ``None`` without one.
+        scope: As given.
+        run: As given.
+        name: First part of the ids of events and decisions.
+        written: Numbered events so far.
+    """
+
+    def __init__(
+        self, store: MetricsStore | Journal | None, *, scope: str = "", run: str = ""
+    ) -> None:
+        self.journal = store if store is None or isinstance(store, Journal) else Journal(store)
+        self.scope = scope
+        self.written = 0
+        self._cursor = ""
+        self.rename(run)
+
+    def rename(self, run: str) -> None:
+        """Go on under another name; what was written keeps the old one."""
+        self.flush()
+        self.run = run
+        self._told = "/".join(filter(None, (self.scope, run))) or "local"
+        drawn = token_hex(8) if not run and self.journal is not None else run
+        self.name = "/".join(filter(None, (self.scope, drawn))) or "local"
+
+    def decision_id(self, layer_name: str, number: int) -> str:
+        """Id of the ``number``-th choice in a layer, unique in the store."""
+        return f"{self.name}/{layer_name}/{number}"
+
+    # Writing
+
+    def write(self, kind: str, data: dict[str, Any], *, stored: bool = True) -> Event:
+        """The next numbered event; written at the next `flush`.
+
+        Args:
+            kind: One of ``fold.KINDS``.
+            data: JSON types only.
+            stored: Whether the store gets it; if not, it has no number of its own.
+        """
+        event = Event(self._numbered(self.written), kind, self.scope, self.run, data)
+        if stored and self.journal is not None:
+            self.written += 1
+            self.journal.later(event)
+        return event
+
+    def write_decision(self, decision: Decision) -> None:
+        """`write` a decision, whose data are made when they are written: it never changes."""
+        if self.journal is not None:
+            make = partial(_decision_event, self._numbered(self.written), self.scope, self.run)
+            self.journal.later(partial(make, decision))
+            self.written += 1
+
+    def write_about(self, kind: str, subject: str, data: dict[str, Any]) -> None:
+        """An event named after its subject; written now, and kept once however often it is told."""
+        if self.journal is not None:
+            op_id = f"{self._told}/{kind}/{subject}"
+            self.journal.append(Event(op_id, kind, self.scope, self.run, data))
+
+    def write_once(self, kind: str, data: dict[str, Any]) -> None:
+        """An event named after its content, however often a run is told it."""
+        digest = blake2b(repr(sorted(data.items())).encode(), digest_size=8).hexdigest()
+        self.write_about(kind, digest, data)
+
+    def flush(self) -> None:
+        """Hand all events so far to the store, in the order in which they happened."""
+        if self.journal is not None:
+            self.journal.catch_up()
+
+    def flush_soon(self) -> None:
+        """`flush`, within 50 ms or so and in another thread."""
+        if self.journal is not None:
+            self.journal.soon()
+
+    async def flush_async(self) -> None:
+        """`flush` in another thread, so that the event loop goes on."""
+        if self.journal is not None:
+            await asyncio.to_thread(self.flush)
+
+    # Reading
+
+    def read_all(self, position: int | None = None) -> Iterator[Event]:
+        """The history of the scope from its beginning, in order.
+
+        Args:
+            position: Leave out this run's events from this number on, and write them anew.
+
+        Raises:
+            StoreError: if the store cannot be read.
+        """
+        if self.journal is None:
+            return
+        prefix, written, cursor = self._numbered(""), 0, ""
+        for place, event in self.journal.read(scope=self.scope, kinds=KINDS):
+            cursor = place
+            if event.op_id.startswith(prefix):
+                number = int(event.op_id.removeprefix(prefix))
+                if position is not None and number >= position:
+                    continue
+                written = max(written, number + 1)
+            yield event
+        self.written, self._cursor = written, cursor
+
+    def read_new(self) -> Iterator[Event]:
+        """Events that others have written since the last read.
+
+        Raises:
+            StoreError: if the store cannot be read.
+        """
+        if self.journal is None:
+            return
+        for place, event in self.journal.read(self._cursor, scope=self.scope, kinds=KINDS):
+            self._cursor = place
+            if not event.op_id.startswith(self._numbered("")):
+                yield event
+
+    def read_run(self) -> list[Event]:
+        """Every event that this run has written so far, in order."""
+        if self.journal is None:
+            return []
+        return [event for _, event in self.journal.read(scope=self.scope, run=self.run)]
+
+    def _numbered(self, number: int | str) -> str:
+        return f"{self.name}/tracker/{number}"
+
+
+def read_history(events: EventWriter, old: History, position: int | None = None) -> History:
+    """The history of the store, up to a position of this run; ``old`` itself without a store.
+
+    Args:
+        events: Reads the store.
+        old: Its settings and strategy are taken over.
+        position: As for `EventWriter.read_all`.
+
+    Raises:
+        StoreError: if the store cannot be read.
+    """
+    old.own = events.name
+    if events.journal is None:
+        return old
+    history = History(old.window_size, old.decay_factor, old.begin, events.name)
+    for event in events.read_all(position):
+        fold(history, event)
+    return history
+
+
+def place_data(record: SeedRecord, decision_id: str) -> dict[str, Any]:
+    """The seed and the decision that an event is about, as JSON data."""
+    return {
+        "decision": decision_id,
+        "layer": record.layer_name,
+        "seed": record.seed_idx,
+        "blueprint": record.blueprint,
+    }
+
+
+def measured_data(delta: PerformanceDelta) -> dict[str, float]:
+    """A measurement as JSON data, its reward apart; without what was not measured."""
+    values = [(name, getattr(delta, name)) for name in _MEASUREMENTS]
+    return {name: float(value) for name, value in values if value is not None}
+
+
+def _decision_event(op_id: str, scope: str, run: str, decision: Decision) -> Event:
+    return Event(op_id, "decision", scope, run, decision_data(decision))

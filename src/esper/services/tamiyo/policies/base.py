@@ -1,0 +1,105 @@
+"""Policy: the contract of who decides where and when to grow, and what a policy is shown."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from esper.contracts.config import Growth
+from esper.contracts.errors import ConfigError
+from esper.contracts.health import GraftRequest, HealthSignal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerGrowth:
+    """The growth of a layer so far, and the kernels that fit it.
+
+    Attributes:
+        kept: Grafts of this layer that were kept, ever.
+        judged: Grafts of this layer that came to a verdict, kept or culled or failed.
+        active: Grafts under way.
+        smallest_kernel: Parameters of the smallest kernel that fits it; ``None`` if none does.
+        roomy_kernel: Parameters with which every blueprint that fits it can build a kernel.
+    """
+
+    kept: int = 0
+    judged: int = 0
+    active: int = 0
+    smallest_kernel: int | None = None
+    roomy_kernel: int = 0
+
+    @property
+    def grafts(self) -> int:
+        """Grafts of this layer so far, those under way included."""
+        return self.judged + self.active
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Situation:
+    """All that a policy looks at, at the end of one epoch.
+
+    Attributes:
+        epoch: From 0.
+        losses: Held-out loss at the end of every epoch so far, this one last.
+        signals: Health of every layer that may be asked for.
+        records: Growth of every layer so far, by name.
+        used: Parameters of all kernels, absorbed or under way.
+        last_graft_epoch: Epoch of the latest graft of the run; ``None`` before the first.
+    """
+
+    epoch: int
+    losses: Sequence[float]
+    signals: Sequence[HealthSignal]
+    records: Mapping[str, LayerGrowth] = field(default_factory=dict)
+    used: int = 0
+    last_graft_epoch: int | None = None
+
+
+@dataclass(frozen=True)
+class Policy(ABC):
+    """Decides where and when to grow.
+
+    A new policy is one file with one such frozen dataclass, one line in ``POLICIES``, and passes
+    ``esper.testing.policy_laws``. It may be asked several times for one epoch: a layer that refuses
+    is left out of the next `Situation`.
+
+    Attributes:
+        growth: The settings; ``growth.budget`` is never exceeded.
+        seed: Run seed; the only source of randomness, with what the situation says.
+    """
+
+    name: ClassVar[str]
+    """Its name in ``POLICIES``."""
+
+    when: ClassVar[str] = ""
+    """When to use it, in a few words."""
+
+    growth: Growth = field(default_factory=Growth)
+    seed: int = 0
+
+    @abstractmethod
+    def decide(self, now: Situation) -> tuple[GraftRequest | None, str]:
+        """Ask for one graft, or for none.
+
+        Args:
+            now: The end of an epoch.
+
+        Returns:
+            The request or ``None``, and one sentence that says why.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was learnt and is in no situation, as JSON data; empty for most."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up where ``state_dict`` was asked.
+
+        Raises:
+            ConfigError: if ``state`` is not this policy's.
+        """
+        if state:
+            raise ConfigError(
+                f"policy {self.name!r} keeps no state, but was given {', '.join(state)}; the state "
+                "belongs to another policy"
+            )
