@@ -118,7 +118,7 @@ def test_progress_in_a_log_is_a_line_for_epochs_in_which_something_happened(plac
 def test_the_same_seed_writes_the_same_log_to_the_byte(place: Path, log: str) -> None:
     assert inside("inspect", "digits-s0-2", "--events", cwd=place).stdout == log
     kinds = {json.loads(line)["kind"] for line in log.splitlines()}
-    assert {"request", "decision", "lifecycle", "outcome", "verdict", "graft", "epoch"} <= kinds
+    assert {"request", "decision", "lifecycle", "outcome", "graft", "epoch"} <= kinds
     assert "timing" not in kinds
     assert "digits-s0" not in log
 

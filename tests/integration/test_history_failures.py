@@ -142,6 +142,6 @@ def test_a_checkpoint_taken_while_the_store_is_away_is_whole(
     torch.set_rng_state(random)
     again.run(EPOCHS, first=8)
     assert equals(again, undisturbed)
-    learnt = ("decision", "outcome", "verdict")
+    learnt = ("decision", "outcome", "graft")
     assert again.facts(*learnt) == undisturbed[0].facts(*learnt)
     again.engine.close()

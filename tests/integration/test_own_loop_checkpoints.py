@@ -79,7 +79,7 @@ def everything(run: SmallRun) -> dict[str, Any]:
         "report": str(run.reports[-1]) if run.reports else "",
         "selector": deepcopy(run.engine.selector.state_dict()),
         # The history travels too: what was learnt before is not learnt again.
-        "history": run.facts("decision", "outcome", "failure", "verdict"),
+        "history": run.facts("decision", "outcome", "failure", "graft"),
     }
 
 
