@@ -123,7 +123,7 @@ class Assigned:
     unit: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False)
 class Decision:
     """A choice as it travels: it goes out with the graft and comes back with the outcome.
 
@@ -148,6 +148,26 @@ class Decision:
     random_key: tuple[int, str, int]
     layer_type: str = ""
     ab: Assigned | None = None
+
+    def __init__(  # noqa: PLR0913 (its fields)
+        self,
+        *,
+        decision_id: str,
+        layer_name: str,
+        seed_idx: int,
+        blueprint: str,
+        epoch: int,
+        reason: SelectionReason,
+        random_key: tuple[int, str, int],
+        layer_type: str = "",
+        ab: Assigned | None = None,
+    ) -> None:
+        # As for a reason: one is made at every choice.
+        values = self.__dict__
+        values["decision_id"], values["layer_name"] = decision_id, layer_name
+        values["seed_idx"], values["blueprint"], values["epoch"] = seed_idx, blueprint, epoch
+        values["reason"], values["random_key"] = reason, random_key
+        values["layer_type"], values["ab"] = layer_type, ab
 
     @property
     def site(self) -> Site:
