@@ -1,6 +1,6 @@
 """Settings: frozen, checked, with a default for everything; an unknown key is an error.
 
-The document's YAML (``seed_selection:``) is a valid file as it stands; the other sections are ours.
+The document's YAML (``seed_selection:``) is a valid file; the other sections are ours.
 Names that stand in a table (strategies, blueprints, stores) are checked where the tables are:
 ``services.tamiyo.settings.load_config``.
 """
@@ -20,7 +20,7 @@ class _Section(BaseModel):
 
 
 class Performance(_Section):
-    """How the history of a seed is summed up."""
+    """Window and decay of a seed's history."""
 
     window_size: int = Field(20, ge=1, description="outcomes of a seed that are remembered")
     decay_factor: float = Field(
@@ -29,7 +29,7 @@ class Performance(_Section):
 
 
 class SeedSelection(BaseModel):
-    """Which strategy chooses, how it is set, and which seeds it may choose.
+    """Strategy, its settings, and the seeds that it may choose.
 
     A section named like a strategy (``ucb:``, ``thompson:``...) holds that strategy's settings.
     """
@@ -58,7 +58,7 @@ class SeedSelection(BaseModel):
 
 
 class Growth(_Section):
-    """When, where and how much the network grows. Lengths are in epochs, sizes in parameters."""
+    """Schedule and budget of growth. Lengths are in epochs, sizes in parameters."""
 
     budget: int = Field(2000, ge=0, description="parameters that growth may add in all")
     kernel_budget: int | None = Field(
@@ -83,7 +83,7 @@ class Growth(_Section):
 
 
 class Reward(_Section):
-    """What a graft is worth; counterfactual by default, less rent."""
+    """Reward of a graft: the counterfactual by default, less rent."""
 
     kind: Literal["counterfactual", "delta"] = "counterfactual"
     rent_per_kparam: float = Field(0.0, ge=0, description="loss charged per 1,000 parameters")
@@ -99,7 +99,7 @@ class Arm(_Section):
 
 
 class Guardrails(_Section):
-    """How much worse than the first arm another may be; beyond that the test says stop."""
+    """Margins by which an arm may be worse than the first; beyond that the test says stop."""
 
     failure_rate: float = Field(0.05, ge=0, description="more failed grafts, as a share of all")
     culled_share: float = Field(0.10, ge=0, description="more culled kernels, as a share of judged")
@@ -107,7 +107,7 @@ class Guardrails(_Section):
 
 
 class AbTest(_Section):
-    """An A/B test in production: who is split between which strategies, and how."""
+    """A/B test in production: its unit, its arms and their shares."""
 
     unit: Literal["run", "layer", "graft"] = Field(
         "graft", description="what is assigned: a run, a layer of a run, or each graft"
@@ -138,7 +138,7 @@ class Config(_Section):
 
 
 def chosen_by(config: Mapping[str, Any]) -> str:
-    """Who decides by these settings, for people: a strategy, or the arms of an A/B test.
+    """Name of the strategy, or of the A/B test, that these settings let decide.
 
     Args:
         config: A `Config` as JSON data, of this version or an older one.

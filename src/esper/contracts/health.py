@@ -1,4 +1,4 @@
-"""What probes measure of a layer, and what Tamiyo asks for in answer."""
+"""Health of a layer as probes measure it, and the request that a policy makes of it."""
 
 from dataclasses import dataclass, fields
 from numbers import Real

@@ -1,4 +1,4 @@
-"""What came of a graft: the measurement, the record of a seed, and the one reward function."""
+"""Measurement of a graft, record of a seed, and the one reward function."""
 
 from dataclasses import dataclass, field
 from math import fsum
@@ -12,7 +12,7 @@ LARGEST = 1e100
 
 @dataclass(frozen=True, slots=True)
 class PerformanceDelta:
-    """What one graft, or one epoch of it, changed; ``None`` is unmeasured, which is not zero.
+    """Change that one graft, or one epoch of it, made; ``None`` is unmeasured, which is not zero.
 
     Attributes:
         accuracy_delta: Held-out accuracy gained, as a fraction; > 0 is better.
@@ -21,7 +21,7 @@ class PerformanceDelta:
         memory_mb: Memory of the kernel, in megabytes.
         reward: The counterfactual: held-out loss with the seed off minus with it on.
         reward_stderr: Paired standard error of ``reward``.
-        rent: What the kernel is charged, in units of the reward; >= 0.
+        rent: Charge for the kernel, in units of the reward; >= 0.
     """
 
     accuracy_delta: float | None = None
@@ -122,7 +122,7 @@ def require_finite(delta: PerformanceDelta) -> None:
 
 
 class SeedStatistics(Protocol):
-    """What a strategy reads of one seed: sums over its window, never the window itself."""
+    """Statistics of one seed that strategies read: sums over its window, never the window."""
 
     @property
     def count(self) -> int:

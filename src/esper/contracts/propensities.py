@@ -1,4 +1,4 @@
-"""How likely a strategy was to choose each seed: as numbers, or as what gives them when asked."""
+"""Propensities: the probability of each seed being chosen, as numbers or computed when read."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Chance(Protocol):
-    """The propensities of a choice, worked out only when somebody reads them.
+    """Propensities of a choice, computed only when they are read.
 
     A value: immutable, comparable, and the same answer at every call. One that can give all of
     them more cheaply than one by one is a `Chances`.

@@ -104,7 +104,7 @@ class SelectionReason:
 
     @property
     def knows_propensities(self) -> bool:
-        """Whether `propensities` are more than what one number implies."""
+        """True if `propensities` are more than what one number implies."""
         value = self.__dict__["propensity"]
         if not isinstance(value, int | float):
             return True

@@ -1,11 +1,11 @@
-"""The life of a seed, in words: its states, and what a layer looks like to whoever decides."""
+"""States of a seed, specification of a layer, and cost of a kernel."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class SeedState(StrEnum):
-    """Where a seed stands; ``execution.lifecycle`` says which step may follow which."""
+    """State of a seed; ``execution.lifecycle`` has the allowed steps."""
 
     DORMANT = "dormant"
     GERMINATED = "germinated"
@@ -18,7 +18,7 @@ class SeedState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSpec:
-    """What a blueprint must know of a layer to build a kernel for it.
+    """Specification of a layer from which a blueprint builds a kernel.
 
     Attributes:
         kind: How the tensor is laid out: ``"features"`` (B, F), ``"sequence"`` (B, T, F),
@@ -48,13 +48,13 @@ class LayerSpec:
 
     @property
     def same_shape(self) -> bool:
-        """Whether the layer's output has the shape of its input."""
+        """True if the layer's output has the shape of its input."""
         return self.in_size == self.out_size and self.in_extent == self.out_extent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelCost:
-    """What a kernel costs: trainable parameters, and milliseconds for one forward pass."""
+    """Cost of a kernel: trainable parameters, and milliseconds for one forward pass."""
 
     parameters: int
     latency_ms: float | None = None

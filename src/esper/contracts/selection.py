@@ -36,7 +36,7 @@ _SMALL, _REMEMBERED = 256, 1024
 
 @dataclass(frozen=True, slots=True)
 class SelectionContext:
-    """What is known when a seed is chosen.
+    """Context of a choice: epoch, layer, health, kernels.
 
     Attributes:
         current_epoch: Epoch of the choice, >= 0; cooldowns are counted in it.
@@ -81,7 +81,7 @@ class SelectionContext:
 
 @dataclass(frozen=True, slots=True)
 class SelectionConstraints:
-    """Which seeds may be chosen at all.
+    """Rules for which seeds are viable.
 
     Attributes:
         min_dormant_epochs: Cooldown between two activations of one seed, in epochs, >= 0. *Soft*:
@@ -171,7 +171,7 @@ class Decision:
 
     @property
     def site(self) -> Site:
-        """Where the kernel will sit; ``layer_name`` is its text."""
+        """Site of the kernel; ``layer_name`` is its text."""
         return Site.parse(self.layer_name)
 
 

@@ -70,7 +70,7 @@ class EventWriter:
         Args:
             kind: One of ``fold.KINDS``.
             data: JSON types only.
-            stored: Whether the store gets it; if not, it has no number of its own.
+            stored: Whether the store gets it; if not, it takes up no number.
         """
         event = Event(self._numbered(self.written), kind, self.scope, self.run, data)
         if stored and self.journal is not None:

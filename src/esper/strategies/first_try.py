@@ -49,7 +49,7 @@ def first_try(
 
 
 def _all_tried(viable: list[int], metrics: Mapping[int, SeedRecord]) -> bool:
-    """Whether that can be told at a glance; if not, each seed must be looked at."""
+    """True if every seed was tried, told from the sums; if not, look at each record."""
     if not isinstance(metrics, LayerMetrics):
         return False
     sums = metrics.sums

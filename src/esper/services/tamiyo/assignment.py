@@ -1,4 +1,4 @@
-"""Who decides in an A/B test: sticky, seeded assignment of runs, layers or grafts to arms.
+"""Sticky, seeded assignment of runs, layers or grafts to the arms of an A/B test.
 
 An assignment is a function of salt and unit alone. It does not depend on process, order or what
 else was assigned, so a run that is resumed, or a second machine, assigns alike.
@@ -57,7 +57,7 @@ def arm_of(salt: str, unit: str, weights: Mapping[str, float]) -> str:
 
 
 def unit_of(unit: Unit, decision_id: str, layer_name: str) -> str:
-    """What a decision is assigned by: its run, its layer within the run, or itself.
+    """Id of the unit that a decision is assigned by: its run, its layer in the run, or itself.
 
     Example:
         >>> [unit_of(unit, "letter/run-7/fc1/3", "fc1") for unit in ("run", "layer", "graft")]
@@ -73,8 +73,8 @@ def unit_of(unit: Unit, decision_id: str, layer_name: str) -> str:
 class Assignment:
     """An A/B test as the selector uses it, in place of one strategy.
 
-    Every arm's strategy learns from the outcomes of all arms, whoever chose: what differs is how
-    they choose, from the same history.
+    Every arm's strategy learns from the outcomes of all arms; they differ in how they choose from
+    the same history.
 
     Args:
         salt: Name of the test.
@@ -134,7 +134,7 @@ class Assignment:
 
     @property
     def learns(self) -> bool:
-        """Whether an arm keeps more than the records."""
+        """True if an arm keeps more than the records."""
         return any(type(arm).begin is not SelectionStrategy.begin for arm in self.arms.values())
 
     def turn(self, decision_id: str, layer_name: str) -> tuple[Assigned, SelectionStrategy]:
@@ -144,7 +144,7 @@ class Assignment:
         return Assigned(self.salt, arm, unit), self.arms[arm]
 
     def begin(self, layer_name: str) -> "KnowledgeOfArms":
-        """What every arm makes of a layer's outcomes."""
+        """Empty knowledge of a layer, for every arm."""
         begun = {name: arm.begin(layer_name) for name, arm in self.arms.items()}
         return KnowledgeOfArms(
             {name: made for name, made in begun.items() if made is not None},
@@ -200,7 +200,7 @@ class Assignment:
 
 @final
 class KnowledgeOfArms(LayerKnowledge):
-    """What the strategies of several arms make of one layer's outcomes; all learn from all.
+    """Knowledge of several arms' strategies about one layer; all learn from all outcomes.
 
     Attributes:
         by_arm: Arm to its knowledge; without the arms that read the records alone.

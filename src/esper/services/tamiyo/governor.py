@@ -37,7 +37,7 @@ class Governor:
         self._states: dict[Tensor, dict[str, Any]] = {}
 
     def objection(self, loss: float) -> str:
-        """What is wrong with a held-out loss; empty if it is healthy, or no state is kept."""
+        """Objection to a held-out loss; empty if it is healthy, or no state is kept."""
         if not self._tensors:
             return ""
         if not isfinite(loss):

@@ -97,7 +97,7 @@ class Graft:
 
     @property
     def state(self) -> SeedState:
-        """Where the seed stands."""
+        """State of the seed."""
         return self.layer.seed_states[self.decision.seed_idx]
 
     @property
@@ -170,7 +170,7 @@ class Graft:
         optimizers.discard(self.training.optimizer, parameters, self.training.scheduler)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs beside the model and the decision."""
+        """Progress, baseline and optimizer; the model and the decision are saved apart."""
         return {
             "since": self._since,
             "blended": self._blended,

@@ -27,7 +27,7 @@ from esper.services.tamiyo.run_log import RunLog, finite
 from esper.services.tamiyo.seed_selector import SeedSelector
 
 _FACTS = ("kernel_id", "parameters", "reward", "stderr", "why", "began", "epoch")
-"""What the event of a graft's end says of a `Verdict` beside the seed and ``kept``."""
+"""Fields of a `Verdict` in the event of a graft's end, beside the seed and ``kept``."""
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ class ActiveGrafts:
 
     @property
     def blending(self) -> bool:
-        """Whether a kernel is being blended in."""
+        """True while a kernel is being blended in."""
         return any(graft.state is SeedState.BLENDING for graft in self.grafts)
 
     def abandon_blending(self, why: str, *, epoch: int) -> list[Verdict]:

@@ -85,7 +85,7 @@ class Occupancy:
         self.freed[seed_idx] = epoch
 
     def is_idle(self, epoch: int, constraints: SelectionConstraints | None) -> bool:
-        """Whether nothing stands in the way of any seed."""
+        """True if nothing stands in the way of any seed."""
         return not self.active and (
             not self.freed
             or constraints is None

@@ -300,7 +300,7 @@ class PerformanceTracker:
 
     @property
     def position(self) -> int:
-        """How many events this run has written; goes into a checkpoint, for `rewind`."""
+        """Number of events that this run has written; goes into a checkpoint, for `rewind`."""
         self.events.flush()  # a checkpoint must not count what a killed process may lose
         return self.events.written
 

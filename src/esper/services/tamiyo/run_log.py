@@ -46,7 +46,7 @@ class RunLog:
         )
 
     def health(self, signals: Sequence[HealthSignal]) -> None:
-        """What the probes found, layer by layer."""
+        """Health of every layer, as probes found it."""
         for signal in signals:
             fields = {name: getattr(signal, name) for name in HealthSignal.__slots__}
             fields["layer"] = fields.pop("layer_name")

@@ -137,7 +137,7 @@ def _known_keys(parents: list[Any]) -> list[str]:
 
 
 def _meaning(parents: list[Any], last: object) -> str:
-    """What a setting is, in brackets, where that is written down."""
+    """Description of a setting, in brackets, where there is one."""
     known = _model(parents).model_fields.get(str(last))
     return f" ({known.description})" if known and known.description else ""
 
@@ -153,7 +153,7 @@ def _model(parents: list[Any]) -> type[BaseModel]:
 
 
 def _section(annotation: Any) -> Any:
-    """What an optional section is, where there is one."""
+    """Class of a section, optional or not."""
     if get_origin(annotation) is UnionType:
         return next(part for part in get_args(annotation) if part is not type(None))
     return annotation

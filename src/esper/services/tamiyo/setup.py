@@ -48,7 +48,7 @@ def journal_of(store: str | MetricsStore | Journal | None) -> Journal:
 
 
 def strategy_of(config: Config) -> SelectionStrategy | Assignment:
-    """Who decides which seed: a strategy, or an A/B test of several."""
+    """Strategy that decides which seed, or an A/B test of several."""
     if config.ab_test is not None:
         return Assignment.of(config.ab_test)
     settings = config.seed_selection

@@ -343,7 +343,7 @@ class Tamiyo:
     # --- checkpoints ------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs beside the model's, the optimizer's and the scheduler's own.
+        """State of the run, beside the states of model, optimizer and scheduler.
 
         Take it between two epochs. Tensors, plain values, lists and dictionaries only.
         """

@@ -1,4 +1,4 @@
-"""Policy: the contract of who decides where and when to grow, and what a policy is shown."""
+"""Policy: the contract of deciding where and when to grow, and the situation it decides from."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -89,7 +89,7 @@ class Policy(ABC):
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """What was learnt and is in no situation, as JSON data; empty for most."""
+        """Knowledge that is in no situation, as JSON data; empty for most."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Where and when to grow: a heuristic that reads health and says why.
+"""Heuristic policy: grow at a plateau, where there were fewest grafts.
 
 *When*: after a warm-up, between cooldowns, while the budget lasts, and once the held-out loss falls
 by less than a given share an epoch: what the host can learn by itself, it should learn first.
