@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from esper.contracts.errors import ConfigError
 from esper.execution.isolation import LossFn, example_losses
 from esper.execution.kasmina_layer import KasminaLayer
-from esper.execution.quiet import quiet
+from esper.execution.side_effect_free import side_effect_free
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ def counterfactual(
     losses = {}
     for on in (False, True):
         with (
-            quiet(model, training=False, reads=holdout),
+            side_effect_free(model, training=False, reads=holdout),
             torch.no_grad(),
             layer.showing(seed_idx, on=on),
         ):
@@ -90,7 +90,7 @@ def counterfactual(
 
 def evaluate(model: nn.Module, loss_fn: LossFn, batches: Iterable[Any]) -> float:
     """Mean per-example value of ``loss_fn`` over the batches, in evaluation mode, untraced."""
-    with quiet(model, training=False, reads=batches), torch.no_grad():
+    with side_effect_free(model, training=False, reads=batches), torch.no_grad():
         return float(_all_losses(model, loss_fn, batches).mean())
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from esper.contracts.errors import ConfigError, KernelError
 from esper.execution.kasmina_layer import KasminaLayer
-from esper.execution.quiet import freeze_statistics, own_mode, quiet
+from esper.execution.side_effect_free import freeze_statistics, side_effect_free, training_like_mode
 
 LossFn = Callable[[nn.Module, Any], Tensor]
 """Takes the model and a batch; gives one loss per example, shape (B,)."""
@@ -81,7 +81,11 @@ def shadow_step(
         KernelError: if the layer has no part in the loss.
     """
     parameters = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad]
-    with quiet(model, training=own_mode(model)), torch.no_grad(), layer.isolating(seed_idx):
+    with (
+        side_effect_free(model, training=training_like_mode(model)),
+        torch.no_grad(),
+        layer.isolating(seed_idx),
+    ):
         freeze_statistics(model)
         loss = example_losses(loss_fn, model, batch).mean()
         if not loss.requires_grad:

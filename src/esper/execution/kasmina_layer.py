@@ -15,9 +15,10 @@ from typing_extensions import override
 
 from esper.contracts.errors import ConfigError, KernelError, LifecycleError
 from esper.contracts.seeds import LayerSpec, SeedState
-from esper.execution import compiled, fit, lifecycle, topology
-from esper.execution.fused import Shortcut
+from esper.execution import lifecycle, topology, torch_compile
+from esper.execution.fused_paths import FusedPath
 from esper.execution.kernel import Kernel, count_parameters
+from esper.execution.kernel_check import check_kernel
 from esper.execution.seed import Seed
 
 _NOTHING: tuple[Seed, ...] = ()
@@ -45,7 +46,7 @@ class KasminaLayer(nn.Module):
         name: Dotted name of the layer, for messages and records.
         seeds: One blueprint name for each seed; ``""`` leaves a seed unbound.
         like: Tensor whose device and type the kernels take on, for a host without parameters.
-        shortcuts: Modules that may pass the layer by, while it has not grown.
+        fused_paths: Modules that may pass the layer by, while it has not grown.
 
     Raises:
         ConfigError: if there is no seed.
@@ -58,7 +59,7 @@ class KasminaLayer(nn.Module):
         name: str,
         seeds: Sequence[str],
         like: Tensor | None = None,
-        shortcuts: Sequence[Shortcut] = (),
+        fused_paths: Sequence[FusedPath] = (),
     ) -> None:
         super().__init__()
         if not seeds:
@@ -75,7 +76,7 @@ class KasminaLayer(nn.Module):
         self._fossil_records: list[dict[str, Any]] = []
         self.mutates_input = any(getattr(part, "inplace", False) for part in host.modules())
         """Whether the host writes into its input; what no module says is seen in a forward pass."""
-        self.shortcuts = tuple(shortcuts)
+        self.fused_paths = tuple(fused_paths)
         self._reads = _first_argument(host)
         self._blended = self._isolated = _NOTHING
         self._grown = False
@@ -122,7 +123,7 @@ class KasminaLayer(nn.Module):
     @override
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """As ``nn.Module.compile``; the layer's graphs count against a limit of its own."""
-        super().compile(*args, **compiled.apart(kwargs))
+        super().compile(*args, **torch_compile.own_recompile_limit(kwargs))
 
     @override
     def __getattr__(self, name: str) -> Any:
@@ -192,7 +193,7 @@ class KasminaLayer(nn.Module):
                 f"kernel {kernel.kernel_id!r} is in layer {self.name!r} already; load a copy"
             )
         kernel.module.to(seed.alpha.device, seed.alpha.dtype).train(self.training)
-        fit.check(kernel, self.name, self.host, self.spec, like=seed.alpha)
+        check_kernel(kernel, self.name, self.host, self.spec, like=seed.alpha)
         seed.hold(kernel)
         self._move(seed, SeedState.GERMINATED)
 
@@ -320,7 +321,7 @@ class KasminaLayer(nn.Module):
         self.seeds.train(self.training)
         self.fossils.train(self.training)
         self._refresh()
-        compiled.forget_graphs()
+        torch_compile.drop_compiled_graphs()
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -334,14 +335,14 @@ class KasminaLayer(nn.Module):
         seed.state = state
         self._refresh()
         if (self._blended, len(self.fossils)) != before:
-            compiled.forget_graphs()
+            torch_compile.drop_compiled_graphs()
 
     def _refresh(self) -> None:
         self._blended = tuple(seed for seed in self._slots() if seed.state in lifecycle.BLENDED)
         self._grown = bool(self._blended) or len(self.fossils) > 0
-        for shortcut in self.shortcuts:
-            layers = (m for m in shortcut.module.modules() if isinstance(m, KasminaLayer))
-            shortcut.allow(not any(layer.is_grown for layer in layers))
+        for path in self.fused_paths:
+            layers = (m for m in path.module.modules() if isinstance(m, KasminaLayer))
+            path.allow(not any(layer.is_grown for layer in layers))
 
     def _absorb(self, seed: Seed) -> None:
         assert seed.kernel is not None

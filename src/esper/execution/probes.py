@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from esper.execution.isolation import LossFn, example_losses, gradients_of
 from esper.execution.kasmina_layer import KasminaLayer
-from esper.execution.quiet import freeze_statistics, own_mode, quiet
+from esper.execution.side_effect_free import freeze_statistics, side_effect_free, training_like_mode
 
 # B examples, N everything else of one example
 
@@ -69,7 +69,7 @@ def probe(
         for name, layer in layers.items()
     ]
     try:
-        with quiet(model, training=own_mode(model)), torch.enable_grad():
+        with side_effect_free(model, training=training_like_mode(model)), torch.enable_grad():
             freeze_statistics(model)
             losses = example_losses(loss_fn, model, batch)
             if not roots or not losses.requires_grad:

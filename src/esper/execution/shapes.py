@@ -14,7 +14,7 @@ from esper.contracts.seeds import LayerSpec
 from esper.execution.isolation import LossFn
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.kernel import FAULTS
-from esper.execution.quiet import quiet
+from esper.execution.side_effect_free import side_effect_free
 
 
 @final
@@ -65,7 +65,7 @@ def observe_shapes(
         handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
         handles.append(layer.register_forward_hook(after, with_kwargs=True))
     try:
-        with quiet(model, training=False), torch.no_grad():
+        with side_effect_free(model, training=False), torch.no_grad():
             loss_fn(model, batch)
     except FAULTS as error:
         raise KernelError(

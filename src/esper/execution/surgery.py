@@ -8,9 +8,9 @@ from torch import nn
 from esper.blueprints import BLUEPRINTS
 from esper.contracts.errors import ConfigError, LifecycleError, unknown_name
 from esper.execution import topology
-from esper.execution.compiled import forget_graphs
-from esper.execution.fused import around, shortcuts
+from esper.execution.fused_paths import enclosing_modules, fused_paths
 from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.torch_compile import drop_compiled_graphs
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -57,14 +57,14 @@ def wrap(
     found = {name: _host(model, name) for name in layers}
     _refuse_overlap(model, found)
     plans = {name: _plan(name, host, seeds, seeds_per_layer) for name, host in found.items()}
-    known = [s for layer in kasmina_layers(model).values() for s in layer.shortcuts]
+    known = [s for layer in kasmina_layers(model).values() for s in layer.fused_paths]
     like = next((p for p in model.parameters() if p.is_floating_point()), None)
     for name, host in found.items():
         parent, _, child = name.rpartition(".")
-        passes = shortcuts(model, name, known)
-        layer = KasminaLayer(host, name=name, seeds=plans[name], like=like, shortcuts=passes)
+        paths = fused_paths(model, name, known)
+        layer = KasminaLayer(host, name=name, seeds=plans[name], like=like, fused_paths=paths)
         setattr(model.get_submodule(parent), child, layer)
-    forget_graphs()
+    drop_compiled_graphs()
     if not _checks(model):
         model.register_load_state_dict_pre_hook(_check_topology)  # type: ignore[no-untyped-call]
     return model
@@ -92,10 +92,10 @@ def unwrap(model: M, *, discard_grown: bool = False) -> M:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer.host)
     for layer in layers.values():
-        for shortcut in layer.shortcuts:
-            shortcut.allow(True)
+        for path in layer.fused_paths:
+            path.allow(True)
     forget_topology(model)
-    forget_graphs()
+    drop_compiled_graphs()
     return model
 
 
@@ -111,7 +111,7 @@ def _host(model: nn.Module, name: str) -> nn.Module:
     host = model.get_submodule(name)
     if isinstance(host, KasminaLayer):
         raise ConfigError(f"layer {name!r} is wrapped already; wrap each layer once")
-    outer = around(model, name)
+    outer = enclosing_modules(model, name)
     if isinstance(outer[-1], nn.MultiheadAttention):
         raise ConfigError(
             f"layer {name!r} is never called: nn.MultiheadAttention reads its weight directly. "

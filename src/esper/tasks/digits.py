@@ -7,7 +7,7 @@ from torch import nn
 from typing_extensions import override
 
 from esper.tasks.base import Splits, Task
-from esper.tasks.shipped import shipped
+from esper.tasks.data_files import load_standardised
 
 
 @final
@@ -33,7 +33,7 @@ class Digits(Task):
 
     @override
     def read(self) -> Splits:
-        return shipped("digits", each_feature=False)
+        return load_standardised("digits", each_feature=False)
 
     @override
     def build_host(self, width: int) -> nn.Module:

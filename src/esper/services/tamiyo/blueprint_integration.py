@@ -20,7 +20,7 @@ from esper.contracts.selection import Decision, SelectionContext
 from esper.execution import lifecycle
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.kernel import FAULTS, Kernel, Recipe, count_parameters
-from esper.execution.quiet import quiet
+from esper.execution.side_effect_free import side_effect_free
 from esper.services.tamiyo.seed_selector import SeedSelector
 
 _TIMED_PASSES = 5
@@ -194,7 +194,7 @@ def _latency_ms(module: torch.nn.Module, spec: LayerSpec, like: torch.Tensor) ->
     shape = shapes.get(spec.kind, (32, spec.in_size, *spec.in_extent))
     x = torch.zeros(shape, device=like.device, dtype=like.dtype)
     times = []
-    with quiet(module), torch.no_grad():
+    with side_effect_free(module), torch.no_grad():
         for _ in range(_TIMED_PASSES):
             started = perf_counter()
             module(x)

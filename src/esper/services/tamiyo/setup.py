@@ -12,7 +12,7 @@ from esper.contracts.config import Config
 from esper.contracts.errors import ConfigError
 from esper.execution.counterfactual import evaluate
 from esper.execution.kasmina_layer import KasminaLayer
-from esper.execution.quiet import quiet
+from esper.execution.side_effect_free import side_effect_free
 from esper.execution.shapes import observe_shapes
 from esper.services.tamiyo.assignment import Assignment
 from esper.services.tamiyo.blueprint_integration import smallest_kernels
@@ -70,7 +70,7 @@ def try_out(training: Training, layers: Mapping[str, KasminaLayer]) -> None:
         KernelError: if the model fails on a batch of the holdout; it is left as it was.
     """
     _check(layers, training.holdout)
-    with quiet(training.model, reads=training.holdout):  # iterating a DataLoader draws
+    with side_effect_free(training.model, reads=training.holdout):  # iterating a DataLoader draws
         batch = next(iter(training.holdout), None)
     if batch is None:
         raise ConfigError("holdout has no batches; give a list or a DataLoader that has some")

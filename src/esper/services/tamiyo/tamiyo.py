@@ -25,7 +25,7 @@ from esper.execution import optimizers
 from esper.execution.counterfactual import evaluate
 from esper.execution.isolation import LossFn
 from esper.execution.probes import Readings, probe
-from esper.execution.quiet import keeps_statistics
+from esper.execution.side_effect_free import keeps_statistics
 from esper.execution.surgery import kasmina_layers
 from esper.records.history import KINDS
 from esper.services.tamiyo.blueprint_integration import BlueprintIntegration, smallest_kernels

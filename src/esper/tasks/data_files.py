@@ -11,7 +11,7 @@ from esper.tasks.base import Splits
 # N examples, ... shape of one example
 
 
-def shipped(name: str, *, each_feature: bool) -> Splits:
+def load_standardised(name: str, *, each_feature: bool) -> Splits:
     """Read ``data/<name>.npz``, standardised with the mean and deviation of the training part.
 
     Args:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from esper.tasks import TASKS
-from esper.tasks.shipped import shipped
+from esper.tasks.data_files import load_standardised
 
 DATA = files("esper.tasks") / "data"
 
@@ -33,14 +33,14 @@ def test_the_notice_says_whose_the_data_are(name: str) -> None:
 
 
 def test_features_are_standardised_one_by_one() -> None:
-    inputs, _ = shipped("letter", each_feature=True).train
+    inputs, _ = load_standardised("letter", each_feature=True).train
     deviation, mean = torch.std_mean(inputs.double(), dim=0)
     torch.testing.assert_close(mean, torch.zeros(16, dtype=torch.float64), atol=1e-6, rtol=0)
     torch.testing.assert_close(deviation, torch.ones(16, dtype=torch.float64), atol=1e-6, rtol=0)
 
 
 def test_pixels_are_standardised_alike() -> None:
-    inputs, _ = shipped("mnist5k", each_feature=False).train
+    inputs, _ = load_standardised("mnist5k", each_feature=False).train
     corner = inputs[:, 0, 0, 0]
     assert (corner == inputs.min()).all()  # the border of every picture stays one colour
 

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from esper.execution.compiled import eagerly
+from esper.execution.torch_compile import force_eager
 
 
 @contextmanager
-def quiet(
+def side_effect_free(
     model: nn.Module, *, training: bool | None = None, reads: object = None
 ) -> Iterator[None]:
     """Run anything on the model and leave the model and all random states as they were.
@@ -37,7 +37,7 @@ def quiet(
     fused = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        with torch.random.fork_rng(devices=_cuda_devices(model)), eagerly():
+        with torch.random.fork_rng(devices=_cuda_devices(model)), force_eager():
             if training is not None and not all(mode is training for mode in modes):
                 model.train(training)
             yield
@@ -67,7 +67,7 @@ def _put_back(
                 buffer.copy_(values[name])
 
 
-def own_mode(model: nn.Module) -> bool | None:
+def training_like_mode(model: nn.Module) -> bool | None:
     """Mode of a pass that is to be like training: the model's own while it trains.
 
     What the user keeps in evaluation mode, as the trunk of a frozen model, stays in it.

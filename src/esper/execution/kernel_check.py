@@ -6,12 +6,12 @@ from torch import Tensor, nn
 from esper.contracts.errors import KernelError
 from esper.contracts.seeds import LayerSpec
 from esper.execution.kernel import FAULTS, Kernel
-from esper.execution.quiet import quiet
+from esper.execution.side_effect_free import side_effect_free
 
 Shape = tuple[int, ...]
 
 
-def check(
+def check_kernel(
     kernel: Kernel, layer: str, host: nn.Module, spec: LayerSpec | None, *, like: Tensor
 ) -> None:
     """Run the kernel once on zeros of the layer's shape; it is left as it was.
@@ -32,7 +32,7 @@ def check(
         return
     x_shape, y_shape = shapes
     try:
-        with torch.no_grad(), quiet(kernel.module):
+        with torch.no_grad(), side_effect_free(kernel.module):
             y = kernel.module(like.new_zeros(x_shape))
     except FAULTS as error:
         raise KernelError(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 
-def forget_graphs() -> None:
+def drop_compiled_graphs() -> None:
     """Drop every compiled graph of the process; each is compiled again when it is next called.
 
     Dynamo keeps at most ``recompile_limit`` (8) graphs for a function and then runs it eagerly with
@@ -20,14 +20,14 @@ def forget_graphs() -> None:
         torch.compiler.reset()
 
 
-def eagerly() -> AbstractContextManager[object]:
+def force_eager() -> AbstractContextManager[object]:
     """Run compiled models eagerly, so that no pass on the side makes the main pass recompile."""
     if "torch._dynamo" in sys.modules:
         return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
     return nullcontext()
 
 
-def apart(settings: Mapping[str, Any]) -> dict[str, Any]:
+def own_recompile_limit(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of ``torch.compile`` by which a layer shares no recompile limit with its like.
 
     All wrapped layers run the same code, so that compiled one by one they use up one limit. Older

@@ -19,7 +19,7 @@ _ALLOWED_BY: dict[type[nn.Module], str] = {
 
 @final
 @dataclass(frozen=True, slots=True)
-class Shortcut:
+class FusedPath:
     """A module that may pass a wrapped layer by, and the attribute that allows it."""
 
     module: nn.Module
@@ -31,13 +31,13 @@ class Shortcut:
         setattr(self.module, self.attribute, self.value if allowed else type(self.value)(0))
 
 
-def around(model: nn.Module, name: str) -> list[nn.Module]:
+def enclosing_modules(model: nn.Module, name: str) -> list[nn.Module]:
     """The modules that hold the layer with this dotted name, the model itself first."""
     parts = name.split(".")
     return [model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts))]
 
 
-def shortcuts(model: nn.Module, name: str, known: Iterable[Shortcut]) -> tuple[Shortcut, ...]:
+def fused_paths(model: nn.Module, name: str, known: Iterable[FusedPath]) -> tuple[FusedPath, ...]:
     """Those of the modules around the layer with this dotted name.
 
     Args:
@@ -45,11 +45,11 @@ def shortcuts(model: nn.Module, name: str, known: Iterable[Shortcut]) -> tuple[S
         name: Dotted name of the layer.
         known: Those of other wrapped layers, which may have switched them off by now.
     """
-    before = {(id(shortcut.module), shortcut.attribute): shortcut for shortcut in known}
+    before = {(id(path.module), path.attribute): path for path in known}
     return tuple(
         before.get((id(module), attribute))
-        or Shortcut(module, attribute, getattr(module, attribute))
-        for module in around(model, name)
+        or FusedPath(module, attribute, getattr(module, attribute))
+        for module in enclosing_modules(model, name)
         for kind, attribute in _ALLOWED_BY.items()
         if isinstance(module, kind) and hasattr(module, attribute)
     )
