@@ -3,7 +3,7 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 
-.PHONY: default run test bench bench-peers check fix clean
+.PHONY: default run test test-lowest bench bench-peers check fix clean
 default: check test
 
 .venv/.torch:
@@ -37,6 +37,20 @@ bench: .venv/.dev
 bench-peers: .venv-peers/.peers
 	.venv-peers/bin/python -m benchmarks.peers
 
+# Lower bounds of pyproject.toml; torch alone stays the one above, whose CPU build is at hand.
+.venv-lowest/.torch:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet "$(TORCH)" uv
+	touch $@
+
+.venv-lowest/.lowest: .venv-lowest/.torch pyproject.toml
+	.venv-lowest/bin/python scripts/lowest.py --pins > .venv-lowest/pins.txt
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python -e . -r .venv-lowest/pins.txt
+	touch $@
+
+test-lowest: .venv-lowest/.lowest
+	.venv-lowest/bin/python scripts/lowest.py
+
 check: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -48,4 +62,4 @@ fix: .venv/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-peers build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-* build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
