@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from esper import __version__
 from esper.cli import study
 from esper.cli.outermost import Outermost
 from esper.contracts.errors import ConfigError
@@ -32,7 +31,12 @@ _RUNS = Path("runs")
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"esper {__version__}")
+        from esper.cli.name_clash import installed
+
+        number, warning = installed()
+        typer.echo(f"esper {number}")
+        if warning:
+            typer.echo(warning, err=True)
         raise typer.Exit
 
 
