@@ -1,4 +1,4 @@
-"""How long a person waits for ``--help``, beside an interpreter that does nothing.
+"""Start-up time of every command's ``--help``, beside an interpreter that does nothing.
 
 Medians of processes, wall clock, started in turn so that a busy machine slows all rows alike; judge
 a figure by the one of ``python -c pass``.
@@ -10,7 +10,7 @@ import sys
 from time import perf_counter
 
 Row = tuple[str, str, str]
-"""What was measured, the figure with its unit, what was asked for."""
+"""Measure, value with its unit, goal."""
 
 _ROUNDS = 9
 _GOAL = "< 300 ms"
@@ -18,7 +18,7 @@ _COMMANDS = ("train", "runs", "inspect", "strategies", "blueprints", "tasks")
 
 
 def rows() -> list[Row]:
-    """The table of this file."""
+    """Median start-up times."""
     starts: dict[str, tuple[tuple[str, ...], str]] = {
         "python -c pass": (("-c", "pass"), "the floor"),
         "python -c 'import typer'": (("-c", "import typer"), ""),
@@ -41,8 +41,3 @@ def _start(arguments: tuple[str, ...]) -> float:
     started = perf_counter()
     subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
     return perf_counter() - started
-
-
-if __name__ == "__main__":
-    for what, figure, goal in rows():
-        print(f"{what:58} {figure:>12}   {goal}")

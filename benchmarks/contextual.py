@@ -1,4 +1,4 @@
-"""What contextual choices cost, beside UCB1 in plain Python in the same process.
+"""Cost of contextual choices, beside UCB1 in plain Python in the same process.
 
 Medians over batches; the machine is shared, so judge a figure by the one of the bare loop.
 """
@@ -28,11 +28,11 @@ CONTEXT = SelectionContext(
 )
 
 Row = tuple[str, str, str]
-"""What was measured, the figure with its unit, what was asked for."""
+"""Measure, value with its unit, goal."""
 
 
 def rows() -> list[Row]:
-    """The table of this file."""
+    """Medians of choosing and updating."""
     bare = median_us(_ucb1())
     made = [
         ("UCB1 in plain Python, 8 arms: choose and update", bare, "the floor"),
@@ -144,8 +144,3 @@ def _learning(strategy: SelectionStrategy) -> Callable[[], object]:
     knowledge = layer.seeds.knowledge
     assert knowledge is not None
     return lambda: knowledge.learn(decision.seed_idx, random.gauss(0, 0.02), decision)
-
-
-if __name__ == "__main__":
-    for what, figure, goal in rows():
-        print(f"{what:58} {figure:>20}   {goal}")

@@ -1,8 +1,8 @@
-"""Ten million outcomes of a layer, tiny or huge: is every score still a number?
+"""Scores after ten million outcomes of a layer, tiny or huge: all finite?
 
 All strategies learn from one stream, as the arms of an A/B test do, and each is asked after every
 tenth of it; ``neural``, which trains networks on the way, from a hundredth. Takes half an hour:
-``nice python -m benchmarks.extremes``; a number of outcomes and names of strategies make it less.
+``nice python -m benchmarks.extremes [outcomes] [strategy ...]`` with less of either takes less.
 """
 
 import sys
@@ -25,11 +25,11 @@ _LOOKS = 10
 _SLOW = ("neural",)
 
 Row = tuple[str, str, str]
-"""What was done, what came of it, what was asked for."""
+"""Measure, value, goal."""
 
 
 def rows(outcomes: int = OUTCOMES, names: Sequence[str] = ()) -> list[Row]:
-    """The table of this file."""
+    """Widest score of each strategy, for tiny and for huge rewards."""
     names = names or STRATEGIES.names()
     quick = [name for name in names if name not in _SLOW]
     made = [row for factor in FACTORS for row in learn(factor, outcomes, quick)] if quick else []

@@ -1,8 +1,8 @@
-"""What growing is worth: control, grown, and a static network of the grown one's size, paired.
+"""Test accuracy of un-grown control, grown network, and static network of the grown one's size.
 
-``python -m benchmarks growth`` takes a quarter of an hour, so ``make bench`` leaves it out. All
-three share the seed (initial weights as far as shapes agree, batches, epochs). Test data decided
-nothing.
+Paired: all three share the seed (initial weights as far as shapes agree, batches, epochs). Five
+seeds of each task; test data decided nothing. Takes a quarter of an hour, so ``make bench`` leaves
+it out.
 """
 
 import sys
@@ -23,7 +23,7 @@ SEEDS = range(5)
 
 
 def rows() -> list[tuple[str, str, str]]:
-    """The table of this file: means over seeds, differences with bootstrap 95 % intervals."""
+    """Means over seeds, differences with bootstrap 95 % intervals."""
     found = []
     for name in TASKS.names():
         for row in _task(name):
@@ -75,8 +75,3 @@ def _difference(ours: list[float], theirs: list[float]) -> str:
     draws = np.random.default_rng(0).choice(pairs, size=(10_000, len(pairs))).mean(axis=1)
     low, high = np.quantile(draws, [0.025, 0.975])
     return f"{pairs.mean():+.1f} points [{low:+.1f}, {high:+.1f}]"
-
-
-if __name__ == "__main__":
-    for row in rows():
-        print(*row, sep=" | ", flush=True)

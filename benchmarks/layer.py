@@ -1,4 +1,4 @@
-"""What a wrapped layer costs: dormant beside the plain one, active beside the same sum by hand."""
+"""Cost of a wrapped layer: dormant beside the plain one, active beside the same sum by hand."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -21,7 +21,7 @@ BATCH = 64
 
 
 def rows() -> list[tuple[str, str, str]]:
-    """The table of this file; ratios are medians over pairs that alternate in order."""
+    """Ratios, medians over pairs that alternate in order."""
     torch.manual_seed(0)
     found = []
     for threads in (1, torch.get_num_threads()):

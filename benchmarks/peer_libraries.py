@@ -1,4 +1,4 @@
-"""Bandit libraries from PyPI behind one interface: choose an arm, learn what it earned.
+"""Bandit libraries from PyPI behind one interface: choose an arm, learn its reward.
 
 Everything is left at its default; where a library has none (the delta of river's UCB), the value is
 that of its own documentation. Arms are 0 to K - 1. A library is imported when a player is begun.
@@ -232,7 +232,7 @@ LIBRARIES: Mapping[str, Callable[[], list[Peer]]] = {
     "mabwiser": _mabwiser,
     "vowpalwabbit": _vowpalwabbit,
 }
-"""What PyPI has, by name; calling one needs it installed."""
+"""Libraries by name; calling one needs it installed."""
 
 
 def installed(library: str) -> str:

@@ -1,4 +1,4 @@
-"""Write down what libraries from PyPI compute on a fixed history, for a test to hold ours against.
+"""Scores of libraries from PyPI on a fixed history, recorded for a test of our formulas.
 
 Run in the environment of ``make bench-peers``: ``python -m benchmarks.peer_scores``. The history is
 in the file too. Scores are kept as a mean of rewards and a bonus that does not depend on rewards,

@@ -1,6 +1,6 @@
-"""``make bench-peers``: bandit libraries from PyPI and our strategies, in one process and one run.
+"""Bandit libraries from PyPI and our strategies, in one process and one run: ``make bench-peers``.
 
-The same problems, reward by reward, for everybody; everybody at default settings. Regret is that of
+All get the same problems, reward by reward, at default settings. Regret is that of
 ``esper study regret``. Time is the median of choose + update on 8 arms, beside ten lines of UCB1 in
 plain Python: the machine is shared, so judge a figure by that one. The table is Markdown.
 
@@ -37,7 +37,7 @@ Row = tuple[str, ...]
 def rows(
     where: Sequence[Environment], runs: int, steps: int, seed: int = 0, say: Any = None
 ) -> Iterator[Row]:
-    """The table, row by row: ours, the floor, then library by library."""
+    """Rows as they are measured: ours, the floor, then library by library."""
     for name in OURS:
         if name in STRATEGIES.names():
             yield _row("esper", Peer(name, _ours(name)), where, runs, steps, seed)

@@ -1,4 +1,4 @@
-"""What it costs to append an event, beside the least that the same medium can do."""
+"""Cost of appending an event, beside the least that the same medium can do."""
 
 import json
 import sqlite3
@@ -46,7 +46,7 @@ class Row(NamedTuple):
 
 
 def rows() -> list[tuple[str, str, str]]:
-    """The table of this file."""
+    """Medians of appending."""
     return [
         (row.what, f"{row.median_us:.1f} µs", f"{row.ratio:.2f} x {row.baseline}")
         for row in measure()

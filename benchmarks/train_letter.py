@@ -1,4 +1,4 @@
-"""``esper train letter`` with defaults, control included, as a user types it."""
+"""Duration and result of ``esper train letter`` with defaults, control included."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from time import perf_counter
 
 
 def rows() -> list[tuple[str, str, str]]:
-    """The table of this file: one whole run."""
+    """One whole run."""
     with tempfile.TemporaryDirectory() as folder:
         started = perf_counter()
         done = subprocess.run(
