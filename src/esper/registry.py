@@ -1,4 +1,4 @@
-"""One table per extension point: a name and where its class lives, imported on first use.
+"""Registry: names of implementations and the places of their classes, imported on first use.
 
 A name is added by one line in a table, or by another package through an entry point::
 
@@ -19,10 +19,10 @@ T = TypeVar("T")
 
 @final
 class Registry(Generic[T]):
-    """Names of one kind of thing, each standing for ``"module:Class"``.
+    """Table of one extension point.
 
     Args:
-        kind: What the names are, in the singular, for messages: ``"strategy"``.
+        kind: What is named, in the singular, for messages: ``"strategy"``.
         table: Name to ``"module:Class"``.
         group: Entry-point group through which other packages add names; a name of ours wins.
     """
@@ -34,11 +34,11 @@ class Registry(Generic[T]):
         self._found: dict[str, str] | None = None
 
     def names(self) -> list[str]:
-        """Every name, ours first, in the order of the table."""
+        """All names, ours first, in the order of the table."""
         return list(self._everything())
 
     def load(self, name: str) -> type[T]:
-        """The class behind ``name``.
+        """Class of this name.
 
         Raises:
             ConfigError: if there is no such name; the message suggests the nearest.
@@ -50,7 +50,7 @@ class Registry(Generic[T]):
         return cast("type[T]", getattr(import_module(module), attribute))
 
     def create(self, name: str, **settings: Any) -> T:
-        """Make the thing called ``name`` with the given settings.
+        """Instance of the class of this name, with the given settings.
 
         Raises:
             ConfigError: if the name or a setting is unknown, or a setting's value is wrong.

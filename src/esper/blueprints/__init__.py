@@ -1,8 +1,7 @@
-"""What a seed can grow into: recipes for small modules that read a layer's input.
+"""Blueprints: recipes for the small modules that a seed can grow into.
 
 A *kernel* is added to its layer, ``y = host(x) + alpha * kernel(x)``, so it maps the shape that the
-layer reads to the shape that it writes. Importing this room does not import torch; the first
-blueprint that is loaded does.
+layer reads to the shape that it writes. torch is imported with the first blueprint that is loaded.
 """
 
 from typing import TYPE_CHECKING
@@ -52,7 +51,7 @@ def smallest(name: str, spec: LayerSpec) -> int:
 
 
 def size_within(name: str, spec: LayerSpec, *, budget: int) -> int:
-    """Trainable parameters of the kernel that `build` would make; nothing is built.
+    """Trainable parameters of the kernel that `build` would make.
 
     Raises:
         ConfigError: if there is no such blueprint.
@@ -72,16 +71,11 @@ def build(
 ) -> "nn.Module":
     """Build the widest kernel for the layer that has at most ``budget`` trainable parameters.
 
-    Args:
-        name: A name of ``BLUEPRINTS``; the blueprint's default settings are used.
-        spec: The layer.
-        budget: Trainable parameters, at most.
-        seed: The only source of the initial weights; no other random state is read or changed.
-        dtype: Of the parameters; by default torch's default.
-        device: Of the parameters; by default torch's default.
+    The blueprint has its default settings. ``seed`` is the only source of the initial weights; no
+    other random state is read or changed.
 
     Returns:
-        A module in training mode whose output is exactly zero.
+        Module in training mode whose output is exactly zero.
 
     Raises:
         ConfigError: if there is no such blueprint.

@@ -19,11 +19,11 @@ class Attention(Blueprint):
     """``Z softmax(Q x (K x)^T / sqrt(r)) V x``, one head.
 
     ``Q_rF, K_rF, V_rF`` are random and the thirds of one projection, ``Z_Gr`` is zero. The head
-    sees positions only through ``x``. Parameters: ``r (3 F + G)``; width ``F`` is the end.
+    sees positions only through ``x``. Parameters: ``r (3 F + G)``; width at most ``F``.
 
     Args:
-        causal: Whether a token reads only itself and those before it. Say ``False`` only for a
-            model that may see the whole sequence: a language model would read its own answer.
+        causal: A token reads only itself and those before it. ``False`` is for models that may see
+            the whole sequence; a language model would read its own answer.
 
     Source:
         Vaswani et al. (2017), Attention Is All You Need, section 3.2.1.
@@ -34,7 +34,6 @@ class Attention(Blueprint):
     name = "attention"
     description = "one narrow attention head over time, causal"
     kinds = ("sequence",)
-    born_zero = ("up",)
 
     @override
     def assemble(self, spec: LayerSpec, width: int) -> nn.Module:

@@ -1,8 +1,8 @@
-"""What every blueprint is: a recipe with a width, sized to a budget and silent at birth.
+"""Blueprint: the contract of a recipe, with a width that is sized to a budget.
 
-The output projection starts at zero, so a new kernel changes nothing; the layers before it do not,
-so its gradient is alive (zero times zero would never move): the output projection learns from the
-first step on, everything else from the second.
+The output projection starts at zero, so a new kernel changes nothing; the layers before it are
+random, so that the output projection learns from the first step on, everything else from the
+second (zero times zero would never move).
 
 Source:
     Hu et al. (2021), LoRA, section 4.1 (one factor zero, the other random); Evci et al. (2022),
@@ -26,49 +26,46 @@ ANY_CONV = ("conv1d", "conv2d")
 
 
 class Blueprint(ABC):
-    """A recipe for the kernels of one family; its fields, all with defaults, are its settings.
+    """Recipe for the kernels of one family; its fields, all with defaults, are its settings.
 
     A subclass is a ``@final`` frozen dataclass that sets the class attributes and writes
     ``assemble``. Its kernels are made of ``torch`` and ``torch.nn`` operations alone, can be traced
     by ``torch.fx``, and hold neither buffers nor dropout (``docs/decisions/0008-blueprints.md``).
 
     Attributes:
-        name: Its name in the table.
-        description: One line for a person.
+        name: Name in the table.
+        description: One line for lists.
         kinds: Values of ``LayerSpec.kind`` that it fits.
         born_zero: Parameters or submodules of the kernel that start at zero: its last projection.
-        fixed_size: Whether the layer's shape alone fixes the number of parameters; such a kernel
-            uses what it needs of a budget and leaves the rest.
+        fixed_size: True if the layer's shape alone determines the number of parameters.
     """
 
     name: ClassVar[str]
     description: ClassVar[str]
     kinds: ClassVar[tuple[str, ...]]
-    born_zero: ClassVar[tuple[str, ...]]
+    born_zero: ClassVar[tuple[str, ...]] = ("up",)
     fixed_size: ClassVar[bool] = False
 
     @abstractmethod
     def assemble(self, spec: LayerSpec, width: int) -> nn.Module:
-        """Put the modules of a kernel together; their values do not matter, ``build`` sets them.
+        """Put the modules of a kernel together; ``build`` sets their values.
 
-        Args:
-            spec: A layer that the blueprint fits.
-            width: From 1 to ``widest(spec)``; the number of parameters must grow with it.
+        ``width`` is from 1 to ``widest(spec)``; the number of parameters must grow with it.
         """
 
     def misfit(self, spec: LayerSpec) -> str:
-        """Say why a layer of a fitting kind cannot have this kernel; empty if it can."""
+        """Reason why a layer of a fitting kind cannot have this kernel; empty if it can."""
         del spec
         return ""
 
     def widest(self, spec: LayerSpec) -> int | None:
-        """Width beyond which a kernel would cost more and compute no more; ``None`` for no end."""
+        """Width beyond which a kernel costs more and computes no more; ``None`` for no limit."""
         del spec
         return 1 if self.fixed_size else None
 
     @final
     def objection(self, spec: LayerSpec) -> str:
-        """Say why the blueprint does not fit the layer; empty if it does."""
+        """Reason why the blueprint does not fit the layer; empty if it does."""
         if spec.kind not in self.kinds:
             return (
                 f"blueprint {self.name!r} is for {' and '.join(self.kinds)} layers, "
@@ -86,14 +83,14 @@ class Blueprint(ABC):
 
     @final
     def width_within(self, spec: LayerSpec, budget: int) -> int:
-        """The largest width whose kernel has at most ``budget`` parameters; 0 if there is none."""
+        """Largest width whose kernel has at most ``budget`` parameters; 0 if there is none."""
         # Each unit of width costs a parameter or more, so the budget itself bounds the search.
         limit = max(min(budget, self.widest(spec) or budget), 0)
         return bisect_right(range(1, limit + 1), budget, key=lambda width: self.count(spec, width))
 
     @final
     def size_within(self, spec: LayerSpec, budget: int) -> int:
-        """Trainable parameters of the kernel that `build` makes of a layer that it fits.
+        """Trainable parameters of the kernel that `build` makes for a layer that it fits.
 
         Raises:
             KernelError: if the budget is too small.
@@ -158,7 +155,7 @@ def _initialise(kernel: nn.Module, born_zero: tuple[str, ...], seed: int) -> Non
 
 
 def describe(spec: LayerSpec) -> str:
-    """Name a layer by its kind and shape.
+    """Kind and shape of a layer in words.
 
     Example:
         >>> describe(LayerSpec(kind="conv2d", in_size=3, out_size=5,
@@ -174,7 +171,7 @@ def describe(spec: LayerSpec) -> str:
 
 
 def shape_changes(spec: LayerSpec) -> str:
-    """Say why a kernel that keeps its input's shape does not fit; empty if it does."""
+    """Reason why a kernel that keeps its input's shape does not fit; empty if it does."""
     if spec.same_shape and all(stride == 1 for stride in spec.stride):
         return ""
     return "its output has the shape of its input, and this layer changes the shape"
@@ -189,9 +186,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def activation(name: str) -> nn.Module:
-    """Make the nonlinearity of that name.
-
-    ``"gelu"`` is every blueprint's default: a narrow kernel of ReLUs may be born dead.
+    """Nonlinearity by name; ``"gelu"`` is the default, since narrow ReLU layers may be born dead.
 
     Raises:
         ConfigError: if there is no such name.

@@ -1,4 +1,4 @@
-"""A hidden layer: the kernel that widens a block."""
+"""Hidden layer beside the host: widens a block."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -37,7 +37,6 @@ class Bottleneck(Blueprint):
     name = "bottleneck"
     description = "hidden layer beside the host: an MLP"
     kinds = ANY_VECTOR
-    born_zero = ("up",)
 
     def __post_init__(self) -> None:
         activation(self.activation)

@@ -1,4 +1,4 @@
-"""A short memory: each token with the few before it."""
+"""Causal depthwise convolution over time."""
 
 from dataclasses import dataclass
 from typing import cast, final
@@ -38,7 +38,6 @@ class CausalMixer(Blueprint):
     name = "causal_mixer"
     description = "causal depthwise convolution over time, low rank"
     kinds = ("sequence",)
-    born_zero = ("up",)
 
     def __post_init__(self) -> None:
         if self.window < 1:

@@ -1,4 +1,4 @@
-"""A few more filters."""
+"""Additional filters of a convolution."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -37,7 +37,6 @@ class ConvBlock(Blueprint):
     name = "conv_block"
     description = "a few 3x3 filters over all channels, read out by 1x1"
     kinds = ANY_CONV
-    born_zero = ("up",)
 
     def __post_init__(self) -> None:
         activation(self.activation)

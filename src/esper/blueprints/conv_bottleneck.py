@@ -1,4 +1,4 @@
-"""Squeeze the channels, look around, expand."""
+"""Convolutional bottleneck: 1x1, spatial, 1x1."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -38,7 +38,6 @@ class ConvBottleneck(Blueprint):
     name = "conv_bottleneck"
     description = "1x1, 3x3, 1x1 convolutions over few channels"
     kinds = ANY_CONV
-    born_zero = ("up",)
 
     def __post_init__(self) -> None:
         activation(self.activation)

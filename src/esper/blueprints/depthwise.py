@@ -1,4 +1,4 @@
-"""One filter per channel, then a cheap mix of the channels."""
+"""Depthwise separable convolution."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -30,7 +30,6 @@ class Depthwise(Blueprint):
     name = "depthwise"
     description = "3x3 filters of one channel each, mixed by 1x1: separable"
     kinds = ANY_CONV
-    born_zero = ("up",)
 
     @override
     def assemble(self, spec: LayerSpec, width: int) -> nn.Module:

@@ -1,4 +1,4 @@
-"""A linear map that each input switches on or off."""
+"""Low-rank linear map behind one gate."""
 
 from dataclasses import dataclass
 from typing import cast, final
@@ -18,8 +18,8 @@ from esper.contracts.seeds import LayerSpec
 class Gate(Blueprint):
     """``sigmoid(w . x + b) * U(V x)`` with ``w_F, V_rF`` random, ``b`` and ``U_Gr`` zero.
 
-    One switch for the whole map (per token in a sequence), where ``glu`` has one per hidden unit.
-    Parameters: ``r (F + G) + F + 1``; rank ``min(F, G)`` is the end.
+    One gate for the whole map (per token in a sequence), where ``glu`` has one per hidden unit.
+    Parameters: ``r (F + G) + F + 1``; rank at most ``min(F, G)``.
 
     Source:
         The conditional part of a mixture with one expert: Jacobs et al. (1991), Adaptive Mixtures
@@ -29,7 +29,6 @@ class Gate(Blueprint):
     name = "gate"
     description = "low-rank map behind one switch that the input sets"
     kinds = ANY_VECTOR
-    born_zero = ("up",)
 
     @override
     def assemble(self, spec: LayerSpec, width: int) -> nn.Module:

@@ -1,9 +1,9 @@
-"""How a convolutional kernel moves over its input so that it ends up with the host's extent.
+"""Geometry of convolutional kernels: size, stride and padding that give the host's extent.
 
-A host that is itself a convolution says how it moves, and the kernel moves in the same way, so
-that the two agree at every resolution. Of any other host only the extents are known: a whole stride
-``s`` with ``out = ceil(in / s)`` (padded convolutions) or ``out = floor(in / s)`` (pooling) is
-derived from them, the plainest one first.
+A host that is itself a convolution passes its geometry on, so that the two agree at every
+resolution. Of any other host only the extents are known: a whole stride ``s`` with
+``out = ceil(in / s)`` (padded convolutions) or ``out = floor(in / s)`` (pooling) is derived from
+them, the plainest one first.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ _PAD: dict[str, Callable[..., nn.Module]] = {"conv1d": nn.ZeroPad1d, "conv2d": n
 @final
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A convolution along one axis; ``before`` and ``after`` are its padding, in elements."""
+    """Convolution along one axis; ``before`` and ``after`` are its padding, in elements."""
 
     size: int
     stride: int
@@ -38,10 +38,10 @@ class Axis:
 
 
 def axes(spec: LayerSpec) -> tuple[Axis, ...]:
-    """One ``Axis`` for each axis of a ``conv1d`` or ``conv2d`` layer.
+    """Geometry of a ``conv1d`` or ``conv2d`` layer, axis by axis.
 
     Raises:
-        KernelError: if no geometry gives the layer's extents; the message says why.
+        KernelError: if no geometry gives the layer's extents.
     """
     rank = {"conv1d": 1, "conv2d": 2}[spec.kind]
     seen = list(zip(spec.in_extent, spec.out_extent, strict=False))
@@ -70,7 +70,7 @@ def axes(spec: LayerSpec) -> tuple[Axis, ...]:
 
 
 def misfit(spec: LayerSpec) -> str:
-    """Say why no convolution has the layer's extents; empty if one has."""
+    """Reason why no convolution has the layer's extents; empty if one has."""
     try:
         axes(spec)
     except KernelError as error:
@@ -81,7 +81,7 @@ def misfit(spec: LayerSpec) -> str:
 def spatial(
     spec: LayerSpec, in_size: int, out_size: int, *, groups: int = 1, bias: bool = True
 ) -> nn.Module:
-    """Make the one convolution of a kernel that moves as the host does."""
+    """Convolution with the geometry of the host."""
     moves = axes(spec)
     even = all(axis.before == axis.after for axis in moves)
     convolution = _CONVOLUTION[spec.kind](
@@ -101,7 +101,7 @@ def spatial(
 
 
 def pointwise(spec: LayerSpec, in_size: int, out_size: int, *, bias: bool = False) -> nn.Module:
-    """Make a convolution of size 1: a linear map of the channels."""
+    """Convolution of size 1: a linear map of the channels."""
     return _CONVOLUTION[spec.kind](in_size, out_size, 1, bias=bias)
 
 

@@ -1,4 +1,4 @@
-"""Products of features."""
+"""Gated linear units: products of features."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -27,7 +27,6 @@ class GLU(Blueprint):
     name = "glu"
     description = "gated linear units: products of features"
     kinds = ANY_VECTOR
-    born_zero = ("up",)
 
     @override
     def assemble(self, spec: LayerSpec, width: int) -> nn.Module:

@@ -1,4 +1,4 @@
-"""A linear map of low rank."""
+"""Linear map of low rank."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from esper.contracts.seeds import LayerSpec
 class LowRank(Blueprint):
     """``U(V x)`` with ``V_rF`` random and ``U_Gr`` zero; no bias, the host has one.
 
-    Parameters: ``r (F + G)``. Rank ``min(F, G)`` is the end: beyond it nothing more is computed.
+    Parameters: ``r (F + G)``; rank at most ``min(F, G)``.
 
     Source:
         Hu et al. (2021), LoRA: Low-Rank Adaptation of Large Language Models, section 4.1; without
@@ -28,7 +28,6 @@ class LowRank(Blueprint):
     name = "lowrank"
     description = "linear map of low rank (LoRA)"
     kinds = ANY_VECTOR
-    born_zero = ("up",)
 
     @override
     def assemble(self, spec: LayerSpec, width: int) -> nn.Module:

@@ -1,4 +1,4 @@
-"""A gain and an offset for each unit."""
+"""Gain and offset of each unit."""
 
 from dataclasses import dataclass
 from typing import final
@@ -18,8 +18,7 @@ from esper.contracts.seeds import LayerSpec
 class Scale(Blueprint):
     """``s * x + t`` with one ``s`` and one ``t`` per feature or channel, both zero at birth.
 
-    Fits only layers that keep the shape. Parameters: ``2 F``, whatever the budget
-    (``fixed_size``).
+    Fits only layers that keep the shape. Parameters: ``2 F`` at any budget (``fixed_size``).
 
     Source:
         Perez et al. (2018), FiLM, section 2.1, with learnt constants in place of the generator;

@@ -1,4 +1,4 @@
-"""Channels that the whole picture turns up or down."""
+"""Squeeze-and-excitation: gain of each channel, from the mean over the picture."""
 
 from collections import OrderedDict
 from dataclasses import dataclass

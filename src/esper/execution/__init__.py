@@ -1,1 +1,1 @@
-"""What runs in PyTorch: layers with seeds, surgery, shadow passes, counterfactuals, probes."""
+"""PyTorch: layers with seeds, surgery, shadow passes, counterfactuals, probes, checkpoints."""

@@ -1,8 +1,8 @@
 """Checkpoints: nested dictionaries of tensors and plain values, in one safetensors file, no pickle.
 
-The tensors are stored as such; everything else is JSON in the file's header, where each tensor is
-stood for by its number. A file is written beside the old one and then takes its place, so a process
-that dies while writing leaves the previous checkpoint whole.
+Tensors are stored as such, everything else as JSON in the file's header, with numbers for tensors.
+A file is written beside the old one and then takes its place, so a process that dies while writing
+leaves the previous checkpoint whole.
 """
 
 import json

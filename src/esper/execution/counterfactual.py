@@ -1,8 +1,7 @@
-"""Attribution: what would the held-out loss be without this seed?
+"""Counterfactual attribution: held-out loss without a seed minus with it, on the same examples.
 
-The same held-out examples are judged with the seed off and on, everything else equal. Batch-norm
-statistics are estimated anew for each of the two, because those that the model carries belong to
-the path that it trained on and flatter it (3.6-fold on one task).
+Batch-norm statistics are estimated anew for each of the two, because those that the model carries
+belong to the path that it trained on and flatter it (3.6-fold on one task).
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,7 +21,7 @@ from esper.execution.side_effect_free import side_effect_free
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effect:
-    """What one seed does to the held-out loss.
+    """Effect of one seed on the held-out loss.
 
     Attributes:
         gain: Mean over examples of loss off minus loss on; > 0 means that the seed helps.
@@ -48,19 +47,10 @@ def counterfactual(
     holdout: Iterable[Any],
     calibration: Sequence[Any] = (),
 ) -> Effect:
-    """Judge one seed on held-out data; the model and all random states are left as they were.
+    """Judge one seed of a layer, which has a kernel and may be in any state, on held-out data.
 
-    Args:
-        model: The whole model.
-        layer: The layer that holds the seed.
-        seed_idx: A seed with a kernel, in any state.
-        loss_fn: Per-example losses.
-        holdout: Batches that are never trained on; iterated twice.
-        calibration: Training batches from which batch-norm statistics are estimated per path; not
-            used if the model keeps none.
-
-    Returns:
-        The effect, with its paired standard error.
+    ``holdout`` has batches that are never trained on, and is iterated twice; ``calibration`` has
+    training batches for estimating batch-norm statistics, if the model keeps any.
     """
     norms = _estimated(model)
     losses = {}
@@ -89,7 +79,7 @@ def counterfactual(
 
 
 def evaluate(model: nn.Module, loss_fn: LossFn, batches: Iterable[Any]) -> float:
-    """Mean per-example value of ``loss_fn`` over the batches, in evaluation mode, untraced."""
+    """Mean per-example value of ``loss_fn`` over the batches, in evaluation mode."""
     with side_effect_free(model, training=False, reads=batches), torch.no_grad():
         return float(_all_losses(model, loss_fn, batches).mean())
 
@@ -109,7 +99,7 @@ def _estimated(model: nn.Module) -> list[_BatchNorm]:
 def _estimate(
     norms: Sequence[_BatchNorm], model: nn.Module, loss_fn: LossFn, batches: Sequence[Any]
 ) -> None:
-    """Set running statistics to the plain average over the batches; ``quiet`` puts them back."""
+    """Set running statistics to the plain average over the batches, within `side_effect_free`."""
     if not batches or not norms:
         return
     momenta = [norm.momentum for norm in norms]

@@ -1,4 +1,4 @@
-"""Harden: a grown model becomes a plain one, which runs where Esper is not installed."""
+"""Hardening: a copy of a grown model that needs no Esper."""
 
 import inspect
 import operator
@@ -23,14 +23,11 @@ def harden(model: M) -> M:
 
     A layer that has not grown is its host again. A grown one becomes a ``torch.fx.GraphModule``
     that adds up the host and its kernels, in the order and arithmetic of the wrapped layer; a
-    kernel that is still blending keeps its alpha as a buffer. Seeds in isolation have no part in
-    the output and are left out. Nothing in the result is a class of Esper's, so ``torch.save``,
-    ``torch.export`` and ``deepcopy`` need no Esper to read it. A kernel of the user's own stays
-    the module that it is. The copy of a model from ``torch.compile`` is not compiled. A model that
-    reads attributes of a grown layer, as ``self.fc.weight``, finds them in ``self.fc.host`` only.
-
-    Args:
-        model: A wrapped model; it is left as it is.
+    kernel that is still blending keeps its alpha as a buffer. Seeds in isolation are left out.
+    Nothing in the result is a class of Esper's, so ``torch.save``, ``torch.export`` and
+    ``deepcopy`` need no Esper; a custom kernel stays the module that it is. The copy of a compiled
+    model is not compiled. A model that reads attributes of a grown layer, as ``self.fc.weight``,
+    finds them in ``self.fc.host`` only.
 
     Raises:
         KernelError: if a blueprint's kernel cannot be traced by ``torch.fx``.
@@ -67,7 +64,7 @@ def _plain(layer: KasminaLayer) -> nn.Module:
 
 
 def _arguments(graph: Graph, host: nn.Module) -> list[Node]:
-    """The host's own arguments, by name and with their defaults, so it is called as before."""
+    """Arguments of the host, by name and with their defaults, so that it is called as before."""
     try:
         declared: Mapping[str, inspect.Parameter] = inspect.signature(host.forward).parameters
     except (TypeError, ValueError):
@@ -86,7 +83,7 @@ def _scaled(root: nn.Module, graph: Graph, index: int, alpha: Tensor, term: Node
 def _without_esper(part: Contribution, layer_name: str) -> nn.Module:
     kernel = part.kernel
     homes = {type(module).__module__.partition(".")[0] for module in kernel.modules()}
-    # A module of the user's own is not traced: that would settle what it asks of `self.training`.
+    # A custom module is not traced: tracing would fix its branches on `self.training`.
     if homes <= {"torch"} or not (part.blueprint or "esper" in homes):
         return kernel
     try:

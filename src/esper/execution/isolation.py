@@ -1,8 +1,8 @@
-"""Isolation: a seed trains in the shadow of its host, and the host does not notice.
+"""Isolation: shadow passes that train a seed and leave the host bit for bit unchanged.
 
-A shadow pass is a second forward with one seed at full strength. What lies upstream of the layer is
-computed without gradients, batch-norm uses its running statistics, the random state is forked, and
-gradients are taken for the seed's parameters alone. What the user keeps in evaluation mode, stays.
+A shadow pass is a second forward with one seed at full strength. Upstream of the layer nothing has
+gradients, batch-norm uses its running statistics, the random state is forked, and gradients are
+taken for the seed's parameters alone. Modules that are in evaluation mode stay in it.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,10 +20,7 @@ LossFn = Callable[[nn.Module, Any], Tensor]
 
 
 def example_losses(loss_fn: LossFn, model: nn.Module, batch: Any) -> Tensor:
-    """Call the user's loss function and insist on one loss per example.
-
-    Returns:
-        Losses, shape (B,).
+    """Losses of a batch, shape (B,).
 
     Raises:
         ConfigError: if the function returns anything else, as a mean.
@@ -42,7 +39,7 @@ def gradients_of(loss: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor | None,
     """Gradients for these tensors and no others; ``None`` where the loss does not depend on one.
 
     Raises:
-        KernelError: if reentrant checkpointing, which cannot do that, is in the way.
+        KernelError: if the model uses reentrant checkpointing, which cannot do that.
     """
     try:
         return torch.autograd.grad(loss, inputs, allow_unused=True)
@@ -64,15 +61,9 @@ def shadow_step(
     batch: Any,
     optimizer: torch.optim.Optimizer,
 ) -> Tensor:
-    """Train one isolated seed on one batch; host parameters, gradients and buffers are untouched.
+    """Train one seed, which has a kernel, on one batch.
 
-    Args:
-        model: The whole model, of which ``layer`` is a part.
-        layer: The layer whose seed trains.
-        seed_idx: The seed; it has a kernel.
-        loss_fn: Per-example losses.
-        batch: What ``loss_fn`` takes.
-        optimizer: Holds the seed's parameters and no others.
+    ``optimizer`` holds the seed's parameters and no others.
 
     Returns:
         Mean loss with the seed on, before the step; a scalar without gradient.

@@ -1,7 +1,7 @@
 """KasminaLayer: any layer that maps a tensor to a tensor, with K seeds beside it.
 
-The output is ``y = host(x) + sum of absorbed kernels + sum of alpha_i * kernel_i(x)``. A seed that
-is dormant or in isolation does not appear in it: the output is the host's, bit for bit.
+``y = host(x) + sum of absorbed kernels + sum of alpha_i * kernel_i(x)``. While all seeds are
+dormant or in isolation, the output is the host's, bit for bit.
 """
 
 import inspect
@@ -15,28 +15,27 @@ from typing_extensions import override
 
 from esper.contracts.errors import ConfigError, KernelError, LifecycleError
 from esper.contracts.seeds import LayerSpec, SeedState
-from esper.execution import lifecycle, topology, torch_compile
-from esper.execution.fused_paths import FusedPath
-from esper.execution.kernel import Kernel, count_parameters
-from esper.execution.kernel_check import check_kernel
+from esper.execution import fast_paths, lifecycle, topology
+from esper.execution.fast_paths import FusedPath
+from esper.execution.kernel import Kernel, check_kernel, count_parameters
 from esper.execution.seed import Seed
 
 _NOTHING: tuple[Seed, ...] = ()
 
 
 class Contribution(NamedTuple):
-    """One kernel in a layer's output."""
+    """Kernel in a layer's output, its weight, and its blueprint."""
 
     kernel: nn.Module
     alpha: Tensor | None
-    """Its weight; ``None`` once it is absorbed."""
+    """``None`` once it is absorbed."""
     blueprint: str
-    """What built it; empty for a module of the user's own."""
+    """Empty for a custom module."""
 
 
 @final
 class KasminaLayer(nn.Module):
-    """A host layer, kept as it is, and the seeds that may grow beside it.
+    """Host layer and the seeds that may grow beside it.
 
     Attributes that the layer does not have, as ``weight``, are read from the host.
 
@@ -46,7 +45,12 @@ class KasminaLayer(nn.Module):
         name: Dotted name of the layer, for messages and records.
         seeds: One blueprint name for each seed; ``""`` leaves a seed unbound.
         like: Tensor whose device and type the kernels take on, for a host without parameters.
-        fused_paths: Modules that may pass the layer by, while it has not grown.
+        fused_paths: PyTorch's fast paths past the layer, which end when it grows.
+
+    Attributes:
+        spec: Kind and shapes of the layer, once a forward pass was observed.
+        mutates_input: True if the host writes into its input; told by ``inplace`` of its modules,
+            or observed in a forward pass.
 
     Raises:
         ConfigError: if there is no seed.
@@ -67,7 +71,6 @@ class KasminaLayer(nn.Module):
         self.name = name
         self.host = host
         self.spec: LayerSpec | None = None
-        """What the layer looks like, once a forward pass was observed."""
         like = next((p for p in host.parameters() if p.is_floating_point()), like)
         self.seeds = nn.ModuleList(
             Seed(f"{name}:{index}", blueprint, like) for index, blueprint in enumerate(seeds)
@@ -75,7 +78,6 @@ class KasminaLayer(nn.Module):
         self.fossils = nn.ModuleList()
         self._fossil_records: list[dict[str, Any]] = []
         self.mutates_input = any(getattr(part, "inplace", False) for part in host.modules())
-        """Whether the host writes into its input; what no module says is seen in a forward pass."""
         self.fused_paths = tuple(fused_paths)
         self._reads = _first_argument(host)
         self._blended = self._isolated = _NOTHING
@@ -102,8 +104,8 @@ class KasminaLayer(nn.Module):
         for seed in self._blended:
             y = self._add(y, seed.alpha * seed.kernel(seen))  # type: ignore[misc]
         for seed in self._isolated:
-            # The shadow pass comes in without gradients: what lies upstream is a constant. From
-            # here on they are recorded, and the caller's context ends it.
+            # The shadow pass arrives under no_grad: upstream is constant. From here on gradients
+            # are recorded; the caller's context ends that.
             torch.set_grad_enabled(True)
             y = self._add(y, seed.kernel(seen))  # type: ignore[misc]
         return y
@@ -117,13 +119,13 @@ class KasminaLayer(nn.Module):
         return y + term.to(y.dtype)
 
     def input_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """The tensor that the layer reads, among the arguments of a call; ``None`` if it is not."""
+        """Tensor that the layer reads, among the arguments of a call; ``None`` if there is none."""
         return args[0] if args else kwargs.get(self._reads)
 
     @override
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """As ``nn.Module.compile``; the layer's graphs count against a limit of its own."""
-        super().compile(*args, **torch_compile.own_recompile_limit(kwargs))
+        """Compile as ``nn.Module.compile``, with a recompile limit of the layer's own."""
+        super().compile(*args, **fast_paths.own_recompile_limit(kwargs))
 
     @override
     def __getattr__(self, name: str) -> Any:
@@ -154,7 +156,7 @@ class KasminaLayer(nn.Module):
 
     @property
     def is_grown(self) -> bool:
-        """Whether any kernel has a part in the output."""
+        """True if any kernel has a part in the output."""
         return self._grown
 
     @property
@@ -163,7 +165,7 @@ class KasminaLayer(nn.Module):
         return count_parameters(self.fossils) + count_parameters(self.seeds)
 
     def seed(self, seed_idx: int) -> Seed:
-        """The slot with this index.
+        """Seed with this index.
 
         Raises:
             LifecycleError: if the layer has no such seed.
@@ -221,11 +223,7 @@ class KasminaLayer(nn.Module):
         self.advance(seed_idx, SeedState.CULLED)
 
     def set_alpha(self, seed_idx: int, alpha: float) -> None:
-        """Set the blend weight of a blending seed.
-
-        Args:
-            seed_idx: The seed.
-            alpha: In [0, 1].
+        """Set the blend weight of a blending seed, in [0, 1].
 
         Raises:
             LifecycleError: if the seed is not blending, or alpha is out of range.
@@ -252,9 +250,9 @@ class KasminaLayer(nn.Module):
 
     @contextmanager
     def isolating(self, seed_idx: int) -> Iterator[None]:
-        """For a shadow pass, under ``torch.no_grad``: this seed at full strength, last of all.
+        """Shadow pass, under ``torch.no_grad``: this seed at full strength, last of all.
 
-        From the layer on gradients are recorded. Everything before it is a constant.
+        From the layer on gradients are recorded; everything before it is constant.
         """
         seed = self.seed(seed_idx)
         seed.as_kernel()
@@ -268,7 +266,7 @@ class KasminaLayer(nn.Module):
 
     @contextmanager
     def showing(self, seed_idx: int, *, on: bool) -> Iterator[None]:
-        """For a counterfactual: this seed fully on, or absent, whatever its state."""
+        """Counterfactual pass: this seed at full strength or absent, in any state."""
         seed = self.seed(seed_idx)
         seed.as_kernel()
         others = tuple(other for other in self._blended if other is not seed)
@@ -291,14 +289,10 @@ class KasminaLayer(nn.Module):
 
     @override
     def set_extra_state(self, state: Tensor) -> None:
-        """Done in ``_load_from_state_dict``, before the children are loaded."""
+        """No-op: ``_load_from_state_dict`` regrows the layer before its children are loaded."""
 
     def plan(self, packed: Any) -> topology.Plan:
-        """What ``load_state_dict`` would make of the layer; nothing changes.
-
-        Raises:
-            ConfigError: if it cannot.
-        """
+        """Rebuild the topology of a state dict beside the layer; raises as ``topology.plan``."""
         return topology.plan(packed, self.name, self._slots(), list(self.fossils))
 
     @override
@@ -321,7 +315,7 @@ class KasminaLayer(nn.Module):
         self.seeds.train(self.training)
         self.fossils.train(self.training)
         self._refresh()
-        torch_compile.drop_compiled_graphs()
+        fast_paths.drop_compiled_graphs()
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -335,7 +329,7 @@ class KasminaLayer(nn.Module):
         seed.state = state
         self._refresh()
         if (self._blended, len(self.fossils)) != before:
-            torch_compile.drop_compiled_graphs()
+            fast_paths.drop_compiled_graphs()
 
     def _refresh(self) -> None:
         self._blended = tuple(seed for seed in self._slots() if seed.state in lifecycle.BLENDED)

@@ -1,14 +1,16 @@
-"""The kernel: what a blueprint built for one layer, with its id, its recipe and its cost."""
+"""Kernels: module, id, recipe and cost, and the check that one fits its layer."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from esper import blueprints
 from esper.contracts.errors import KernelError
 from esper.contracts.seeds import KernelCost, LayerSpec
+from esper.execution.side_effect_free import side_effect_free
 
 FAULTS = (
     RuntimeError,
@@ -20,19 +22,21 @@ FAULTS = (
     AssertionError,
     KernelError,
 )
-"""What a faulty kernel raises when it is built or run; whoever tries one out is ready for these."""
+"""Errors that a faulty kernel raises when it is built or run."""
+
+Shape = tuple[int, ...]
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """All that is needed to build a kernel's structure again; its weights are kept elsewhere.
+    """Arguments that build a kernel's structure again; its weights are kept elsewhere.
 
     Attributes:
         blueprint: Name in the blueprint table.
         spec: The layer it was built for.
-        budget: Parameters it might cost at most; it settles the width.
-        seed: What its first weights were drawn from.
+        budget: Parameters, at most; determines the width.
+        seed: Of the initial weights.
     """
 
     blueprint: str
@@ -41,7 +45,7 @@ class Recipe:
     seed: int
 
     def build(self) -> nn.Module:
-        """A kernel of this structure, as it was at birth."""
+        """Build a kernel of this structure, with its initial weights."""
         return blueprints.build(self.blueprint, self.spec, budget=self.budget, seed=self.seed)
 
     def to_json(self) -> dict[str, Any]:
@@ -61,13 +65,13 @@ class Recipe:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """A small module that reads a layer's input and adds to its output.
+    """Small module that reads a layer's input and adds to its output.
 
     Attributes:
         module: Maps the layer's input to the shape of the layer's output; zero at birth.
-        kernel_id: A name chosen by whoever built it, unique in its run.
-        recipe: How to build its structure again; ``None`` for a module of the user's own, which
-            then must be loaded by hand before a state dict that holds it.
+        kernel_id: Unique in its run.
+        recipe: Builds its structure again; ``None`` for a custom module, which then must be loaded
+            by hand before a state dict that holds it.
         cost: Parameters, and latency where it was measured.
     """
 
@@ -78,10 +82,53 @@ class Kernel:
 
     @property
     def blueprint(self) -> str:
-        """Name of the blueprint; empty for a module of the user's own."""
+        """Name of the blueprint; empty for a custom module."""
         return self.recipe.blueprint if self.recipe else ""
 
 
 def count_parameters(module: nn.Module) -> int:
     """Number of parameters of a module, shared ones once."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def check_kernel(
+    kernel: Kernel, layer: str, host: nn.Module, spec: LayerSpec | None, *, like: Tensor
+) -> None:
+    """Run the kernel once on zeros of the layer's shape, as ``spec``, recipe or host tell it.
+
+    Nothing is checked if none of them does. ``like`` has the kernel's device and type.
+
+    Raises:
+        KernelError: if the kernel fails, or gives anything but the shape that the layer writes.
+    """
+    shapes = _known_shapes(kernel, host, spec)
+    if shapes is None:
+        return
+    x_shape, y_shape = shapes
+    try:
+        with torch.no_grad(), side_effect_free(kernel.module):
+            y = kernel.module(like.new_zeros(x_shape))
+    except FAULTS as error:
+        raise KernelError(
+            f"kernel {kernel.kernel_id!r} fails on the input of layer {layer!r}, shape "
+            f"{x_shape}: {error}"
+        ) from error
+    found = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+    if found != y_shape:
+        raise KernelError(
+            f"kernel {kernel.kernel_id!r} maps {x_shape} to {found}, but layer {layer!r} "
+            f"maps it to {y_shape}; the two are added, so they must be equal"
+        )
+
+
+def _known_shapes(
+    kernel: Kernel, host: nn.Module, spec: LayerSpec | None
+) -> tuple[Shape, Shape] | None:
+    if spec is None and kernel.recipe is not None:
+        spec = kernel.recipe.spec
+    axes = (2, 3) if spec is not None and spec.kind == "sequence" else (2,)
+    if isinstance(host, nn.Linear):
+        return (*axes, host.in_features), (*axes, host.out_features)
+    if spec is None:
+        return None
+    return (*axes, spec.in_size, *spec.in_extent), (*axes, spec.out_size, *spec.out_extent)

@@ -1,4 +1,4 @@
-"""Which step of a seed's life may follow which: one table, and everything else is an error."""
+"""Life cycle of a seed: the table of allowed steps; every other step is an error."""
 
 from types import MappingProxyType
 
@@ -20,25 +20,20 @@ TRANSITIONS = MappingProxyType(
 )
 
 ISOLATED = frozenset({_S.GERMINATED, _S.TRAINING})
-"""A kernel is there, and the layer's output does not know of it."""
+"""States in which a kernel is there and has no part in the layer's output."""
 
 BLENDED = frozenset({_S.BLENDING, _S.HOLDING})
-"""The kernel's output, times alpha, is part of the layer's output."""
+"""States in which the layer's output contains the kernel's, times alpha."""
 
 RESTING = frozenset({_S.FOSSILIZED, _S.CULLED})
-"""The trip is over and the slot cools down."""
+"""States in which the graft is over and the slot cools down."""
 
 
 def check(seed: str, old: SeedState, new: SeedState) -> None:
-    """Refuse a step that the table does not have.
-
-    Args:
-        seed: The seed's name for the message, as ``"fc1:2"``.
-        old: Where the seed stands.
-        new: Where it is asked to go.
+    """Refuse a step from ``old`` to ``new`` that the table does not have.
 
     Raises:
-        LifecycleError: naming the seed, both states, and what would be allowed.
+        LifecycleError: naming the seed, both states, and the allowed steps.
 
     Example:
         >>> check("fc1:2", SeedState.DORMANT, SeedState.GERMINATED)

@@ -1,7 +1,7 @@
-"""Parameters come and go while an optimizer and its learning-rate scheduler are running."""
+"""Adding parameters to a running optimizer and its scheduler, and removing them."""
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -12,7 +12,7 @@ from esper.contracts.errors import ConfigError
 
 SeedOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 
-# What schedulers keep for each parameter group, in the order of the groups.
+# Attributes of schedulers that hold one value per parameter group, in order.
 _PER_GROUP = (
     "base_lrs",
     "lr_lambdas",
@@ -30,7 +30,7 @@ def like(
     *,
     beside: Iterable[nn.Parameter] = (),
 ) -> Optimizer:
-    """A fresh optimizer of the same class and present settings, for other parameters.
+    """Optimizer of the same class and present settings, for other parameters.
 
     The settings are those of the group that holds a parameter of ``beside``, or of the first.
 
@@ -57,18 +57,13 @@ def adopt(
     scheduler: Any = None,
     beside: Iterable[nn.Parameter] = (),
 ) -> None:
-    """Hand new parameters to a running optimizer, with their state, and tell its scheduler.
+    """Add a group of parameters to a running optimizer and its scheduler.
 
-    The new group takes its settings (present learning rate, what schedulers wrote into it) from the
+    The new group takes its settings (present learning rate, values that schedulers added) from the
     group that holds a parameter of ``beside``, or from the first.
 
-    Args:
-        optimizer: The optimizer that trains the host.
-        named: Names and parameters, the new group.
-        source: The optimizer that trained them so far; its state (momenta, step counts) moves too,
-            if it is of the kind that ``optimizer`` keeps.
-        scheduler: Learning-rate scheduler of ``optimizer``, or ``None``.
-        beside: Parameters of the host layer.
+    ``source`` is the optimizer that trained them so far: its state (momenta, step counts) moves
+    too, if ``optimizer`` keeps the same kind of state.
     """
     index = _group_of(optimizer, beside)
     template = optimizer.param_groups[index]
@@ -77,11 +72,8 @@ def adopt(
     optimizer.add_param_group(
         {"params": list(named) if names_kept else [p for _, p in named], **group}
     )
-    for part in _schedulers(scheduler):
-        for attribute in _PER_GROUP:
-            values = getattr(part, attribute, None)
-            if isinstance(values, list) and len(values) == len(optimizer.param_groups) - 1:
-                values.append(deepcopy(values[index]))
+    for values in _per_group(scheduler, len(optimizer.param_groups) - 1):
+        values.append(deepcopy(values[index]))
     if source is not None and _keeps_alike(optimizer, source, [p for _, p in named]):
         for _, parameter in named:
             if parameter in source.state:
@@ -91,7 +83,7 @@ def adopt(
 def discard(
     optimizer: Optimizer, parameters: Iterable[nn.Parameter], scheduler: Any = None
 ) -> None:
-    """Take parameters out of a running optimizer, their state too; the scheduler is told.
+    """Remove parameters and their state from a running optimizer and its scheduler.
 
     Parameters that it does not hold are passed over.
     """
@@ -109,11 +101,13 @@ def discard(
                 if key in group:
                     group[key] = [group[key][i] for i in kept]
         else:
-            _drop_group(optimizer, index, scheduler)
+            for values in _per_group(scheduler, len(optimizer.param_groups)):
+                del values[index]
+            del optimizer.param_groups[index]
 
 
 def group_names(optimizer: Optimizer, model: nn.Module) -> list[list[str]]:
-    """Parameter names of every group, for a checkpoint that does not rely on positions."""
+    """Parameter names of every group, for checkpoints that do not rely on positions."""
     names = {id(p): name for name, p in model.named_parameters()}
     return [[names.get(id(p), "") for p in g["params"]] for g in optimizer.param_groups]
 
@@ -121,7 +115,7 @@ def group_names(optimizer: Optimizer, model: nn.Module) -> list[list[str]]:
 def replay_groups(
     optimizer: Optimizer, model: nn.Module, names: Sequence[Sequence[str]], scheduler: Any = None
 ) -> None:
-    """Give a fresh optimizer the groups that a grown model's optimizer had, by parameter name.
+    """Add the groups of a grown model's optimizer to a fresh one, by parameter name.
 
     Raises:
         ConfigError: if the groups that it has already hold other parameters than they did.
@@ -144,7 +138,7 @@ def replay_groups(
 
 
 def _keeps_alike(optimizer: Optimizer, source: Optimizer, new: Sequence[nn.Parameter]) -> bool:
-    """Whether the state of one optimizer can be continued by the other."""
+    """True if one optimizer can continue the state of the other."""
     theirs = next((set(source.state[p]) for p in new if source.state.get(p)), None)
     ours = next((set(state) for state in optimizer.state.values() if state), None)
     if theirs is None or ours is None:
@@ -152,14 +146,14 @@ def _keeps_alike(optimizer: Optimizer, source: Optimizer, new: Sequence[nn.Param
     return theirs == ours
 
 
-def _drop_group(optimizer: Optimizer, index: int, scheduler: Any) -> None:
-    count = len(optimizer.param_groups)
-    del optimizer.param_groups[index]
+def _per_group(scheduler: Any, count: int) -> Iterator[list[Any]]:
+    """Lists in a scheduler and its parts that hold one value for each of ``count`` groups."""
+    # Measured when asked for: SequentialLR shares a list with its part, which must change once.
     for part in _schedulers(scheduler):
         for attribute in _PER_GROUP:
             values = getattr(part, attribute, None)
             if isinstance(values, list) and len(values) == count:
-                del values[index]
+                yield values
 
 
 def _group_of(optimizer: Optimizer, beside: Iterable[nn.Parameter]) -> int:
@@ -171,7 +165,7 @@ def _group_of(optimizer: Optimizer, beside: Iterable[nn.Parameter]) -> int:
 
 
 def _schedulers(scheduler: Any) -> list[Any]:
-    """A scheduler and all those it is made of."""
+    """Scheduler and all its parts."""
     if scheduler is None:
         return []
     parts = getattr(scheduler, "_schedulers", [])

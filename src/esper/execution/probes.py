@@ -1,8 +1,8 @@
-"""Probes: what a layer's health is, measured in a pass of their own, off the hot path.
+"""Probes: health of the wrapped layers, measured in a pass of their own, off the hot path.
 
-Every so many batches the model runs once more on a batch it has just trained on, without a trace,
-and the wrapped layers' inputs, outputs and output gradients are looked at. Between probes nothing
-is hooked, so a dormant layer costs what its host costs.
+Every so many batches the model runs once more on a batch that it has just trained on, and inputs,
+outputs and output gradients of the wrapped layers are measured. Between probes nothing is hooked,
+so a dormant layer costs what its host costs.
 """
 
 from collections import defaultdict
@@ -23,7 +23,7 @@ from esper.execution.side_effect_free import freeze_statistics, side_effect_free
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """One probe of one layer; the fields are those of ``HealthSignal``."""
+    """Measurement of one layer; the fields are those of ``HealthSignal``."""
 
     gradient_rms: float
     input_rms: float
@@ -35,17 +35,7 @@ class Reading:
 def probe(
     model: nn.Module, layers: Mapping[str, KasminaLayer], *, loss_fn: LossFn, batch: Any
 ) -> dict[str, Reading]:
-    """Measure every wrapped layer on one batch; parameters, gradients and buffers are untouched.
-
-    Args:
-        model: The whole model.
-        layers: Its wrapped layers by name.
-        loss_fn: Per-example losses.
-        batch: What ``loss_fn`` takes.
-
-    Returns:
-        A reading for each layer that the loss depends on.
-    """
+    """Measure on one batch every wrapped layer that the loss depends on."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     roots: dict[str, Tensor] = {}
 
@@ -102,18 +92,18 @@ def _rms_norm(t_BN: Tensor) -> float:
 
 @final
 class Readings:
-    """Readings of one epoch, averaged when it ends."""
+    """Running means of the readings of one epoch."""
 
     def __init__(self) -> None:
         self._of: dict[str, list[Reading]] = defaultdict(list)
 
     def add(self, readings: Mapping[str, Reading]) -> None:
-        """Keep the readings of one probe."""
+        """Add the readings of one probe."""
         for name, reading in readings.items():
             self._of[name].append(reading)
 
     def take(self) -> dict[str, dict[str, float]]:
-        """Means by layer and field, in the order of the layers; afterwards there are none."""
+        """Return the means by layer and field, and start again."""
         means = {
             name: {
                 field: sum(getattr(r, field) for r in readings) / len(readings)

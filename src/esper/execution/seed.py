@@ -1,4 +1,4 @@
-"""One slot of a layer: a state, a bound blueprint, and a kernel while there is one."""
+"""Seed: a slot of a layer with its state, bound blueprint, alpha and kernel."""
 
 from typing import Any, final
 
@@ -12,11 +12,11 @@ from esper.execution.kernel import Kernel, Recipe
 
 @final
 class Seed(nn.Module):
-    """One slot of a layer.
+    """Slot of a layer.
 
     Args:
         name: ``"layer:index"``, for messages.
-        blueprint: What this slot grows into; empty if that is left open.
+        blueprint: Name of the blueprint that it is bound to; empty for none.
         like: Tensor whose device and floating-point type alpha, and then the kernel, take on.
     """
 
@@ -35,7 +35,7 @@ class Seed(nn.Module):
         self.register_buffer("alpha", zero)
 
     def hold(self, kernel: Kernel) -> None:
-        """Take a kernel into the slot."""
+        """Put a kernel into the slot."""
         self.kernel, self.kernel_id, self.recipe = kernel.module, kernel.kernel_id, kernel.recipe
         self.alpha.zero_()
 
@@ -45,7 +45,7 @@ class Seed(nn.Module):
         self.alpha.zero_()
 
     def as_kernel(self) -> Kernel:
-        """What the slot holds.
+        """Kernel in the slot.
 
         Raises:
             LifecycleError: if it is empty.
@@ -55,7 +55,7 @@ class Seed(nn.Module):
         return Kernel(module=self.kernel, kernel_id=self.kernel_id, recipe=self.recipe)
 
     def to_json(self) -> dict[str, Any]:
-        """What a checkpoint must know of the slot beside its tensors."""
+        """State of the slot beside its tensors, for a checkpoint."""
         return {
             "state": str(self.state),
             "blueprint": self.blueprint,

@@ -1,4 +1,4 @@
-"""What the wrapped layers look like, seen in one forward pass on real data."""
+"""Specifications of the wrapped layers, observed in one forward pass on real data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from esper.execution.side_effect_free import side_effect_free
 @final
 @dataclass(slots=True)
 class _Call:
-    """One call of a layer: what went in, at which version of its memory, and what came out."""
+    """Call of a layer: input, version of its memory, output, and whether the host wrote into it."""
 
     x: Any
     version: int
@@ -31,17 +31,9 @@ class _Call:
 def observe_shapes(
     model: nn.Module, layers: Mapping[str, KasminaLayer], *, loss_fn: LossFn, batch: Any
 ) -> dict[str, LayerSpec]:
-    """Run the model once, in evaluation mode, without a trace, and describe each wrapped layer.
+    """Run the model once, in evaluation mode, and specify each wrapped layer.
 
-    Args:
-        model: The whole model.
-        layers: Its wrapped layers by name; each one's ``spec`` is set, and whether its host writes
-            into its input.
-        loss_fn: How a batch is put through the model.
-        batch: What ``loss_fn`` takes.
-
-    Returns:
-        The specification of each layer.
+    ``spec`` and ``mutates_input`` of every layer are set; the specifications are returned by name.
 
     Raises:
         KernelError: if the model fails on the batch, a layer is not used, or a layer does not map a
@@ -99,13 +91,9 @@ def _spec(layer: KasminaLayer, name: str, call: _Call | None) -> LayerSpec:
 def describe(
     host: nn.Module, x_shape: tuple[int, ...], y_shape: tuple[int, ...], *, name: str
 ) -> LayerSpec:
-    """Tell from the shapes that a host reads and writes what kind of layer it is.
+    """Specification of a layer from the shapes, batch first, that its host reads and writes.
 
-    Args:
-        host: The host layer; a convolution in it tells (B, C, L) from (B, T, F).
-        x_shape: Shape of its input, batch first.
-        y_shape: Shape of its output.
-        name: For the message.
+    A convolution in the host tells (B, C, L) from (B, T, F).
 
     Raises:
         KernelError: if the shapes are none that a blueprint could fit.
@@ -138,7 +126,7 @@ def _reads_channels(part: nn.Module) -> bool:
 
 
 def _geometry(host: nn.Module) -> dict[str, tuple[int, ...]]:
-    """How a host that is itself a convolution moves over its input."""
+    """Kernel size, stride, padding and dilation of a host that is itself a convolution."""
     if not isinstance(host, nn.Conv1d | nn.Conv2d) or host.padding == "same":
         return {}
     padding = (0,) * len(host.stride) if isinstance(host.padding, str) else host.padding

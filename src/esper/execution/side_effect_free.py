@@ -1,4 +1,4 @@
-"""A pass that leaves no trace: modes, buffers and every random state are put back afterwards."""
+"""Restore modes, buffers and random states after a pass."""
 
 import random  # noqa: TID251 (only to put the user's state back)
 from collections.abc import Iterator
@@ -10,23 +10,22 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from esper.execution.torch_compile import force_eager
+from esper.execution.fast_paths import force_eager
 
 
 @contextmanager
 def side_effect_free(
     model: nn.Module, *, training: bool | None = None, reads: object = None
 ) -> Iterator[None]:
-    """Run anything on the model and leave the model and all random states as they were.
+    """Restore the model's modes and buffers and all random states on leaving.
 
-    Parameters and their ``.grad`` are the caller's to leave alone. Inside, a compiled model runs
-    eagerly and no fused path passes a wrapped layer by, so that a pass on the side neither makes
-    the main pass recompile nor misses what it came for.
+    Parameters and ``.grad`` are not restored. Inside, a compiled model runs eagerly (the main pass
+    is not recompiled) and PyTorch's fused paths are off (every wrapped layer is called).
 
     Args:
-        model: Whose modes and buffers are put back.
-        training: Mode in which to run; ``None`` leaves each module's own.
-        reads: What batches are drawn from; the generators of a ``DataLoader`` are put back too.
+        model: The model.
+        training: Mode inside; ``None`` keeps that of each module.
+        reads: Source of batches; the generators of a ``DataLoader`` are restored too.
     """
     modules = list(model.modules())
     modes = [module.training for module in modules]
@@ -68,22 +67,22 @@ def _put_back(
 
 
 def training_like_mode(model: nn.Module) -> bool | None:
-    """Mode of a pass that is to be like training: the model's own while it trains.
+    """Mode for a pass that resembles training; in a training model every module keeps its own.
 
-    What the user keeps in evaluation mode, as the trunk of a frozen model, stays in it.
+    So a frozen trunk that is in evaluation mode stays in it.
     """
     return None if model.training else True
 
 
 def freeze_statistics(model: nn.Module) -> None:
-    """Let batch-norm layers use their running statistics, whatever the mode of the model."""
+    """Let batch-norm layers use their running statistics in any mode of the model."""
     for module in model.modules():
         if isinstance(module, _NormBase):
             module.training = False
 
 
 def keeps_statistics(model: nn.Module) -> bool:
-    """Whether any batch-norm layer keeps running statistics of its input."""
+    """True if any batch-norm layer keeps running statistics of its input."""
     return any(isinstance(m, _BatchNorm) and m.track_running_stats for m in model.modules())
 
 
@@ -94,7 +93,7 @@ def _cuda_devices(model: nn.Module) -> list[int]:
 
 
 def _generators(batches: Any) -> list[torch.Generator]:
-    """Generators that a loader and its samplers draw from, each once."""
+    """Generators of a loader and its samplers, each once."""
     sampler = getattr(batches, "sampler", None)
     owners = (batches, sampler, getattr(batches, "batch_sampler", None))
     found = [getattr(owner, "generator", None) for owner in owners]

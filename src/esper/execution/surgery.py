@@ -1,4 +1,4 @@
-"""Surgery: put seeds around chosen layers of a model, and take them out again."""
+"""Surgery: wrap chosen layers of a model with seeds, and unwrap them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -8,9 +8,8 @@ from torch import nn
 from esper.blueprints import BLUEPRINTS
 from esper.contracts.errors import ConfigError, LifecycleError, unknown_name
 from esper.execution import topology
-from esper.execution.fused_paths import enclosing_modules, fused_paths
+from esper.execution.fast_paths import drop_compiled_graphs, enclosing_modules, fused_paths
 from esper.execution.kasmina_layer import KasminaLayer
-from esper.execution.torch_compile import drop_compiled_graphs
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -27,7 +26,7 @@ def wrap(
     *,
     seeds_per_layer: int | None = None,
 ) -> M:
-    """Put a ``KasminaLayer`` around each named layer, in place; outputs stay equal bit for bit.
+    """Wrap each named layer in a ``KasminaLayer``, in place; outputs stay equal bit for bit.
 
     Args:
         model: Any module. Its layers keep their parameters, hooks, mode and ``requires_grad``.
@@ -36,12 +35,9 @@ def wrap(
         seeds_per_layer: Number of seeds instead: they take the default blueprints of the layer's
             kind (convolution or features) in turn. 4 if neither is given.
 
-    Returns:
-        The same model.
-
     Raises:
         ConfigError: if a name is unknown, wrapped already, shared, inside another named layer, or
-            a blueprint is unknown. The model is then untouched.
+            a blueprint is unknown. The model is then unchanged.
 
     Example:
         >>> model = wrap(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), ["0", "2"])
@@ -71,15 +67,11 @@ def wrap(
 
 
 def unwrap(model: M, *, discard_grown: bool = False) -> M:
-    """Put every host layer back in its place, in place.
-
-    Args:
-        model: A wrapped model.
-        discard_grown: Whether kernels that have a part in the output may be thrown away.
+    """Put every host layer back, in place.
 
     Raises:
-        LifecycleError: if a layer has grown and ``discard_grown`` is false; ``esper.harden`` keeps
-            what has grown.
+        LifecycleError: if a layer has grown, unless ``discard_grown`` lets its kernels go;
+            ``esper.harden`` keeps them.
     """
     layers = kasmina_layers(model)
     grown = [name for name, layer in layers.items() if layer.is_grown]
@@ -100,7 +92,7 @@ def unwrap(model: M, *, discard_grown: bool = False) -> M:
 
 
 def kasmina_layers(model: nn.Module) -> dict[str, KasminaLayer]:
-    """Every wrapped layer by its dotted name, in the order of the model."""
+    """Wrapped layers by dotted name, in the order of the model."""
     return {name: m for name, m in model.named_modules() if isinstance(m, KasminaLayer)}
 
 
@@ -186,7 +178,7 @@ def _checks(model: nn.Module) -> list[int]:
 
 
 def forget_topology(model: nn.Module) -> None:
-    """Let a model that has no wrapped layers any more load any state dict."""
+    """Remove the check of state dicts from a model without wrapped layers."""
     for module in model.modules():
         for key in _checks(module):
             del module._load_state_dict_pre_hooks[key]

@@ -1,7 +1,7 @@
-"""What a wrapped layer has grown, as JSON in its state dict; checked whole before it is rebuilt.
+"""Topology of a wrapped layer, as JSON in its state dict.
 
-The topology of a model travels with its state dict, so a fresh model, wrapped in the same way, is
-regrown by ``load_state_dict``. What cannot be rebuilt is refused before anything has changed.
+It travels with the state dict, so a fresh model, wrapped in the same way, is regrown by
+``load_state_dict``. A topology that cannot be rebuilt is refused before anything has changed.
 """
 
 import json
@@ -24,7 +24,7 @@ KEY = "_extra_state"
 @final
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A layer's topology, rebuilt and ready to be put in place."""
+    """Topology of a layer, rebuilt and ready to be put in place."""
 
     seeds: tuple[tuple[Mapping[str, Any], Recipe | None, nn.Module | None], ...]
     fossils: tuple[nn.Module, ...]
@@ -46,11 +46,11 @@ def pack(
 
 
 def plan(packed: Any, layer: str, seeds: Sequence[Seed], fossils: Sequence[nn.Module]) -> Plan:
-    """Rebuild what ``pack`` wrote, for a layer that has these seeds and fossils; change nothing.
+    """Rebuild a packed topology for a layer that has these seeds and fossils; change nothing.
 
     Raises:
         ConfigError: if it cannot be read, is from a newer version, has another number of seeds, or
-            holds a module of the user's own that is not there to take its place.
+            holds a custom module that is not loaded.
         KernelError: if a blueprint no longer builds what it built.
     """
     state = _read(packed, layer)
@@ -116,6 +116,6 @@ def _fossil(layer: str, record: Mapping[str, Any], present: nn.Module | None) ->
 
 
 def restore(seed: Seed, saved: Mapping[str, Any], recipe: Recipe | None) -> None:
-    """Set what a slot is, apart from its kernel."""
+    """Set the state of a slot, apart from its kernel."""
     seed.blueprint, seed.kernel_id = saved["blueprint"], saved["kernel_id"]
     seed.recipe, seed.state = recipe, SeedState(saved["state"])

@@ -1,4 +1,4 @@
-"""Histories: append-only logs of events, in memory, in one SQLite file or on a Redis server."""
+"""Stores: append-only logs of events, in memory, in one SQLite file or on a Redis server."""
 
 import re
 from pathlib import PurePath
@@ -28,7 +28,7 @@ _FORMS = "memory:, sqlite:///file.db, sqlite:////absolute/file.db, redis://host:
 
 
 def open_store(url: str) -> MetricsStore:
-    """Open the store that ``url`` names; the scheme says which kind.
+    """Open the store at a URL.
 
     Args:
         url: ``memory:``; ``sqlite:///history.db`` (relative to the working directory) or
@@ -37,9 +37,8 @@ def open_store(url: str) -> MetricsStore:
             has its name as scheme.
 
     Raises:
-        ConfigError: if the URL names no known store or is not complete; the message says how it
-            is written.
-        StoreError: if the place cannot be opened; the message says why and what to do.
+        ConfigError: if the URL names no known store or is not complete.
+        StoreError: if the place cannot be opened.
 
     Example:
         >>> open_store("memory:").append([])

@@ -1,4 +1,4 @@
-"""What running code writes through: a store may fail or be slow, the training goes on."""
+"""Journal: a write buffer before a store, so that a slow or failing one stops no training."""
 
 import atexit
 import logging
@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import islice
 from threading import Lock, RLock, Thread
-from types import TracebackType
 from typing import Self, final
 from weakref import WeakValueDictionary
 
@@ -29,23 +28,22 @@ _PAUSE_PER_COST = 20  # a try that hangs for its timeout takes at most a twentie
 
 @final
 class Journal:
-    """A store that never fails its writer.
+    """Write buffer whose `append` never fails because of the store.
 
     While the store fails, events wait here, in order and without a limit, and are delivered when
-    it answers again; operation ids make the repetition safe. Between two tries passes a pause that
-    doubles from 0.5 s to 300 s and is at least twenty times as long as the failed try took. One
-    WARNING is logged when the store fails and one when everything is delivered.
+    it answers again; operation ids make the repetition safe. The pause between two tries doubles
+    from 0.5 s to 300 s and is at least twenty times as long as the failed try took. One WARNING is
+    logged when the store fails and one when everything is delivered.
 
-    What may be written a moment later is handed over with `later`, which costs next to nothing. It
-    is written, in its place, before anything else that is written or read here, at the latest 50 ms
-    after `soon` by a thread of the journal's own, and when the interpreter ends in the normal way
-    (docs/decisions/0019 says what a process that is killed may lose).
+    Events given to `later` are written in their place before anything else is written or read
+    here, at the latest 50 ms after `soon` by a background thread, and at the normal end of the
+    interpreter (docs/decisions/0019: losses of a process that is killed).
 
     Safe to use from several threads, which wait for one another's writes.
 
     Args:
         store: Where the events go; closed by ``close``.
-        clock: Seconds, growing; for tests.
+        clock: Monotonic seconds, for tests.
 
     Attributes:
         store: The store itself.
@@ -68,26 +66,26 @@ class Journal:
 
     @property
     def waiting(self) -> int:
-        """How many events the store has not taken yet; they are in this process's memory only."""
+        """Number of events that are in this process's memory only."""
         return len(self._waiting) + len(self._later)
 
     def undelivered(self) -> list[Event]:
-        """The events that wait, for whoever can keep them safe meanwhile."""
+        """Events that wait, so that a checkpoint can keep them."""
         with self._lock:
             self._catch_up()
             return list(self._waiting)
 
     def later(self, event: Event | Callable[[], Event]) -> None:
-        """Write ``event`` with the next that is written, or when `soon` or `catch_up` is called.
+        """Write ``event`` with the next that is written, or after `soon` or `catch_up`.
 
         Args:
-            event: Or what makes it, once, in whatever thread writes; it must not depend on anything
-                that changes until then.
+            event: Event, or a function that makes it, called once in the thread that writes; it
+                must not depend on anything that changes until then.
         """
         self._later.append(event)
 
     def soon(self) -> None:
-        """See to it that what was handed over for `later` is written within 50 ms or so.
+        """Write the events of `later` within about 50 ms.
 
         Raises:
             StoreError: if this journal was closed.
@@ -98,7 +96,7 @@ class Journal:
             self._begin_to_tick()
 
     def catch_up(self) -> None:
-        """Write now what was handed over for `later`, as ``append_all`` does.
+        """Write the events of `later` now.
 
         Raises:
             ConfigError: if an event is not plain JSON; all others are written.
@@ -124,12 +122,12 @@ class Journal:
             self._check_open()
             try:
                 self._catch_up()
-            finally:  # what was wrong with others is no reason not to write these
+            finally:  # a fault in earlier events does not hold these up
                 if events:
                     self._write(events)
 
     def flush(self) -> None:
-        """Try now to deliver what waits.
+        """Deliver the events that wait.
 
         Raises:
             StoreError: if the store still fails; the events keep waiting.
@@ -151,14 +149,14 @@ class Journal:
         run: str | None = None,
         kinds: Collection[str] | None = None,
     ) -> Iterator[tuple[str, Event]]:
-        """Read the store, as ``MetricsStore.read`` does; what waits here is not in it yet."""
-        for journal in _journals():  # who reads finds what was chosen in the same process
+        """Read the store, as ``MetricsStore.read``; events that wait are not in it yet."""
+        for journal in _journals():  # events that other journals of this process hold for later
             if journal.store is self.store:
                 journal._catch_up_alone()
         return self.store.read(after, scope=scope, run=run, kinds=kinds)
 
     def close(self) -> None:
-        """Deliver what can be delivered and close the store; again does nothing.
+        """Deliver the events that wait and close the store; again does nothing.
 
         Raises:
             StoreError: if events are lost; the message says how many and why.
@@ -180,12 +178,7 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _begin_to_tick(self) -> None:
@@ -219,11 +212,11 @@ class Journal:
             with self._lock:
                 if not self._closed:
                     self._catch_up()
-        except EsperError as error:  # nobody called who could be told
+        except EsperError as error:  # no caller could catch it
             logger.error("an event could not be written: %s", error)  # noqa: TRY400 (expected)
 
     def _after_fork(self) -> None:
-        # The parent writes what waited; its thread, and whoever held the lock, are not here.
+        # The parent writes what waited; its thread, and the holder of the lock, are not here.
         self._lock, self._beginning = RLock(), Lock()
         self._later.clear()
         self._ticking = False
@@ -311,7 +304,7 @@ class Journal:
 
 
 _ALL: WeakValueDictionary[int, Journal] = WeakValueDictionary()
-"""Any of them may have something to write when the interpreter ends."""
+"""Journals of this process, for its normal end and for forks."""
 
 
 def _journals() -> list[Journal]:

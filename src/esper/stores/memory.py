@@ -1,4 +1,4 @@
-"""A history in memory: a list, gone with the process."""
+"""MemoryStore: a list of events, gone with the process."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
@@ -15,9 +15,9 @@ from esper.stores.payload import checked, chosen, copied
 
 @final
 class MemoryStore(MetricsStore):
-    """The store of someone who keeps nothing; also the reference for what the others must do.
+    """Store in memory; the reference for the laws. Safe to use from several threads.
 
-    Safe to use from several threads. A position is the number of events up to and including it.
+    A position is the number of events up to and including it.
     """
 
     durable: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""Events as JSON: what is refused, and how the rest is written so that it comes back equal."""
+"""Events as JSON: checking, copying, encoding and decoding without loss."""
 
 import json
 from collections.abc import Collection, Iterable, Mapping
@@ -14,30 +14,30 @@ _ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 
 def checked(events: Iterable[Event]) -> list[Event]:
-    """Copies of ``events`` that nobody else can change, of JSON types only.
+    """Deep copies of ``events``, of JSON types only.
 
     Raises:
-        ConfigError: if JSON would not give the same back: NaN, infinity, a tuple, a key that is
-            not a string, any other object. The message says where in the event it stands.
+        ConfigError: naming the place of a value that JSON would not give back equal: NaN, infinity,
+            a tuple, a key that is not a string, any other object.
     """
     return [_checked(event) for event in events]
 
 
 def copied(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A deep copy of an event's data, so that the reader may change what it got."""
+    """Deep copy of an event's data."""
     return _copied_mapping(data, "data")
 
 
 def encode(data: Mapping[str, Any]) -> str:
-    """The data of a checked event as JSON, ASCII only, so that every string survives."""
+    """Data of a checked event as JSON, ASCII only, so that every string survives."""
     return _ENCODER.encode(data)
 
 
 def decode(text: str | bytes) -> dict[str, Any]:
-    """What ``encode`` was given.
+    """Data from the JSON that ``encode`` wrote.
 
     Raises:
-        StoreError: if this is no JSON object; something else has written here.
+        StoreError: if it is no JSON object.
     """
     try:
         data = json.loads(text)
@@ -49,7 +49,7 @@ def decode(text: str | bytes) -> dict[str, Any]:
 
 
 def chosen(kinds: Collection[str] | None) -> frozenset[str] | None:
-    """The kinds to read, as a set.
+    """Kinds to read, as a set.
 
     Raises:
         ConfigError: if ``kinds`` is one string, which would be taken letter by letter.

@@ -1,4 +1,4 @@
-"""A history on a Redis or Valkey server, which any number of machines may share."""
+"""RedisStore: a stream on a Redis or Valkey server, shared by any number of machines."""
 
 import inspect
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -58,15 +58,15 @@ class RedisStore(MetricsStore):
     """One stream, and the set of operation ids in it; neither ever expires.
 
     A batch is appended by one Lua script, so it is whole or absent, and a batch that is sent again
-    because the answer was lost counts once. Positions are the ids of the stream. What is kept is
-    what the server keeps: give it an append-only file (``appendonly yes``). Reads filter on this
-    side: a read costs what the whole log weighs, so give unlike projects keys of their own.
+    because the answer was lost counts once. Positions are the ids of the stream. Durability is the
+    server's: give it an append-only file (``appendonly yes``). Reads filter on the client's side
+    and transfer the whole log, so give unlike projects different keys.
 
     Args:
         client: A ``redis.Redis`` or ``redis.RedisCluster``, used as it is (its timeouts and
             retries, ``decode_responses`` on or off) and left open by ``close``; or a
             ``redis.asyncio.Redis``, **of which only the address, login and timeouts are used**, to
-            make a synchronous client of our own: a write then belongs to no event loop.
+            make a synchronous client: a write then belongs to no event loop.
         key: First part of the three keys, ``{key}:events``, ``{key}:op_ids``, ``{key}:schema``;
             the braces keep them on one node of a cluster.
 

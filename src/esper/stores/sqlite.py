@@ -1,4 +1,4 @@
-"""A history in one SQLite file, which any number of processes of one machine may share."""
+"""SqliteStore: one file, shared by any number of processes of one machine."""
 
 import os
 import sqlite3
@@ -53,7 +53,7 @@ _WAYS_OUT = {
 
 @final
 class SqliteStore(MetricsStore):
-    """The embedded default: one table in one file, in write-ahead mode.
+    """Embedded default: one table in one file, in write-ahead mode.
 
     Safe to use from several threads; each process opens its own. Every append is one transaction
     that takes the write lock first (``BEGIN IMMEDIATE``): writers queue instead of failing, and
@@ -62,7 +62,7 @@ class SqliteStore(MetricsStore):
 
     Args:
         path: The file; it and its folder are made if missing, and nothing is ever overwritten.
-        busy_timeout_s: How long to wait for another process's write, in seconds, >= 0.
+        busy_timeout_s: Longest wait for another process's write, in seconds, >= 0.
 
     Raises:
         StoreError: if the file is not ours, newer, damaged, locked or read-only.

@@ -1,6 +1,6 @@
-"""Real problems that come with Esper: data, a host that is too small, and how it is trained.
+"""Tasks: real data, a host that is too small, and its training.
 
-Importing this room does not import torch; the first task that is loaded does.
+torch is imported with the first task that is loaded.
 """
 
 from typing import TYPE_CHECKING

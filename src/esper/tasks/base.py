@@ -1,4 +1,4 @@
-"""What every task is: data split once and for all, a host that is too small, and its training."""
+"""Task: the contract of a classification problem with fixed splits, host and training."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -25,12 +25,12 @@ EVALUATION_BATCH = 1024
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """The three parts of a task's data, each (inputs, targets); not to be modified.
+    """Parts of a task's data, each (inputs, targets); not to be modified.
 
     Attributes:
-        train: What the network is trained on.
+        train: For training.
         validation: Held out; judges grafts and decides which are kept.
-        test: Held out from those decisions too; for the number in a report.
+        test: Held out from those decisions too; for reports.
     """
 
     train: Batch
@@ -40,12 +40,12 @@ class Splits:
 
 @final
 class Batches:
-    """Consecutive batches of a part, as often as they are asked for.
+    """Consecutive batches of a part; can be iterated any number of times.
 
     Args:
         part: Inputs (N, ...) and targets (N,).
         size: Examples of a batch, >= 1; the last batch may have fewer.
-        order: Indices into the part, the order in which examples come; by default as they stand.
+        order: Indices into the part, by default ascending.
     """
 
     def __init__(self, part: Batch, size: int, order: Tensor | None = None) -> None:
@@ -64,23 +64,22 @@ class Batches:
 
 
 class Task(ABC):
-    """A classification problem with everything that ``esper train`` needs to know about it.
+    """Classification problem for ``esper train``.
 
-    A subclass is a ``@final`` class without settings that sets the class attributes and writes
-    ``read`` and ``build_host``; ``esper.testing.task_laws`` says what it must keep.
+    A subclass is a ``@final`` class without settings that sets the class attributes, writes
+    ``read`` and ``build_host``, and passes ``esper.testing.task_laws``.
 
     Attributes:
-        name: Its name in the table.
-        description: One line for a person.
+        name: Name in the table.
+        description: One line for lists.
         layers: Dotted names of the host's layers that may grow.
         seeds: Blueprint of each seed of every such layer; all fit all layers.
         width: Hidden units or channels of the host, too few on purpose.
-        default_epochs: How long a run lasts.
+        default_epochs: Length of a run.
         batch_size: Training examples of a step.
         default_budget: Parameters that growth may add in all.
         learning_rate: Of AdamW, constant.
         weight_decay: Of AdamW, decoupled.
-        metric: What ``accuracy_fn`` measures, for tables.
     """
 
     name: ClassVar[str]
@@ -93,7 +92,6 @@ class Task(ABC):
     default_budget: ClassVar[int]
     learning_rate: ClassVar[float]
     weight_decay: ClassVar[float]
-    metric: ClassVar[str] = "accuracy"
 
     @abstractmethod
     def read(self) -> Splits:
@@ -101,21 +99,18 @@ class Task(ABC):
 
     @abstractmethod
     def build_host(self, width: int) -> nn.Module:
-        """Make the host with ``width`` hidden units or channels, drawing from torch's CPU state."""
+        """Build the host of this width, drawing from torch's CPU random state."""
 
     @final
     def load(self) -> Splits:
-        """The data, read once per process."""
+        """Data, read once per process."""
         return _read_once(type(self))
 
     @final
     def host(self, seed: int, *, width: int | None = None) -> nn.Module:
-        """A new host with the initial weights of ``seed``; torch's own random state is untouched.
+        """New host with the initial weights of ``seed``; torch's random state is restored.
 
-        Args:
-            seed: Any integer.
-            width: Hidden units or channels; by default the task's. A wider host is the static
-                network that growth is compared with.
+        A ``width`` above the task's gives the static network that growth is compared with.
 
         Raises:
             ConfigError: if ``width`` is less than 1.
@@ -129,7 +124,7 @@ class Task(ABC):
             return self.build_host(width)
 
     def optimizer(self, model: nn.Module) -> Optimizer:
-        """The optimizer of a run, over all of the model's trainable parameters."""
+        """Optimizer of a run, over all of the model's trainable parameters."""
         trainable = [p for p in model.parameters() if p.requires_grad]
         # Fused: one call for all parameters; these hosts are so small that the calls are the cost.
         return AdamW(trainable, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
@@ -149,7 +144,7 @@ class Task(ABC):
     def train_batches(self, epoch: int, seed: int) -> Batches:
         """Every training example once, in an order that depends on ``seed`` and ``epoch`` alone.
 
-        A run that is resumed at some epoch therefore sees what it would have seen.
+        So a resumed run sees the same batches.
 
         Raises:
             ConfigError: if ``epoch`` or ``seed`` is negative.
@@ -163,12 +158,12 @@ class Task(ABC):
 
     @final
     def validation_batches(self) -> Batches:
-        """The validation part in large batches, always the same."""
+        """Validation part in large batches, always the same."""
         return self._held_out("validation")
 
     @final
     def test_batches(self) -> Batches:
-        """The test part in large batches, always the same."""
+        """Test part in large batches, always the same."""
         return self._held_out("test")
 
     def _held_out(self, part: Literal["validation", "test"]) -> Batches:

@@ -1,4 +1,4 @@
-"""The arrays that come with the package; ``data/NOTICE.md`` says whose they are."""
+"""Data files of the tasks; their sources and licences are in ``data/NOTICE.md``."""
 
 from importlib.resources import files
 
@@ -12,12 +12,10 @@ from esper.tasks.base import Splits
 
 
 def load_standardised(name: str, *, each_feature: bool) -> Splits:
-    """Read ``data/<name>.npz``, standardised with the mean and deviation of the training part.
+    """Read ``data/<name>.npz``, standardised with mean and deviation of the training part.
 
-    Args:
-        name: Of the file, without its ending.
-        each_feature: Standardise every feature by itself; otherwise all pixels or samples alike,
-            so that a constant border stays a constant border.
+    ``each_feature`` standardises every feature by itself; otherwise all pixels or samples alike, so
+    that a constant border stays constant.
     """
     with (files("esper.tasks") / "data" / f"{name}.npz").open("rb") as file, np.load(file) as saved:
         inputs = torch.from_numpy(saved["inputs"].astype(np.float32))

@@ -1,4 +1,4 @@
-"""Handwritten digits of 8 x 8 pixels; one of the layers that grow is a block of three."""
+"""Handwritten digits of 8 x 8 pixels, with a wrapped block of three layers."""
 
 from collections import OrderedDict
 from typing import final

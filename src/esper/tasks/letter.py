@@ -1,4 +1,4 @@
-"""Capital letters in twenty fonts, told from sixteen measurements of their picture."""
+"""Capital letters in twenty fonts, from sixteen measurements of their picture."""
 
 from collections import OrderedDict
 from typing import final

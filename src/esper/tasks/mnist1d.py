@@ -1,4 +1,4 @@
-"""Digits drawn as noisy, shifted, sheared curves of forty samples."""
+"""Digits as noisy, shifted, sheared curves of forty samples."""
 
 from collections import OrderedDict
 from typing import final
@@ -14,7 +14,7 @@ from esper.tasks.data_files import load_standardised
 class Mnist1d(Task):
     """MNIST-1D: 5,000 curves of 40 samples and 10 classes, made by the authors' own generator.
 
-    Split anew, so a test accuracy is close to, but not the same as, one of the published table.
+    Split anew, so a test accuracy is close to, but not the same as, that of the published table.
 
     Source:
         Greydanus & Kobak (2024), Scaling down deep learning with MNIST-1D, ICML.

@@ -1,4 +1,4 @@
-"""What every blueprint must do, for every layer that it fits.
+"""Laws of blueprints, for every layer that one fits.
 
 Subclass ``BlueprintLaws`` (and ``SequenceLaws`` where it fits sequences) and give it a ``case``::
 
@@ -8,8 +8,10 @@ Subclass ``BlueprintLaws`` (and ``SequenceLaws`` where it fits sequences) and gi
             return request.param
 """
 
+# ruff: noqa: D102 (the name of a law is what it says)
+
 import copy
-import pickle  # noqa: TID251 (the law is that a traced kernel can be pickled by whoever wants to)
+import pickle  # noqa: TID251 (the law is that a traced kernel can be pickled)
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast, final
@@ -44,13 +46,13 @@ SPECS = (
         stride=(2, 2),
     ),
 )
-"""One layer of each sort: same and other sizes; equal, halved (ceil, floor) and valid extents."""
+"""Layers of each kind: same and other sizes; equal, halved (ceil, floor) and valid extents."""
 
 
 @final
 @dataclass(frozen=True)
 class Case:
-    """A blueprint and a layer that it fits."""
+    """Blueprint and a layer that it fits."""
 
     blueprint: Blueprint
     spec: LayerSpec
@@ -63,20 +65,20 @@ class Case:
 
     @property
     def ample(self) -> int:
-        """A budget at which the kernel has several units, if it can."""
+        """Budget at which the kernel has several units, if it can."""
         return 12 * self.blueprint.count(self.spec, 1)
 
     def build(self, *, seed: int = 0, **settings: Any) -> nn.Module:
-        """A kernel of the ample budget."""
+        """Kernel of the ample budget."""
         return self.blueprint.build(self.spec, budget=self.ample, seed=seed, **settings)
 
     def awake(self, **settings: Any) -> nn.Module:
-        """A kernel whose parameters, the ones born zero too, are all random."""
+        """Kernel whose parameters, also those born zero, are random."""
         return awaken(self.build(**settings))
 
 
 def cases(blueprints: Iterable[Blueprint], specs: Iterable[LayerSpec] = SPECS) -> list[Case]:
-    """Every pair of a blueprint and a layer that it fits."""
+    """Pairs of a blueprint and a layer that it fits."""
     layers = list(specs)
     return [Case(b, spec) for b in blueprints for spec in layers if not b.objection(spec)]
 
@@ -90,7 +92,7 @@ def example(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Tensor:
-    """A random input of the layer; ``length`` is that of a sequence."""
+    """Random input of the layer; ``length`` is that of a sequence."""
     if spec.kind == "features":
         shape: tuple[int, ...] = (batch, spec.in_size)
     elif spec.kind == "sequence":
@@ -118,20 +120,18 @@ def awaken(kernel: nn.Module, *, seed: int = 1) -> nn.Module:
 
 
 def close(a: Tensor, b: Tensor) -> bool:
-    """Equal up to the rounding of another order of additions, in float32."""
+    """True if equal up to the rounding of another order of additions, in float32."""
     return torch.allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 class BlueprintLaws:
-    """The laws; a subclass gives the fixture ``case``."""
+    """Laws of every kernel; a subclass gives the fixture ``case``."""
 
     @pytest.fixture
     def case(self, request: pytest.FixtureRequest) -> Case:
-        """A blueprint and a layer that it fits."""
         raise NotImplementedError("give the fixture `case`, parametrised over cases(...)")
 
     def test_says_what_it_is(self, case: Case) -> None:
-        """Name, description and kinds are there, and an unfit kind is refused with a reason."""
         blueprint = case.blueprint
         assert blueprint.name
         assert blueprint.kinds
@@ -143,14 +143,12 @@ class BlueprintLaws:
             blueprint.build(other, budget=1000, seed=0)
 
     def test_exactly_zero_at_birth(self, case: Case) -> None:
-        """A new kernel adds nothing, in training and in evaluation, whatever it reads."""
         kernel, x = case.build(), 100 * example(case.spec)
         for module in (kernel.train(), kernel.eval()):
             assert torch.count_nonzero(module(x)) == 0
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
     def test_keeps_shape_and_dtype(self, case: Case, dtype: torch.dtype) -> None:
-        """The kernel writes what the layer writes, in the dtype that it was built for."""
         kernel, x = case.awake(dtype=dtype), example(case.spec, dtype=dtype)
         y = kernel(x)
         assert y.shape == written_shape(case.spec, x)
@@ -159,12 +157,10 @@ class BlueprintLaws:
         assert {p.dtype for p in kernel.parameters()} == {dtype}
 
     def test_moves_to_another_dtype(self, case: Case) -> None:
-        """``.to()`` takes everything along."""
         y = case.awake().to(torch.float64)(example(case.spec, dtype=torch.float64))
         assert y.dtype == torch.float64
 
-    def test_autocast(self, case: Case) -> None:
-        """Under autocast it stays zero at birth, and once awake stays near full precision."""
+    def test_autocast_keeps_zero_at_birth_and_stays_near_full_precision(self, case: Case) -> None:
         x = example(case.spec)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             born, y = case.build()(x), case.awake()(x)
@@ -172,7 +168,6 @@ class BlueprintLaws:
         assert torch.allclose(y.float(), case.awake()(x), rtol=0.1, atol=0.1)
 
     def test_every_parameter_learns_within_two_steps(self, case: Case) -> None:
-        """No parameter is dead: not zero times zero, not cut off from the output."""
         kernel, x = case.build(), example(case.spec, batch=16)
         target = torch.randn(
             written_shape(case.spec, x), generator=torch.Generator().manual_seed(2)
@@ -189,7 +184,6 @@ class BlueprintLaws:
         assert reached == {name for name, _ in kernel.named_parameters()}
 
     def test_the_seed_is_the_only_randomness(self, case: Case) -> None:
-        """Same seed, same weights; and the global random state is left bit for bit as it was."""
         torch.manual_seed(7)
         before = torch.get_rng_state()
         first = case.build(seed=3).state_dict()
@@ -204,13 +198,11 @@ class BlueprintLaws:
         assert drawn or case.blueprint.fixed_size
 
     def test_state_goes_into_a_fresh_build(self, case: Case) -> None:
-        """A state_dict loads into a kernel built from other random numbers; outputs are equal."""
         kernel, fresh, x = case.awake(), case.build(seed=9), example(case.spec)
         fresh.load_state_dict(kernel.state_dict())
         assert torch.equal(fresh(x), kernel(x))
 
     def test_a_deep_copy_is_equal_and_apart(self, case: Case) -> None:
-        """A copy computes the same, and training it does not touch the first."""
         kernel, x = case.awake(), example(case.spec)
         y, twin = kernel(x), copy.deepcopy(kernel)
         assert torch.equal(twin(x), y)
@@ -218,7 +210,6 @@ class BlueprintLaws:
         assert torch.equal(kernel(x), y)
 
     def test_nothing_but_parameters(self, case: Case) -> None:
-        """No statistics and no dropout: neither mode nor use changes what it computes."""
         kernel, x = case.awake(), example(case.spec)
         assert not list(kernel.buffers())
         assert all(parameter.requires_grad for parameter in kernel.parameters())
@@ -227,14 +218,12 @@ class BlueprintLaws:
         assert torch.equal(kernel.eval()(x), y)
 
     def test_examples_do_not_see_each_other(self, case: Case) -> None:
-        """Each example's output is its own, at any batch size."""
         kernel, x = case.awake(), example(case.spec, batch=7)
         alone = torch.cat([kernel(x[i : i + 1]) for i in range(7)])
         assert close(kernel(x), alone)
         assert kernel(x[:0]).shape == written_shape(case.spec, x[:0])
 
     def test_traced_it_is_plain_torch(self, case: Case) -> None:
-        """``torch.fx`` makes of it a module that computes the same and can be pickled."""
         kernel = case.awake()
         traced = fx.symbolic_trace(kernel)
         assert not [m for m in traced.modules() if type(m).__module__.startswith("esper")]
@@ -247,7 +236,6 @@ class BlueprintLaws:
             assert torch.equal(loaded(x), kernel(x))
 
     def test_exports_with_any_batch(self, case: Case) -> None:
-        """``torch.export`` with a dynamic batch computes the same."""
         kernel = case.awake().eval()
         batch = torch.export.Dim("batch", min=1, max=64)
         exported = torch.export.export(
@@ -258,7 +246,6 @@ class BlueprintLaws:
             assert close(exported(x), kernel(x))
 
     def test_compiles_in_one_graph(self, case: Case) -> None:
-        """``torch.compile(fullgraph=True)`` computes the same, and so do its gradients."""
         torch.compiler.reset()
         kernel, x = case.awake(), example(case.spec)
         twin = copy.deepcopy(kernel)
@@ -273,7 +260,6 @@ class BlueprintLaws:
             assert torch.allclose(got.grad, wanted.grad, rtol=1e-3, atol=1e-4)
 
     def test_the_smallest_budget_is_named(self, case: Case) -> None:
-        """One parameter less than the smallest kernel is an error that says how many it needs."""
         fewest = case.blueprint.count(case.spec, 1)
         with pytest.raises(KernelError, match=rf"too small .* smallest kernel has {fewest}$"):
             case.blueprint.build(case.spec, budget=fewest - 1, seed=0)
@@ -281,7 +267,6 @@ class BlueprintLaws:
         assert sum(p.numel() for p in kernel.parameters()) == fewest, describe(case.spec)
 
     def test_the_budget_is_used(self, case: Case) -> None:
-        """The widest kernel within the budget: one unit more would exceed it or be of no use."""
         blueprint, spec = case.blueprint, case.spec
         widest, fewest = blueprint.widest(spec), blueprint.count(spec, 1)
         for budget in (10 * fewest, 17 * fewest, 40 * fewest + 1):
@@ -295,16 +280,14 @@ class BlueprintLaws:
 
 
 class SequenceLaws:
-    """What else holds for the kernels of a sequence; a subclass gives the fixture ``case``."""
+    """Laws of the kernels of a sequence; a subclass gives the fixture ``case``."""
 
     @pytest.fixture
     def case(self, request: pytest.FixtureRequest) -> Case:
-        """A blueprint and a sequence layer that it fits."""
         raise NotImplementedError("give the fixture `case`, parametrised over cases(...)")
 
     @pytest.mark.parametrize("length", [1, 2, 11])
     def test_any_length_and_never_the_future(self, case: Case, length: int) -> None:
-        """A sequence of any length; what comes later never changes what was written before."""
         kernel, x_BTF = case.awake(), example(case.spec, length=length)
         y_BTG = kernel(x_BTF)
         assert y_BTG.shape == written_shape(case.spec, x_BTF)

@@ -1,4 +1,4 @@
-"""What every store must do; subclass ``StoreLaws`` and say how yours is opened."""
+"""Laws of stores; subclass ``StoreLaws`` with a fixture ``make`` that opens one."""
 # ruff: noqa: D102 (the name of a law is what it says)
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,31 +29,29 @@ ODD_DATA: dict[str, Any] = {
 
 
 def event(number: int, **names: str) -> Event:
-    """The event ``op-<number>``; its data holds the number."""
+    """Event ``op-<number>``; its data holds the number."""
     fields = {"kind": "outcome", "scope": "s", "run": "r"} | names
     return Event(f"op-{number}", data={"number": number}, **fields)  # type: ignore[arg-type]  # names
 
 
 def numbers(pairs: Iterator[tuple[str, Event]]) -> list[int]:
-    """The numbers of events made by ``event``, in the order read."""
+    """Numbers of events made by ``event``, in the order read."""
     return [found.data["number"] for _, found in pairs]
 
 
 class StoreLaws:
-    """Laws; the fixture ``make`` must be overridden.
+    """Laws of every store.
 
-    It gives a callable that opens *the same place* each time, which is empty at first and belongs
-    to this test alone. Stores that ``make`` opens are the test's to close.
+    The fixture ``make`` gives a callable that opens *the same place* each time, which is empty at
+    first and belongs to this test alone; the test closes the stores that it opens.
     """
 
     @pytest.fixture
     def make(self) -> Make:
-        """Open the place again."""
         raise NotImplementedError("override the fixture 'make'")
 
     @pytest.fixture
     def store(self, make: Make) -> Iterator[MetricsStore]:
-        """A store over an empty place."""
         with make() as opened:
             yield opened
 

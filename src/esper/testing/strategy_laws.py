@@ -1,4 +1,4 @@
-"""What every strategy must do. Subclass with a fixture ``make`` that returns a new strategy.
+"""Laws of strategies. Subclass with a fixture ``make`` that returns a new strategy.
 
 ```python
 class TestMine(StrategyLaws):
@@ -285,7 +285,7 @@ class StrategyLaws:
 def _loop(
     selector: SeedSelector, gains: Sequence[float], *, choices: int, seed: int = 0
 ) -> list[float]:
-    """The document's loop: choose, measure, record. Returns the true gain of each choice."""
+    """Choose, measure and record; returns the true gain of each choice."""
     random, earned = Random(seed), []
     for epoch in range(choices):
         context = SelectionContext(current_epoch=epoch)
@@ -297,13 +297,10 @@ def _loop(
 
 
 class _Troubled:
-    """Choices in two layers, whose outcomes come late, never or twice.
+    """Loop over two layers whose outcomes come late, never or twice.
 
-    Args:
-        strategy: Who chooses.
-        tracker: What is known.
-        like: Whose place is taken: it goes on from its selector's state.
-        with_tracker: Whether from that of its tracker too.
+    ``like`` is a loop to continue: from the state of its selector, ``with_tracker`` also from that
+    of its tracker.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What every task must do.
+"""Laws of tasks.
 
 Subclass ``TaskLaws`` and give it a ``task``::
 
@@ -22,30 +22,30 @@ from esper.tasks.base import Batch, Batches, Splits, Task
 
 
 def equal(one: Batch, other: Batch) -> bool:
-    """Whether inputs and targets are the same bit for bit."""
+    """True if inputs and targets are the same bit for bit."""
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def same_weights(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two models have the same state, name by name and bit for bit."""
+    """True if two models have the same state, name by name and bit for bit."""
     a, b = one.state_dict(), other.state_dict()
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def joined(batches: Batches) -> Batch:
-    """All examples of all batches, in their order."""
+    """Examples of all batches, in order."""
     inputs, targets = zip(*batches, strict=True)
     return torch.cat(inputs), torch.cat(targets)
 
 
 def examples(inputs: Tensor, targets: Tensor) -> list[tuple[bytes, int]]:
-    """The examples as values that can be compared, sorted."""
+    """Examples as values that can be compared, sorted."""
     rows = inputs.flatten(1).numpy()
     return sorted((row.tobytes(), label) for row, label in zip(rows, targets.tolist(), strict=True))
 
 
 def train(task: Task, model: nn.Module, steps: int) -> None:
-    """Take so many steps of epoch 0, fewer if it is shorter."""
+    """Take at most so many steps of epoch 0."""
     optimizer = task.optimizer(model)
     for _, batch in zip(range(steps), task.train_batches(0, 0), strict=False):
         optimizer.zero_grad()
@@ -60,16 +60,14 @@ def mean_loss(task: Task, model: nn.Module) -> float:
 
 
 class TaskLaws:
-    """Laws; the fixture ``task`` must be overridden."""
+    """Laws of every task; a subclass gives the fixture ``task``."""
 
     @pytest.fixture
     def task(self) -> Task:
-        """The task under test."""
         raise NotImplementedError("override the fixture 'task'")
 
     @pytest.fixture
     def splits(self, task: Task) -> Splits:
-        """Its data."""
         return task.load()
 
     # Data
