@@ -12,8 +12,8 @@ from esper.contracts.config import Config
 from esper.contracts.errors import ConfigError
 from esper.execution.counterfactual import evaluate
 from esper.execution.kasmina_layer import KasminaLayer
-from esper.execution.side_effect_free import side_effect_free
 from esper.execution.shapes import observe_shapes
+from esper.execution.side_effect_free import side_effect_free
 from esper.services.tamiyo.assignment import Assignment
 from esper.services.tamiyo.blueprint_integration import smallest_kernels
 from esper.services.tamiyo.graft import Training
