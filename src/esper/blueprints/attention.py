@@ -46,7 +46,7 @@ class Attention(Blueprint):
 
 @final
 class AttentionKernel(nn.Module):
-    """See ``Attention``."""
+    """Kernel of ``Attention``."""
 
     def __init__(self, in_size: int, out_size: int, width: int, *, causal: bool) -> None:
         super().__init__()

@@ -50,7 +50,7 @@ class CausalMixer(Blueprint):
 
 @final
 class CausalMixerKernel(nn.Module):
-    """See ``CausalMixer``."""
+    """Kernel of ``CausalMixer``."""
 
     def __init__(self, in_size: int, out_size: int, width: int, window: int) -> None:
         super().__init__()

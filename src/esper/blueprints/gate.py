@@ -41,7 +41,7 @@ class Gate(Blueprint):
 
 @final
 class GateKernel(nn.Module):
-    """See ``Gate``."""
+    """Kernel of ``Gate``."""
 
     def __init__(self, in_size: int, out_size: int, width: int) -> None:
         super().__init__()

@@ -42,7 +42,7 @@ class Scale(Blueprint):
 
 @final
 class ScaleKernel(nn.Module):
-    """See ``Scale``; ``shape`` broadcasts against an input without its batch."""
+    """Kernel of ``Scale``; ``shape`` broadcasts against an input without its batch."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()

@@ -45,7 +45,7 @@ class SqueezeExcite(Blueprint):
 
 @final
 class SqueezeExciteKernel(nn.Module):
-    """See ``SqueezeExcite``."""
+    """Kernel of ``SqueezeExcite``."""
 
     def __init__(self, spec: LayerSpec, width: int) -> None:
         super().__init__()
