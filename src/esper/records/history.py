@@ -4,6 +4,7 @@
 records as having been there.
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, final
@@ -14,6 +15,8 @@ from esper.contracts.performance import PerformanceDelta
 from esper.contracts.selection import Decision, decision_from, require_seed
 from esper.records.layer import LayerKnowledge, LayerRecord
 from esper.records.seed import SeedRecord
+
+logger = logging.getLogger(__name__)
 
 LATE = 1000
 """Decisions that nobody waits for any more and that are kept all the same, for outcomes that come
@@ -100,6 +103,7 @@ class History:
             return record, record.answer()
         if record.close(decision.decision_id):
             return record, decision.decision_id
+        logger.info("decision %s has its outcome already, or expired", decision.decision_id)
         return None, decision.decision_id
 
     def located(self, layer_name: str, seed_idx: int, decision: Decision | None) -> SeedRecord:

@@ -364,9 +364,8 @@ class PerformanceTracker:
             self._history.learn(record, decision_id, value, delta)
             if self.events.journal is not None:
                 facts = place_data(record, decision_id) | measured_data(delta) | {"reward": value}
-                if kernel_id is not None:
-                    facts["kernel"] = kernel_id
-                self.events.write("outcome", facts)
+                more = {} if kernel_id is None else {"kernel": kernel_id}
+                self.events.write("outcome", facts | more)
             return value
 
     def _record(
