@@ -7,7 +7,7 @@ from typing import Any, final
 
 from typing_extensions import override
 
-from esper.contracts.selection import Decision
+from esper.contracts.selection import Decision, SelectionContext
 from esper.records.layer_sums import LayerSums
 from esper.records.seed import SeedRecord
 
@@ -35,6 +35,13 @@ class LayerKnowledge(ABC):
             reward: What it earned, in the reward's own units.
             decision: The choice that this is the outcome of, where it is known.
         """
+
+    def learn_unlogged(
+        self, seed_idx: int, reward: float, blueprint: str, context: SelectionContext
+    ) -> None:
+        """Learn one outcome of metrics without a log, as if it had been earned in ``context``."""
+        del blueprint, context
+        self.learn(seed_idx, reward, None)
 
     @abstractmethod
     def forget(self, seed_idx: int) -> None:
