@@ -1,8 +1,8 @@
 """SelectionStrategy: the contract of a strategy, and the names that one is written with.
 
-A strategy is a frozen dataclass whose fields are its settings, all with defaults. All that it may
-use is passed to `decide`; it keeps no state between calls, since outcomes are in the metrics. The
-smallest example is `esper.strategies.uniform`.
+A strategy is a frozen dataclass whose fields are its settings, all with defaults; a setting out of
+range is a `ConfigError` that names it. All that it may use is passed to `decide`; it keeps no state
+between calls, since outcomes are in the metrics. The smallest is `esper.strategies.uniform`.
 """
 
 from abc import ABC, abstractmethod

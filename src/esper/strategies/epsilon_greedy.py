@@ -21,9 +21,6 @@ class EpsilonGreedy(SelectionStrategy):
         epsilon: Probability of exploring at the first choice, in [0, 1].
         decay_rate: Factor on it at each choice, in (0, 1].
 
-    Raises:
-        ConfigError: if a setting is out of range.
-
     Source:
         Sutton & Barto (2018), Reinforcement Learning, section 2.4.
 

@@ -58,7 +58,7 @@ class Losses(Learned):
 
     def learning_rate(self) -> float:
         """``rate * sqrt(ln(K) / (K * t))``; ``t`` stops where weight would have been shared out."""
-        seeds = max(sum([1 for _ in self.rows()]), 2)
+        seeds = max(len(self.rows()), 2)
         rounds: float = max(self.outcomes, 1)
         if self.sharing:
             rounds = min(rounds, 1 / self.sharing)
@@ -94,7 +94,7 @@ class Losses(Learned):
                 self.cells[self.place(seed) + 2] -= own
 
     def _share(self) -> None:
-        eta, starts = self.learning_rate(), list(self.rows())
+        eta, starts = self.learning_rate(), self.rows()
         least = min([self.cells[start + 2] for start in starts])
         weights = [exp(-eta * (self.cells[start + 2] - least)) for start in starts]
         even = self.sharing * sum(weights) / len(weights)
@@ -124,9 +124,6 @@ class Exp3(SelectionStrategy):
     Args:
         rate: Factor on the learning rate, > 0; the theorem's is 1.
         sharing: In [0, 0.5]; 0 for Exp3-IX, about one over the outcomes between changes for Exp3.S.
-
-    Raises:
-        ConfigError: if a setting is out of range.
 
     Source:
         Neu (2015), Explore No More, algorithm 1 and theorem 1 (Exp3-IX); Auer, Cesa-Bianchi, Freund

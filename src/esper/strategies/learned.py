@@ -6,7 +6,7 @@ The layer's own numbers come first, then the rows in the order of seeds. Of eigh
 
 from abc import ABC
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from math import inf, isfinite, sqrt
 from typing import Any, ClassVar
 
@@ -65,11 +65,11 @@ class Learned(LayerKnowledge, ABC):
 
     def row(self, seed_idx: int) -> int:
         """Index at which the row of a seed begins; 0 if there is none."""
-        cells, width = self.cells, self.width
-        start = _HEAD + seed_idx * width  # right if no seed is missing
+        cells = self.cells
+        start = _HEAD + seed_idx * self.width  # right if no seed is missing
         if start < len(cells) and cells[start] == seed_idx:
             return start
-        for start in range(_HEAD, len(cells), width):
+        for start in self.rows():
             if cells[start] == seed_idx:
                 return start
         return 0
@@ -84,14 +84,13 @@ class Learned(LayerKnowledge, ABC):
             self.cells[start:start] = array("d", [seed_idx] + [0.0] * (self.width - 1))
         return start
 
-    def rows(self) -> Iterator[int]:
+    def rows(self) -> range:
         """Indices at which the rows begin, in the order of seeds."""
-        return iter(range(_HEAD, len(self.cells), self.width))
+        return range(_HEAD, len(self.cells), self.width)
 
     @override
     def forget(self, seed_idx: int) -> None:
-        start = self.row(seed_idx)
-        if start:
+        if start := self.row(seed_idx):
             del self.cells[start : start + self.width]
 
     def add_reward(self, reward: float) -> None:

@@ -24,9 +24,6 @@ class PerformanceWeighted(SelectionStrategy):
         temperature: In standard deviations, > 0; the smaller, the greedier.
         floor: Share of the choices that is spread evenly, in [0, 1].
 
-    Raises:
-        ConfigError: if a setting is out of range.
-
     Source:
         Sutton & Barto (2018), Reinforcement Learning, section 2.8 (softmax) and 2.5 (recency).
 

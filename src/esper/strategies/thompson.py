@@ -47,9 +47,6 @@ class Thompson(SelectionStrategy):
         prior_shape: Weight of the layer's noise in a seed's own, in half outcomes, > 0; for
             ``nig``.
 
-    Raises:
-        ConfigError: if a setting is out of range.
-
     Source:
         Chapelle & Li (2011), An Empirical Evaluation of Thompson Sampling, algorithm 2 (Beta);
         Agrawal & Goyal (2013), Further Optimal Regret Bounds, algorithm 2 (Gaussian); Murphy

@@ -26,9 +26,6 @@ class UCB(SelectionStrategy):
     Args:
         exploration_constant: ``c``, > 0, inside the root; 2.0 is UCB1.
 
-    Raises:
-        ConfigError: if ``exploration_constant`` is not positive.
-
     Source:
         Auer, Cesa-Bianchi & Fischer (2002), Machine Learning 47, figure 1.
 

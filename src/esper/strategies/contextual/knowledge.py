@@ -44,10 +44,16 @@ class ContextualKnowledge(LayerKnowledge, ABC):
     """
 
     __slots__ = ("layer_name",)
+    layer_name: str
 
     @abstractmethod
     def take(self, seed_idx: int, blueprint: str, seen: Features, reward: float) -> None:
         """Add an outcome of a seed under ``blueprint`` that was chosen by features ``seen``."""
+
+    def names(self, seeds: Seeds, metrics: Metrics, context: SelectionContext) -> list[str]:
+        """Names under which the seeds are learnt, by `identity`."""
+        blueprints = [blueprint_of(metrics, context, seed) for seed in seeds]
+        return [identity(self.layer_name, *one) for one in zip(seeds, blueprints, strict=True)]
 
     @override
     def learn(self, seed_idx: int, reward: float, decision: Decision | None) -> None:
@@ -129,20 +135,17 @@ class LinearKnowledge(ContextualKnowledge):
     def predict(self, viable: Seeds, metrics: Metrics, context: SelectionContext) -> Prediction:
         """Prediction for each of ``viable`` in ``context``."""
         seeds, ridges = sorted(viable), self.pool.ridges
-        blueprints = [blueprint_of(metrics, context, seed) for seed in seeds]
         seen = of_seeds(context, seeds)
         trials = [trials_without_outcome(metrics, seed) for seed in seeds]
         if self.pool.model == "shared":
-            names = [
-                identity(self.layer_name, seed, blueprint)
-                for seed, blueprint in zip(seeds, blueprints, strict=True)
-            ]
+            names = self.names(seeds, metrics, context)
             means_K, covariance_KK = ridges.over(0, _with_sketch(names, list(seen.values())))
             covariance_KK = after_trials(covariance_KK, trials)
             variances, total = covariance_KK.diagonal().tolist(), ridges.outcomes
             support = [(outcomes_of(metrics, seed), "", total) for seed in seeds]
             means = means_K.tolist()
             return Prediction(seeds, means, variances, covariance_KK, seen, support, total)
+        blueprints = [blueprint_of(metrics, context, seed) for seed in seeds]
         arms = [self.pool.rows.get(name, -1) if name else -1 for name in blueprints]
         if min(arms) >= 0:
             means, variances = _predict(ridges, arms, list(seen.values()))
@@ -192,11 +195,6 @@ class LinearKnowledge(ContextualKnowledge):
 
     @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state that `state_dict` returned, the shared pool included.
-
-        Raises:
-            ConfigError: if the state is of another model.
-        """
         if state.get("model") != self.pool.model:
             raise ConfigError(
                 f"the state is of model {state.get('model')!r}, not of {self.pool.model!r}; resume "

@@ -43,11 +43,7 @@ class Linear(SelectionStrategy, ABC):
         return learned.predict(viable, metrics, context)
 
     def require_regression(self) -> None:
-        """Refuse a ridge or a model that is out of range.
-
-        Raises:
-            ConfigError: naming it.
-        """
+        """Refuse a ridge or a model that is out of range."""
         self.require("ridge", at_least=1e-6)
         self.require_one_of("model", MODELS)
 
@@ -70,9 +66,6 @@ class LinUCB(Linear):
         ridge: Precision of the coefficients beforehand, in outcomes; at least 1e-6.
         model: ``"disjoint"``, a regression for each blueprint over all layers, or ``"shared"``, one
             for all.
-
-    Raises:
-        ConfigError: if a setting is out of range.
 
     Source:
         Li, Chu, Langford & Schapire (2010), A Contextual-Bandit Approach to Personalized News
@@ -136,9 +129,6 @@ class LinTS(Linear):
         ridge: Precision of the coefficients beforehand, in outcomes; at least 1e-6.
         model: ``"disjoint"``, a regression for each blueprint over all layers, or ``"shared"``, one
             for all.
-
-    Raises:
-        ConfigError: if a setting is out of range.
 
     Source:
         Agrawal & Goyal (2013), Thompson Sampling for Contextual Bandits with Linear Payoffs,

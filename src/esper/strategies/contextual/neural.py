@@ -11,15 +11,7 @@ from typing_extensions import override
 
 from esper.contracts.errors import ConfigError
 from esper.records.layer import LayerKnowledge
-from esper.strategies.base import (
-    Choice,
-    Draws,
-    Metrics,
-    Seeds,
-    SelectionContext,
-    SelectionStrategy,
-    blueprint_of,
-)
+from esper.strategies.base import Choice, Draws, Metrics, Seeds, SelectionContext, SelectionStrategy
 from esper.strategies.contextual.features import WIDTH, Features, code, identity, of_seeds
 from esper.strategies.contextual.joint_draws import draw_together, factor_of
 from esper.strategies.contextual.knowledge import ContextualKnowledge, trials_without_outcome
@@ -67,9 +59,6 @@ class Neural(SelectionStrategy):
         learning_rate: Of Adam, > 0.
         network_seed: Of initial weights and batches; a whole number >= 0.
 
-    Raises:
-        ConfigError: if a setting is out of range.
-
     Source:
         Riquelme, Tucker & Snoek (2018), Deep Bayesian Bandits Showdown, section 3, "Neural Linear".
 
@@ -110,10 +99,7 @@ class Neural(SelectionStrategy):
     ) -> Choice:
         learned, seeds = self.knowledge(metrics, NeuralKnowledge, context), sorted(viable)
         seen = of_seeds(context, seeds)
-        names = [
-            identity(learned.layer_name, seed, blueprint_of(metrics, context, seed))
-            for seed in seeds
-        ]
+        names = learned.names(seeds, metrics, context)
         means_K, covariance_KK = learned.pool.over(names, list(seen.values()))
         trials = [trials_without_outcome(metrics, seed) for seed in seeds]
         factor_KK = self.v * factor_of(after_trials(covariance_KK, trials))

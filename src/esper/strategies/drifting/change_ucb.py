@@ -35,9 +35,6 @@ class ChangeUCB(SelectionStrategy):
         restart: ``"arm"`` or ``"layer"``: the seed alone restarts, or all of its layer.
         explore: Probability that any viable seed is taken, in [0, 1].
 
-    Raises:
-        ConfigError: if a setting is out of range.
-
     Source:
         Liu, Lee & Shroff (2018), A Change-Detection Based Framework for Piecewise-Stationary
         Multi-Armed Bandits, algorithms 1 and 2 (cusum); Besson, Kaufmann, Maillard & Seznec (2022),

@@ -24,7 +24,7 @@ _BUCKETS = 16
 
 
 class Changing(Forgetting):
-    """Means since the last change. A row holds seed, outcomes and mean since then, and changes.
+    """Means since the last change; weights are counts. Then a row has the number of changes.
 
     Args:
         false_alarm: Probability that one outcome of a seed that did not change raises an alarm.
@@ -42,22 +42,14 @@ class Changing(Forgetting):
     def learn(self, seed_idx: int, reward: float, decision: object) -> None:
         start = self.place(seed_idx)
         self.add_reward(reward)
-        cells = self.cells
-        known = cells[start + _COUNT]
-        if not known:
-            cells[start + _COUNT], cells[start + _MEAN] = 1.0, reward
-            return
-        off, noise = reward - cells[start + _MEAN], self.noise()
-        ready = self.surprises >= _LEARNING and isfinite(noise)
-        self.add_surprise(off, known)
-        if ready:
+        known, off = self.cells[start + _COUNT], reward - self.cells[start + _MEAN]
+        noise, since = self.noise(), None
+        if known and self.surprises >= _LEARNING and isfinite(noise):
             limit = _LIMIT * noise * sqrt(1 + 1 / known)
             since = self.judge(start, reward, max(-limit, min(off, limit)), noise)
-            if since:
-                self._restart(start, *since)
-                return
-        cells[start + _COUNT] = known + 1
-        cells[start + _MEAN] += off / (known + 1)
+        self.add_outcome(start, reward, known)
+        if since:
+            self._restart(start, *since)
 
     @abstractmethod
     def judge(
@@ -79,15 +71,6 @@ class Changing(Forgetting):
         """Clear the evidence against a seed's mean, which is the rest of its row."""
         for at in range(start + _OWN, start + self.width):
             self.cells[at] = 0.0
-
-    @override
-    def means(self) -> dict[int, tuple[float, float]]:
-        cells = self.cells
-        return {
-            int(cells[start]): (cells[start + _COUNT], cells[start + _MEAN])
-            for start in self.rows()
-            if cells[start + _COUNT]
-        }
 
     def changes(self, seed_idx: int) -> int:
         """Number of changes that were detected in a seed's rewards."""

@@ -91,11 +91,7 @@ class ForgetfulThompson(SelectionStrategy, ABC):
         return {seed: beta_posterior(*own, (prior, prior)) for seed, own in found.items()}
 
     def require_posterior(self) -> None:
-        """Refuse a posterior or a prior that is out of range.
-
-        Raises:
-            ConfigError: naming it.
-        """
+        """Refuse a posterior or a prior that is out of range."""
         self.require("prior_count", above=0)
         self.require_one_of("posterior", get_args(Posterior))
 
@@ -114,9 +110,6 @@ class DiscountedUCB(ForgetfulUCB):
         exploration_constant: ``c``, > 0, inside the root.
         discount: Weight of an outcome relative to the layer's next, in (0, 1]; about
             ``1 / (1 - discount)`` outcomes count, and at 1 all that ever were.
-
-    Raises:
-        ConfigError: if a setting is out of range.
 
     Source:
         Garivier & Moulines (2011), On Upper-Confidence Bound Policies for Switching Bandit
@@ -164,9 +157,6 @@ class SlidingUCB(ForgetfulUCB):
         exploration_constant: ``c``, > 0, inside the root.
         window: Outcomes of the layer that count, a whole number >= 2; several times the number of
             seeds. Each takes 16 bytes.
-
-    Raises:
-        ConfigError: if a setting is out of range.
 
     Source:
         Garivier & Moulines (2011), On Upper-Confidence Bound Policies for Switching Bandit
@@ -216,9 +206,6 @@ class DiscountedThompson(ForgetfulThompson):
         posterior: ``"gaussian"`` or ``"beta"``, as for `ForgetfulThompson`.
         prior_count: Average outcomes assumed beforehand, > 0.
 
-    Raises:
-        ConfigError: if a setting is out of range.
-
     Source:
         Raj & Kalyani (2017), Taming Non-stationary Bandits: A Bayesian Approach, algorithm 1 (Beta;
         Gaussian likewise).
@@ -267,9 +254,6 @@ class SlidingThompson(ForgetfulThompson):
             seeds. Each takes 16 bytes.
         posterior: ``"gaussian"`` or ``"beta"``, as for `ForgetfulThompson`.
         prior_count: Average outcomes assumed beforehand, > 0.
-
-    Raises:
-        ConfigError: if a setting is out of range.
 
     Source:
         Trovo, Paladino, Restelli & Gatti (2020), Sliding-Window Thompson Sampling for

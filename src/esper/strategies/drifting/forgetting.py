@@ -11,7 +11,7 @@ from typing_extensions import override
 from esper.contracts.errors import ConfigError
 from esper.strategies.base import Metrics, Seeds
 from esper.strategies.learned import Learned, numbers
-from esper.strategies.scoring import pending_of, upper_bound
+from esper.strategies.scoring import count_in_words, pending_of, upper_bound
 
 _CLOCK = 0
 _GONE = -1.0
@@ -22,17 +22,36 @@ _HUGE = 1e6
 
 
 class Forgetting(Learned, ABC):
-    """Mean and weight of every seed's outcomes, of which older ones count less or no longer."""
+    """Mean and weight of every seed's outcomes, of which older ones count less or no longer.
+
+    A row begins with the seed, the weight, and the mean.
+    """
 
     __slots__ = ()
 
-    @abstractmethod
     def means(self) -> dict[int, tuple[float, float]]:
         """Weight, in new outcomes, and mean reward of every seed that has any weight."""
+        cells = self.cells
+        return {
+            int(cells[start]): (cells[start + 1], cells[start + 2])
+            for start in self.rows()
+            if cells[start + 1]
+        }
 
     def total(self, pending: int) -> float:
         """Weight of the layer's outcomes, and of ``pending`` choices without one."""
         return sum([weight for weight, _ in self.means().values()]) + pending
+
+    def add_outcome(self, start: int, reward: float, weight: float) -> None:
+        """Add a reward to the mean of a row that has ``weight`` now."""
+        cells = self.cells
+        if cells[start + 1]:
+            off = reward - cells[start + 2]
+            self.add_surprise(off, weight)
+            cells[start + 2] += off / (weight + 1)
+        else:
+            cells[start + 2] = reward
+        cells[start + 1] = weight + 1
 
     @abstractmethod
     def evidence(self, seed_idx: int) -> str:
@@ -84,8 +103,7 @@ class Forgetting(Learned, ABC):
 class Discounted(Forgetting):
     """Outcomes that each weigh ``discount`` times as much as the next one of the layer.
 
-    A row holds the seed, its weight and mean, and the number of the outcome that they were computed
-    at: discounting is lazy.
+    A row ends with the number of the outcome at which its weight was right: discounting is lazy.
 
     Example:
         Discount 0.5, rewards 1 and then 4 of seed 0, then one of seed 1: seed 0 has weight
@@ -110,41 +128,29 @@ class Discounted(Forgetting):
         start = self.place(seed_idx)
         self.add_reward(reward)
         cells, now = self.cells, self.cells[_CLOCK]
-        weight = cells[start + 1]
-        if weight:
-            weight *= self.discount ** (now - cells[start + 3])
-            off = reward - cells[start + 2]
-            self.add_surprise(off, weight)
-            cells[start + 2] += off / (weight + 1)
-        else:
-            cells[start + 2] = reward
-        cells[start + 1] = weight + 1
+        weight = cells[start + 1] * self.discount ** (now - cells[start + 3])
+        self.add_outcome(start, reward, weight)
         cells[start + 3] = now
 
     @override
     def means(self) -> dict[int, tuple[float, float]]:
         cells, now, discount = self.cells, self.cells[_CLOCK], self.discount
         return {
-            int(cells[start]): (
-                max(cells[start + 1] * discount ** (now - cells[start + 3]), 1e-300),
-                cells[start + 2],
-            )
-            for start in self.rows()
+            int(seed): (max(weight * discount ** (now - then), 1e-300), mean)
+            for seed, weight, mean, then in [cells[at : at + 4] for at in self.rows()]
         }
 
     @override
     def evidence(self, seed_idx: int) -> str:
         weight, _ = self.means().get(seed_idx, (0.0, 0.0))
-        if not weight:
-            return "no outcome yet"
-        return (
-            f"from outcomes worth {weight:.1f} new ones" if weight >= 0.05 else "not tried of late"
-        )
+        if 0 < weight < 0.05:
+            return "not tried of late"
+        return f"from outcomes worth {weight:.1f} new ones" if weight else count_in_words(0)
 
 
 @final
 class Windowed(Forgetting):
-    """Last ``size`` outcomes of the layer, 16 bytes each; a row holds seed, count and mean.
+    """Last ``size`` outcomes of the layer, 16 bytes each; weights are counts.
 
     Example:
         A window of three outcomes; the first has left it.
@@ -169,15 +175,7 @@ class Windowed(Forgetting):
     def learn(self, seed_idx: int, reward: float, decision: object) -> None:
         start = self.place(seed_idx)
         self.add_reward(reward)
-        cells = self.cells
-        known = cells[start + 1]
-        if known:
-            off = reward - cells[start + 2]
-            self.add_surprise(off, known)
-            cells[start + 2] += off / (known + 1)
-        else:
-            cells[start + 2] = reward
-        cells[start + 1] = known + 1
+        self.add_outcome(start, reward, self.cells[start + 1])
         self._push(seed_idx, reward)
 
     @override
@@ -186,15 +184,6 @@ class Windowed(Forgetting):
         for place in range(0, len(self._window), 2):
             if self._window[place] == seed_idx:
                 self._window[place] = _GONE
-
-    @override
-    def means(self) -> dict[int, tuple[float, float]]:
-        cells = self.cells
-        return {
-            int(cells[start]): (cells[start + 1], cells[start + 2])
-            for start in self.rows()
-            if cells[start + 1]
-        }
 
     @override
     def total(self, pending: int) -> float:

@@ -20,15 +20,7 @@ from esper.strategies.scoring import draw_best
 
 @dataclass(frozen=True)
 class PooledIMED(SelectionStrategy, ABC):
-    """Index of `imed_scores` on `posterior_means`.
-
-    Args:
-        exploration: ``c``, > 0: the evidence that is needed against a seed.
-        horizon: Trials up to which ``phi`` is the logarithm, >= 1; beyond, it is nearly flat.
-
-    Raises:
-        ConfigError: if a setting is out of range.
-    """
+    """Choice by `imed_scores` of `posterior_means`."""
 
     exploration: float = 1.0
     horizon: float = 250.0
@@ -85,9 +77,6 @@ class Auto(PooledIMED):
         horizon: Outcomes of a seed up to which ``phi`` is the logarithm, >= 1; beyond, it is
             nearly flat.
 
-    Raises:
-        ConfigError: if a setting is out of range.
-
     Source:
         Honda & Takemura (2015), JMLR 16, algorithm 1 (IMED); Lai (1987), Annals of Statistics 15
         (the horizon); Morris (1983), JASA 78, section 1 (shrinkage); Liu, Lee & Shroff (2018),
@@ -102,9 +91,8 @@ class Auto(PooledIMED):
 
         >>> from esper.contracts.performance import SeedPerformanceMetrics as Seed
         >>> metrics = {0: Seed(0, "fc1", rewards=[1, 3]), 1: Seed(1, "fc1", rewards=[1, 2])}
-        >>> chosen, reason = Auto().decide(
-        ...     [0, 1], metrics, SelectionContext(), Draws(0, "fc1", 4)
-        ... )
+        >>> draws = Draws(0, "fc1", 4)
+        >>> chosen, reason = Auto().decide([0, 1], metrics, SelectionContext(), draws)
         >>> chosen, {seed: round(score, 3) for seed, score in reason.scores.items()}
         (0, {0: -1.099, 1: -1.172})
         >>> reason.reason
@@ -130,11 +118,8 @@ class Hierarchical(PooledIMED):
     of the store: other layers, and other runs. A seed without a blueprint is learnt alone.
 
     Args:
-        exploration: Factor on the logarithm in the index, > 0.
-        horizon: Outcomes up to which it is a logarithm, >= 1; beyond, it is nearly flat.
-
-    Raises:
-        ConfigError: if a setting is out of range.
+        exploration: As for `Auto`.
+        horizon: As for `Auto`.
 
     Source:
         Morris (1983), Parametric Empirical Bayes Inference, JASA 78, section 1 (shrinkage with an

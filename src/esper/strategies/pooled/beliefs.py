@@ -5,7 +5,7 @@ Numbers that are compared with a threshold are in single precision, means in dou
 as distances from a mean, so that a shift of all rewards costs no precision.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from math import inf, isfinite, sqrt
 from struct import Struct
@@ -27,7 +27,7 @@ since the last restart; surprises, restarts."""
 _SEED: Final = Struct("<dfffffBBH")
 """Mean, outcomes; evidence for a rise and for a fall; mean of the run of each, its length; kind."""
 
-_MEAN_KNOWN_KIND: Final = Struct("<df18xH")
+_BRIEF: Final = Struct("<df18xH")
 """Mean, outcomes and kind alone, as every choice reads them."""
 
 _READY: Final = 5
@@ -131,8 +131,7 @@ class Beliefs(LayerKnowledge):
 
     def outcomes(self, seed_idx: int) -> int:
         """Outcomes of one seed since its last restart."""
-        at = self._row(seed_idx)
-        return int(_MEAN_KNOWN_KIND.unpack_from(self._cells, at)[1]) if at else 0
+        return int(self._read(self._row(seed_idx))[1])
 
     def columns(self, seeds: Sequence[int]) -> tuple[Sequence[float], Sequence[float]] | None:
         """Means and outcomes, if ``seeds`` are 0, 1, 2... and exactly those that have outcomes."""
@@ -146,7 +145,7 @@ class Beliefs(LayerKnowledge):
 
     def rows(self) -> dict[int, tuple[float, float, int]]:
         """Mean reward, outcomes and kind of every seed that has outcomes."""
-        rows = _MEAN_KNOWN_KIND.iter_unpack(memoryview(self._cells)[_HEAD.size :])
+        rows = _BRIEF.iter_unpack(memoryview(self._cells)[_HEAD.size :])
         numbered = enumerate(rows) if self._seeds is None else zip(self._seeds, rows, strict=True)
         return {seed: row for seed, row in numbered if row[1]}
 
@@ -154,18 +153,13 @@ class Beliefs(LayerKnowledge):
         """Mean reward and outcomes of every seed that has outcomes."""
         return {seed: (mean, known) for seed, (mean, known, _) in self.rows().items()}
 
-    def cells(self) -> Iterator[tuple[int, float, float]]:
+    def cells(self) -> list[tuple[int, float, float]]:
         """Kind, mean and outcomes of every seed that has a kind and outcomes."""
-        for mean, known, kind in _MEAN_KNOWN_KIND.iter_unpack(
-            memoryview(self._cells)[_HEAD.size :]
-        ):
-            if kind and known:
-                yield kind, mean, known
+        return [(kind, mean, known) for mean, known, kind in self.rows().values() if kind]
 
     def prior(self, seed_idx: int, kind: str) -> Prior | None:
         """Prior of a seed of that kind from other layers; ``None`` if they do not know it."""
-        at = self._row(seed_idx)
-        mean, known, number = _MEAN_KNOWN_KIND.unpack_from(self._cells, at) if at else (0.0, 0.0, 0)
+        mean, known, number = self._read(self._row(seed_idx))
         if number:
             return self.pool.prior(number, mean, known)
         number = self.pool.known(kind)  # its own outcomes are not in the pool, then
@@ -204,7 +198,7 @@ class Beliefs(LayerKnowledge):
         if known:
             pool.leave(number, mean, known)
         self._take(at, reward, number)
-        mean, known, _ = _MEAN_KNOWN_KIND.unpack_from(cells, at)
+        mean, known, _ = self._read(at)
         pool.enter(number, mean, known)
         pool.settle()
 
@@ -252,10 +246,9 @@ class Beliefs(LayerKnowledge):
 
     @override
     def forget(self, seed_idx: int) -> None:
-        at = self._row(seed_idx)
-        if at:
+        if at := self._row(seed_idx):
             # Knowledge of the kind stays true; that of the seed does not.
-            mean, known, kind = _MEAN_KNOWN_KIND.unpack_from(self._cells, at)
+            mean, known, kind = self._read(at)
             if known and kind:
                 self.pool.retire(kind, mean, known)
             _SEED.pack_into(self._cells, at, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 0)
@@ -264,7 +257,7 @@ class Beliefs(LayerKnowledge):
         cells, (mean, known) = self._cells, fresh
         head = _HEAD.unpack_from(cells)
         _HEAD.pack_into(cells, 0, *head[:4], 0, head[5], min(head[6] + 1, _BYTE))
-        rows = {row: _MEAN_KNOWN_KIND.unpack_from(cells, row) for row in self._rows()}
+        rows = {row: self._read(row) for row in self._rows()}
         means = {row: one[0] for row, one in rows.items() if one[1]}
         best = max(means, key=means.__getitem__)
         in_doubt = not rose if at == best else mean > means[best]
@@ -292,8 +285,11 @@ class Beliefs(LayerKnowledge):
         noise = sqrt(m2 / freedom) if m2 > 0 else 0.0
         return noise if noise > ROUNDING * abs(centre) else _NO_SPREAD
 
-    def _rows(self) -> Iterator[int]:
-        return iter(range(_HEAD.size, len(self._cells), _SEED.size))
+    def _rows(self) -> range:
+        return range(_HEAD.size, len(self._cells), _SEED.size)
+
+    def _read(self, at: int) -> tuple[float, float, int]:
+        return _BRIEF.unpack_from(self._cells, at) if at else (0.0, 0.0, 0)
 
     def _row(self, seed_idx: int) -> int:
         """Offset of a seed's row; 0 if there is none."""
@@ -305,10 +301,9 @@ class Beliefs(LayerKnowledge):
 
     def _place(self, seed_idx: int) -> int:
         """Offset of a seed's row; an empty one is made if there is none."""
-        at = self._row(seed_idx)
-        if at:
+        if at := self._row(seed_idx):
             return at
-        cells, known = self._cells, (len(self._cells) - _HEAD.size) // _SEED.size
+        cells, known = self._cells, len(self._rows())
         seeds = tuple(range(known)) if self._seeds is None else self._seeds
         before = sum([seed < seed_idx for seed in seeds])
         at = _HEAD.size + before * _SEED.size
@@ -319,23 +314,16 @@ class Beliefs(LayerKnowledge):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        cells = self._cells
+        cells, rows = self._cells, self._rows()
         return {
             "layer": list(_HEAD.unpack_from(cells)),
-            "seeds": list(range(sum(1 for _ in self._rows())))
-            if self._seeds is None
-            else list(self._seeds),
-            "rows": [list(_SEED.unpack_from(cells, row)) for row in self._rows()],
+            "seeds": list(range(len(rows)) if self._seeds is None else self._seeds),
+            "rows": [list(_SEED.unpack_from(cells, row)) for row in rows],
             "pool": self.pool.state_dict(),
         }
 
     @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state that `state_dict` returned, the shared pool included.
-
-        Raises:
-            ConfigError: if ``state`` is another strategy's; nothing is changed then.
-        """
         try:
             rows: Sequence[Sequence[float]] = state["rows"]
             seeds = tuple([int(seed) for seed in state["seeds"]])

@@ -4,7 +4,7 @@ The mean reward of a kind in a layer is the kind's mean plus an effect of the la
 is ``ratio`` noise variances; outcomes add the noise. A kind is a layer type and a blueprint.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, sqrt
 from typing import Any, Final, NamedTuple, Protocol, final
@@ -37,9 +37,9 @@ class Prior(NamedTuple):
 
 
 class Member(Protocol):
-    """A layer of the pool."""
+    """Layer of the pool."""
 
-    def cells(self) -> Iterator[tuple[int, float, float]]:
+    def cells(self) -> Iterable[tuple[int, float, float]]:
         """Kind, mean and outcomes of each of its seeds that has a kind and outcomes."""
         ...
 
@@ -191,7 +191,7 @@ class Pool:
         numbers["m2"] += off * off * weight / (weight + 1)
 
     def settle(self) -> None:
-        """Estimate the variance between layers again, if there is a quarter more outcomes."""
+        """Estimate the variance between layers again, after a quarter more outcomes."""
         numbers = self._numbers
         if numbers["outcomes"] < numbers["next"]:
             return
