@@ -1,4 +1,4 @@
-"""Contextual strategies: what they see, what they learn of it, and that it stays exact."""
+"""Contextual strategies: features, regressions, and their accuracy over many updates."""
 
 import json
 import subprocess

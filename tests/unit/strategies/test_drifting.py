@@ -1,4 +1,4 @@
-"""Strategies for rewards that do not stay what they were."""
+"""Strategies for rewards that drift or jump."""
 
 import json
 from collections.abc import Callable, Sequence

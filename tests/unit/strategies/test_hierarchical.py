@@ -1,4 +1,4 @@
-"""`hierarchical`: what is pooled, how strongly, what it gains, and that no seed starves."""
+"""`hierarchical`: strength and gain of pooling, and that no seed starves."""
 
 import json
 from collections.abc import Mapping, Sequence

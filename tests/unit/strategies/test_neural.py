@@ -1,4 +1,4 @@
-"""The neural strategy: it learns what no line can tell, alone and without a trace."""
+"""Neural strategy: effects that are not linear, without side effects on global state."""
 
 import json
 from dataclasses import replace
