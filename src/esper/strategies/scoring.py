@@ -95,9 +95,10 @@ def draw_best(scores: Mapping[int, float], rng: Draws) -> tuple[int, dict[int, f
     """
     chosen, share = pick_best(scores, rng)
     chances = dict.fromkeys(scores, 0.0)
-    tied = [chosen] if share == 1 else sorted(scores, key=lambda seed: -scores[seed])
-    for seed in tied[: round(1 / share)]:
-        chances[seed] = share
+    chances[chosen] = share
+    if share < 1:
+        least = max(scores.values()) - TIE
+        chances = {seed: share if score >= least else 0.0 for seed, score in scores.items()}
     return chosen, chances
 
 
