@@ -13,9 +13,9 @@ _HEAD = """# Choosing a strategy
 
 Made from the strategies themselves by `python scripts/strategy_docs.py`; edit them, not this page.
 
-`seed_selection.strategy` names who chooses. What you know of your rewards chooses the strategy; if
-that is nothing, `auto`. Rewards are standardised before a strategy sees them, so no setting depends
-on their units. Every seed is tried once first, whatever the strategy, but for those that it has
+`seed_selection.strategy` names the strategy. Choose it by what is known of the rewards; if that is
+nothing, `auto`. Rewards are standardised before a strategy sees them, so no setting depends on
+their units. Every seed is tried once first, whatever the strategy, except those that it has
 evidence on already.
 
 `esper study regret` compares them in simulation ([results](../benchmarks/RESULTS.md)),

@@ -1,4 +1,4 @@
-"""Randomness of a choice: a function of run seed, layer and number of the choice, nothing else.
+"""Random numbers of a choice, as a function of run seed, layer and number of the choice alone.
 
 No generator is carried from one choice to the next, so a run that is resumed, replayed or spread
 over processes draws the same numbers, and a choice that draws nothing pays nothing.
@@ -20,12 +20,12 @@ _EIGHT = Struct("<8I").unpack_from
 
 @final
 class Draws:
-    """The random numbers of one choice, in order; equal arguments give equal numbers.
+    """Random numbers of one choice, in order; equal arguments give equal numbers.
 
     Args:
         run_seed: The run's seed, any integer.
         layer_name: The layer that grows.
-        number: Which choice of that layer, from 0.
+        number: Number of the choice in that layer, from 0.
 
     Example:
         >>> Draws(0, "fc1", 3).uniform() == Draws(0, "fc1", 3).uniform()
@@ -52,26 +52,26 @@ class Draws:
         self._generator: Random | None = None
 
     def uniform(self) -> float:
-        """A number in [0, 1)."""
+        """Number in [0, 1)."""
         return next(self._words or self._begin()) / _WORD
 
     def index(self, size: int) -> int:
-        """A whole number in [0, ``size``), ``size`` < 2**20."""
+        """Whole number in [0, ``size``), ``size`` < 2**20."""
         return next(self._words or self._begin()) * size // _WORD
 
     def beta(self, alpha: float, beta: float) -> float:
-        """A number in [0, 1] from Beta(``alpha``, ``beta``), both > 0."""
+        """Number in [0, 1] from Beta(``alpha``, ``beta``), both > 0."""
         return (self._generator or self._start()).betavariate(alpha, beta)
 
     def normal(self, mean: float, sd: float) -> float:
-        """A number from the normal distribution."""
+        """Number from the normal distribution."""
         return (self._generator or self._start()).normalvariate(mean, sd)
 
     def normals(self, size: int) -> list[float]:
-        """The first ``size`` of standard normal numbers of their own, by Box and Muller's method.
+        """First ``size`` numbers of a separate standard normal stream, by the Box-Muller method.
 
-        One digest makes sixteen, of 32 bits of chance each; seeding a generator would take longer
-        than all the rest of a choice.
+        One digest makes sixteen, of 32 random bits each; seeding a generator would take longer than
+        all the rest of a choice.
         """
         digest = _digest(self.run_seed, self.layer_name, self.number, -2)
         found = _eight_normals(*_EIGHT(digest))

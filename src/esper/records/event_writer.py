@@ -15,7 +15,8 @@ from typing import Any, final
 from esper.contracts.events import Event
 from esper.contracts.performance import PerformanceDelta
 from esper.contracts.selection import Decision, decision_data
-from esper.records.history import KINDS, History, fold
+from esper.records.fold import KINDS, fold
+from esper.records.history import History
 from esper.records.seed import SeedRecord
 from esper.stores.base import MetricsStore
 from esper.stores.journal import Journal

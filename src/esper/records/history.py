@@ -1,47 +1,41 @@
-"""What events amount to: a compact record per seed and layer, kept up to date by each event.
-
-`fold` is the only way from an event to the records; reading a whole log through it gives the same
-records as having been there.
-"""
+"""History of one scope: a compact record per seed and layer, and the open decisions."""
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, final
+from collections.abc import Callable, Iterator
+from typing import final
 
-from esper.contracts.errors import SelectionError, StoreError
-from esper.contracts.events import SCHEMA, Event
+from esper.contracts.errors import SelectionError
 from esper.contracts.performance import PerformanceDelta
-from esper.contracts.selection import Decision, decision_from, require_seed
+from esper.contracts.selection import Decision, require_seed
 from esper.records.layer import LayerKnowledge, LayerRecord
 from esper.records.seed import SeedRecord
 
 logger = logging.getLogger(__name__)
 
 LATE = 1000
-"""Decisions that nobody waits for any more and that are kept all the same, for outcomes that come
-even later."""
+"""Expired decisions that are kept, for outcomes that come even later."""
 
 BeginKnowledge = Callable[[str], LayerKnowledge | None]
-"""Takes the name of a layer; gives nothing for a strategy that reads the records alone."""
+"""Layer name to empty knowledge; ``None`` for a strategy that reads the records alone."""
 
 
 @final
 class History:
-    """All layers of one scope.
+    """Records of all layers of one scope.
 
     Args:
-        window_size: Outcomes of a seed that are remembered, >= 1.
+        window_size: Outcomes in a seed's window, >= 1.
         decay_factor: Weight of an outcome relative to the one after it, in (0, 1].
-        begin: Makes the strategy's knowledge of a new layer, given its name; ``None`` for a
-            strategy that reads the records alone.
-        own: Whose decisions do not expire, as `writer_of` names them.
+        begin: Makes the strategy's knowledge of a new layer; ``None`` for a strategy that reads the
+            records alone.
+        own: Writer whose decisions do not expire, as `writer_of` names it.
 
     Attributes:
         layers: Name to record.
-        writers: Who made the decisions in it.
+        writers: Writers of the decisions in it.
         open: Decisions whose outcome has not come, by id; kept only for a strategy that learns.
-        late: Ids of those that expired, oldest first; of as many as are kept.
+        late: Ids of the expired ones among them, oldest first; at most `LATE`.
     """
 
     def __init__(
@@ -62,20 +56,20 @@ class History:
         self._first: LayerKnowledge | None = None
 
     def layer(self, name: str) -> LayerRecord:
-        """The record of a layer, begun if there is none."""
+        """Record of a layer, made if there is none."""
         record = self.layers.get(name)
         if record is None:
             record = self.layers[name] = LayerRecord(name, self._begun(name))
         return record
 
     def begin_anew(self, begin: BeginKnowledge) -> None:
-        """Let another strategy begin to learn every layer; it knows nothing yet."""
+        """Replace the knowledge of every layer by another strategy's, still empty."""
         self.begin, self._first = begin, None
         for name, layer in self.layers.items():
             layer.seeds.knowledge = self._begun(name)
 
     def choose(self, layer: LayerRecord, record: SeedRecord, decision_id: str, epoch: int) -> None:
-        """Count a choice of a seed; decisions that expired long ago are forgotten."""
+        """Count a choice of a seed; the oldest expired decisions are dropped."""
         expired, dropped = layer.count_choice(), record.choose(decision_id, epoch)
         if self.open and (expired or dropped):
             self.late += [one for one in (*expired, dropped) if one in self.open]
@@ -85,7 +79,7 @@ class History:
     def answered(
         self, layer_name: str, seed_idx: int, decision: Decision | None
     ) -> tuple[SeedRecord | None, str]:
-        """The record that an outcome goes to and the decision that it answers.
+        """Record that an outcome belongs to, and id of the decision that it answers.
 
         Args:
             layer_name: The layer.
@@ -107,10 +101,10 @@ class History:
         return None, decision.decision_id
 
     def located(self, layer_name: str, seed_idx: int, decision: Decision | None) -> SeedRecord:
-        """The record of a seed under the blueprint of a decision, or of now.
+        """Record of a seed under the blueprint of a decision, or its current one.
 
         Raises:
-            SelectionError: if there can be no such seed, or the decision was never made in this
+            SelectionError: if the seed's index is invalid, or the decision was never made in this
                 history or concerns another seed.
         """
         layer = self.layers.get(layer_name)
@@ -135,7 +129,7 @@ class History:
     def learn(
         self, record: SeedRecord, decision_id: str, reward: float, delta: PerformanceDelta
     ) -> None:
-        """Take in an outcome: the window, the clock's measurements, the strategy's knowledge."""
+        """Add an outcome to the windows and to the strategy's knowledge."""
         record.add(
             reward,
             delta.accuracy_delta,
@@ -147,7 +141,7 @@ class History:
         self.teach(record, reward, decision_id)
 
     def teach_windows(self) -> None:
-        """Let the strategy learn what the windows still hold, seed by seed."""
+        """Add the rewards in all windows to the strategy's knowledge, seed by seed."""
         for layer in self.layers.values():
             knowledge = layer.seeds.knowledge
             if knowledge is None:
@@ -157,7 +151,7 @@ class History:
                     knowledge.learn(seed_idx, reward, None)
 
     def teach(self, record: SeedRecord, reward: float, decision_id: str) -> None:
-        """Let the strategy learn from one outcome, if it is one that learns."""
+        """Add one outcome to the strategy's knowledge, if it has any."""
         metrics = self.layers[record.layer_name].seeds
         if metrics.knowledge is not None:
             decision = self.open.pop(decision_id, None)
@@ -165,7 +159,7 @@ class History:
                 metrics.knowledge.learn(record.seed_idx, reward, decision)
 
     def records(self) -> Iterator[SeedRecord]:
-        """Every seed under its blueprint of now."""
+        """Record of every seed under its current blueprint."""
         for layer in self.layers.values():
             yield from layer.seeds.values()
 
@@ -179,86 +173,8 @@ class History:
         return knowledge
 
 
-def fold(history: History, event: Event) -> None:
-    """Bring ``history`` up to date with one event; kinds that do not concern it change nothing.
-
-    Touches nothing but ``history`` and depends on nothing but its arguments.
-
-    Raises:
-        StoreError: if the event lacks what its kind must have.
-    """
-    take_in = _FOLDS.get(event.kind)
-    if take_in is None or (event.kind == "graft" and event.schema == 0):  # then there is a verdict
-        return
-    if event.schema > SCHEMA:
-        raise StoreError(
-            f"event {event.op_id!r} has schema {event.schema}, this version reads up to {SCHEMA}; "
-            "upgrade with: pip install -U esper-morph"
-        )
-    try:
-        take_in(history, event.data)
-    except (KeyError, TypeError) as error:
-        raise StoreError(
-            f"event {event.op_id!r} of kind {event.kind!r} cannot be read ({error!r}); it was "
-            "written by another version of Esper or damaged"
-        ) from error
-
-
-def _decision(history: History, data: Mapping[str, Any]) -> None:
-    decision_id, layer_name = data["decision"], data["layer"]
-    layer = history.layer(layer_name)
-    layer.follow(data["seed"], data["blueprint"])
-    record = layer.under(data["seed"], data["blueprint"])
-    history.choose(layer, record, decision_id, data["epoch"])
-    if history.begin is not None and decision_id:
-        history.open[decision_id] = decision_from(data)
-    if decision_id:
-        writer = writer_of(decision_id, layer_name)
-        history.writers.add(writer)
-        if writer != history.own:
-            layer.decided_elsewhere(record, decision_id)
-
-
-def _outcome(history: History, data: Mapping[str, Any]) -> None:
-    record = _record(history, data)
-    record.close(data["decision"])
-    if data.get("kernel") is not None:
-        record.kernel_id = data["kernel"]
-    delta = PerformanceDelta(
-        data.get("accuracy_delta"),
-        data.get("loss_delta"),
-        data.get("latency_ms"),
-        data.get("memory_mb"),
-    )
-    history.learn(record, data["decision"], data["reward"], delta)
-
-
-def _failure(history: History, data: Mapping[str, Any]) -> None:
-    record = _record(history, data)
-    record.close(data["decision"])
-    record.failed_attempts += 1
-    history.learn(record, data["decision"], 0.0, PerformanceDelta())
-
-
-def _withdrawal(history: History, data: Mapping[str, Any]) -> None:
-    _record(history, data).close(data["decision"])
-    history.open.pop(data["decision"], None)
-
-
-def _end(history: History, data: Mapping[str, Any]) -> None:
-    _record(history, data).successful_grafts += bool(data["kept"])
-
-
-def _timing(history: History, data: Mapping[str, Any]) -> None:
-    _record(history, data).time(data.get("latency_ms"), data.get("memory_mb"), history.window_size)
-
-
-def _record(history: History, data: Mapping[str, Any]) -> SeedRecord:
-    return history.layer(data["layer"]).under(data["seed"], data["blueprint"])
-
-
 def writer_of(decision_id: str, layer_name: str) -> str:
-    """Who made a decision, as its id says: ``writer/layer/number``; empty if it is no such id.
+    """Writer in a decision's id ``writer/layer/number``; empty if it is no such id.
 
     Example:
         >>> writer_of("run-7/fc1/3", "fc1")
@@ -267,17 +183,3 @@ def writer_of(decision_id: str, layer_name: str) -> str:
     before, _, number = decision_id.rpartition("/")
     end = f"/{layer_name}"
     return before.removesuffix(end) if number.isdecimal() and before.endswith(end) else ""
-
-
-_FOLDS: dict[str, Callable[[History, Mapping[str, Any]], None]] = {
-    "decision": _decision,
-    "outcome": _outcome,
-    "failure": _failure,
-    "withdrawal": _withdrawal,
-    "graft": _end,
-    "verdict": _end,  # of schema 0
-    "timing": _timing,
-}
-
-KINDS = tuple(_FOLDS)
-"""The kinds of event that make up a history."""

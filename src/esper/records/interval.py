@@ -1,4 +1,4 @@
-"""The 95 % interval of a mean of few outcomes: Student's t."""
+"""Confidence interval of a mean of few outcomes: 95 %, by Student's t."""
 
 from math import cos, inf, pi, sin, sqrt, tan
 
@@ -13,15 +13,15 @@ _NORMAL = 1.959963984540054
 
 
 def mean_interval(record: SeedStatistics) -> tuple[float, float] | None:
-    """The t interval at 95 % of a seed's mean reward, over the outcomes of its window.
+    """Student's t interval at 95 % of a seed's mean reward, over the outcomes of its window.
 
-    ``mean -+ t * sqrt(m2 / (n - 1) / n)``, ``t`` with ``n - 1`` degrees of freedom: right for
-    independent, roughly normal rewards that do not drift inside the window. It is about the mean of
-    one seed; that a strategy looks at the best of several is not in it.
+    ``mean -+ t * sqrt(m2 / (n - 1) / n)``, ``t`` with ``n - 1`` degrees of freedom: valid for
+    independent, roughly normal rewards that do not drift inside the window. Not corrected for the
+    selection of the best of several seeds.
 
     Returns:
-        Its ends, in the reward's own units; ``None`` with fewer than two outcomes, or where it is
-        too wide for a number.
+        Its ends, in the reward's own units; ``None`` with fewer than two outcomes, or if it
+        overflows.
 
     Example:
         Rewards 1, 2 and 3: standard error ``1 / sqrt(3)``, and 4.303 of them.
@@ -38,7 +38,7 @@ def mean_interval(record: SeedStatistics) -> tuple[float, float] | None:
 
 
 def t_quantile(freedom: int) -> float:
-    """What Student's t with ``freedom`` >= 1 degrees of freedom exceeds, either way, in 1 of 20.
+    """Two-sided 95 % quantile of Student's t with ``freedom`` >= 1 degrees of freedom.
 
     Source:
         Abramowitz & Stegun (1964), 26.7.3 and 26.7.4, inverted by halving; 26.7.5 beyond 400.

@@ -1,4 +1,4 @@
-"""What is known of one layer: its seeds' records, and what a strategy makes of their outcomes."""
+"""Record of one layer: its seeds' records, and the strategy's knowledge of their outcomes."""
 
 from abc import ABC, abstractmethod
 from collections import deque
@@ -7,68 +7,72 @@ from typing import Any, final
 
 from typing_extensions import override
 
-from esper.contracts.selection import Decision
+from esper.contracts.selection import Decision, SelectionContext
 from esper.records.layer_sums import LayerSums
 from esper.records.seed import SeedRecord
 
 EXPIRY = 64
-"""Later choices in its layer after which nobody waits any more for a decision of another run: that
-run may have died. Its outcome counts all the same if it comes."""
+"""Later choices in its layer after which a decision of another run expires, since that run may have
+died. Its outcome counts all the same if it comes."""
 
 
 class LayerKnowledge(ABC):
-    """What a strategy makes of one layer's outcomes, where sums over a window are not enough.
+    """Knowledge of one layer's outcomes, for a strategy that needs more than sums over a window.
 
-    A strategy that needs more than the records (discounted sums, change detection, a regression)
-    keeps it here and not in itself, so that it is folded from the log like everything else: late
-    outcomes, a second run, and a resumed one need nothing of their own.
+    Discounted sums, change detection or a regression are kept here and not in the strategy, so that
+    they are folded from the log like the records: late outcomes, a second run and a resumed one are
+    no special cases.
     """
 
     __slots__ = ()
 
     @abstractmethod
     def learn(self, seed_idx: int, reward: float, decision: Decision | None) -> None:
-        """Take in one outcome.
+        """Learn one outcome.
 
         Args:
             seed_idx: The seed that was measured.
-            reward: What it earned, in the reward's own units.
-            decision: The choice that this is the outcome of, where it is known.
+            reward: Its reward, in the reward's own units.
+            decision: The choice that led to it, where it is known.
         """
+
+    def learn_unlogged(
+        self, seed_idx: int, reward: float, blueprint: str, context: SelectionContext
+    ) -> None:
+        """Learn one outcome of metrics without a log, as if it had been earned in ``context``."""
+        del blueprint, context
+        self.learn(seed_idx, reward, None)
 
     @abstractmethod
     def forget(self, seed_idx: int) -> None:
-        """The seed stands for another blueprint from now on."""
+        """Forget a seed that is bound to another blueprint from now on."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """All that was learnt, what is shared included, as JSON data."""
+        """Complete state, shared parts included, as JSON data."""
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up where `state_dict` was asked, bit for bit.
+        """Restore the state that `state_dict` returned, bit for bit, shared parts included.
 
         Raises:
             ConfigError: if the state is damaged or belongs to another strategy.
         """
 
     def join(self, other: "LayerKnowledge") -> None:  # noqa: B027 (most share nothing)
-        """Share what layers have in common with one of the same history that was begun earlier.
+        """Share state with the knowledge of the history's first layer; by default, none.
 
-        Called at most once, before anything is learnt. By default layers have nothing in common.
-
-        Args:
-            other: What the same strategy makes of the history's first layer.
+        Called at most once, before anything is learnt.
         """
 
 
 @final
 class LayerMetrics(dict[int, SeedRecord]):
-    """The records of a layer's seeds, and what its strategy has made of their outcomes.
+    """Records of a layer's seeds by index, and the strategy's knowledge.
 
     Attributes:
         knowledge: ``None`` for a strategy that reads the records alone.
-        standing: What a choice reads of the records, as columns.
+        sums: Sums over the records, kept up to date by each outcome.
     """
 
     __slots__ = ("knowledge", "sums")
@@ -80,7 +84,7 @@ class LayerMetrics(dict[int, SeedRecord]):
 
     @override
     def __setitem__(self, seed_idx: int, record: SeedRecord) -> None:
-        if record._sums is self.sums:  # a copy of all is being put together
+        if record._sums is self.sums:  # copying or unpickling
             super().__setitem__(seed_idx, record)
             return
         replaced = self.get(seed_idx)
@@ -98,11 +102,11 @@ class LayerMetrics(dict[int, SeedRecord]):
 
 @final
 class LayerRecord:
-    """The seeds of one layer, each under the blueprint that is bound to it now.
+    """Seeds of one layer, each under its current blueprint.
 
     Attributes:
         name: Dotted name of the layer.
-        seeds: Seed to its record; strategies read this very dictionary.
+        seeds: Seed to its record; the dictionary that strategies read.
         choices: Choices ever made in the layer.
     """
 
@@ -117,11 +121,7 @@ class LayerRecord:
         self._bound: set[int] | None = None
 
     def count_choice(self) -> Sequence[str]:
-        """One more choice in the layer; what other runs decided long ago expires.
-
-        Returns:
-            Decisions that expired.
-        """
+        """Count a choice in the layer and return other runs' decisions that expire thereby."""
         self.choices += 1
         if not self._elsewhere:
             return ()
@@ -133,20 +133,20 @@ class LayerRecord:
         return expired
 
     def decided_elsewhere(self, record: SeedRecord, decision_id: str) -> None:
-        """Another run waits for an outcome; stop counting on it once it is too old."""
+        """Note another run's decision, which expires after `EXPIRY` more choices."""
         if self._elsewhere is None:
             self._elsewhere = deque()
         self._elsewhere.append((self.choices, record, decision_id))
 
     def current(self, seed_idx: int) -> SeedRecord:
-        """The record of the seed under its blueprint of now."""
+        """Record of the seed under its current blueprint, made if there is none."""
         record = self.seeds.get(seed_idx)
         if record is None:
             record = self.seeds[seed_idx] = SeedRecord(self.name, seed_idx, "")
         return record
 
     def under(self, seed_idx: int, blueprint: str) -> SeedRecord:
-        """The record of the seed under ``blueprint``, whatever is bound to it now."""
+        """Record of the seed under ``blueprint``, current or not, made if there is none."""
         record = self.seeds.get(seed_idx)
         if record is not None and record.blueprint == blueprint:
             return record
@@ -160,17 +160,17 @@ class LayerRecord:
         return record
 
     def bind(self, seed_idx: int, blueprint: str) -> None:
-        """From now on the seed stands for ``blueprint``, whatever others do in their runs."""
+        """Bind the seed to ``blueprint``, whatever decisions of other runs say."""
         bound = self._bound = set() if self._bound is None else self._bound
         bound.add(seed_idx)
         self._turn_to(seed_idx, blueprint)
 
     def bindings(self) -> dict[int, str]:
-        """Seeds that `bind` was called for, and what they stand for."""
+        """Seeds that `bind` was called for, and their blueprints."""
         return {seed_idx: self.seeds[seed_idx].blueprint for seed_idx in sorted(self._bound or ())}
 
     def follow(self, seed_idx: int, blueprint: str) -> None:
-        """Let the seed stand for ``blueprint`` unless `bind` said what it stands for."""
+        """Make ``blueprint`` the seed's current one, unless it was bound by `bind`."""
         if not (self._bound and seed_idx in self._bound):
             self._turn_to(seed_idx, blueprint)
 

@@ -1,9 +1,9 @@
-"""How the seeds of one layer stand: what a choice reads, side by side, with sums over all seeds.
+"""Running sums over the seeds of one layer (count, mean, squared deviations).
 
 A choice needs the layer's centre and scale, which are sums over all of its seeds, but one outcome
-changes one seed. So the sums follow each outcome in constant time and are taken anew from the
-columns every now and then, before rounding can pile up. When they are is a function of the
-outcomes alone: a run that is resumed has the same sums to the last bit.
+changes one seed. So the sums are updated by each outcome in constant time, and recomputed from the
+columns every 64 outcomes or where rounding would rule. The moments of recomputing are a function of
+the outcomes alone: a run that is resumed has the same sums to the last bit.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,20 +13,20 @@ from typing import Any, NamedTuple, final
 from esper.contracts.performance import SeedStatistics
 
 _SHRINKAGE = 1.0
-"""Degrees of freedom that the total variance counts for in the pooled one."""
+"""Degrees of freedom of the total variance in the pooled one."""
 
 ROUNDING = 1e-12
 """A spread below this share of the rewards' size is rounding, not information."""
 
 _ANEW = 64
-"""Outcomes after which sums are taken anew in any case."""
+"""Outcomes after which sums are recomputed in any case."""
 
 _CANCELLED = 1e-6
-"""When the spread falls to this share of its largest value, sums are taken anew."""
+"""Share of its largest value to which the spread may fall before sums are recomputed."""
 
 
 class Units(NamedTuple):
-    """The layer's own yardstick: a reward is ``(reward - centre) / scale`` standard deviations.
+    """Centre and scale of a layer: a reward is ``(reward - centre) / scale`` standard deviations.
 
     Attributes:
         centre: Unweighted mean of the seeds' mean rewards.
@@ -41,27 +41,27 @@ class Units(NamedTuple):
 
 @final
 class LayerSums:
-    """Columns over the seeds of one layer, to be read and not changed, and their `units`.
+    """Read-only columns over the seeds of one layer, and their `units`.
 
     Attributes:
-        seeds: Seed numbers; the other columns are in their order.
+        seeds: Seed indices; the other columns are in their order.
         counts: Outcomes inside the window.
         means: Mean reward of the window; 0 if it is empty.
         m2s: Sum of squared deviations from the mean over the window.
         roots: One over the square root of the count; 0 where there is none.
         outcomes: Outcomes ever, of all seeds.
-        tried: How many seeds have outcomes inside their window.
+        tried: Number of seeds that have outcomes inside their window.
 
     Example:
         Two seeds, rewards (1, 3) and (5, 7): within 2 and 2 with 2 degrees of freedom, total
         variance 20/3, so the scale is ``sqrt((4 + 20/3) / 3)``.
 
-        >>> standing = LayerSums()
+        >>> sums = LayerSums()
         >>> for seed in (0, 1):
-        ...     standing.insert(seed)
+        ...     sums.insert(seed)
         >>> for at, count, mean, m2 in ((0, 1, 1, 0), (0, 2, 2, 2), (1, 1, 5, 0), (1, 2, 6, 2)):
-        ...     standing.put(at, count, mean, m2)
-        >>> centre, scale, outcomes = standing.units()
+        ...     sums.put(at, count, mean, m2)
+        >>> centre, scale, outcomes = sums.units()
         >>> centre, round(scale, 4), round((32 / 3 / 3) ** 0.5, 4), outcomes
         (4.0, 1.8856, 1.8856, 4)
     """
@@ -102,7 +102,7 @@ class LayerSums:
         self._shifts = self._weighted = self._squares = self._spread = 0.0
 
     def insert(self, seed_idx: int) -> None:
-        """Make room for a seed without outcomes, in the order of seeds."""
+        """Insert a seed without outcomes, in the order of seeds."""
         at = len(self.seeds)
         while at and self.seeds[at - 1] > seed_idx:
             at -= 1
@@ -113,7 +113,7 @@ class LayerSums:
         self.roots = [*self.roots[:at], 0.0, *self.roots[at:]]
 
     def replace(self, seeds: Iterable[int], rows: Iterable[SeedStatistics]) -> None:
-        """Begin again with other columns; where only seeds without outcomes differ, sums stay."""
+        """Replace the columns; the sums stay if only seeds without outcomes differ."""
         before = self._rows()
         rows = list(rows)
         self.seeds = list(seeds)
@@ -123,24 +123,24 @@ class LayerSums:
         self.roots = [row.count and row.count**-0.5 for row in rows]
         self.outcomes = sum([row.outcomes for row in rows])
         if before != self._rows():
-            # A seed that changes its blueprint may do so at another moment of a resumed run.
+            # A resumed run may change a seed's blueprint at another moment: recompute from now on.
             self._exact = self._exact or bool(before)
-            self._take_anew()
+            self._recompute()
 
     def put(self, at: int, count: int, mean: float, m2: float) -> None:
-        """Take in one outcome of the seed in row ``at``, whose window is now as given."""
+        """Update row ``at`` after one outcome of its seed, whose window is now as given."""
         counts, means, m2s, origin = self.counts, self.means, self.m2s, self._origin
         before, was, had = counts[at], means[at] - origin, m2s[at]
         counts[at] = count
         means[at] = mean
         m2s[at] = m2
         if count != before:
-            # Anew, not in place: who was given the list may keep it.
+            # A copy: a caller may keep the list that it was given.
             self.roots = [*self.roots[:at], count**-0.5, *self.roots[at + 1 :]]
         self.outcomes += 1
         self._left = left = self._left - 1
         if left <= 0 or not before:
-            self._take_anew()
+            self._recompute()
             return
         now = mean - origin
         change = now - was
@@ -158,7 +158,7 @@ class LayerSums:
         self._peak = max(self._peak, most)
         self._spread = spread = most - weighted * weighted / total
         if spread < _CANCELLED * self._peak:
-            self._take_anew()
+            self._recompute()
 
     def units(self) -> tuple[float, float, int]:
         """`Units`, as a plain tuple."""
@@ -177,7 +177,7 @@ class LayerSums:
         return {name: list(one) if isinstance(one, list) else one for name, one in state.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up where `state_dict` was asked."""
+        """Restore the state that `state_dict` returned."""
         for slot in self.__slots__:
             value = state[slot]
             setattr(self, slot, list(value) if isinstance(value, list) else value)
@@ -186,7 +186,7 @@ class LayerSums:
         columns = zip(self.seeds, self.counts, self.means, self.m2s, strict=True)
         return [row for row in columns if row[1]]
 
-    def _take_anew(self) -> None:
+    def _recompute(self) -> None:
         rows = self._rows()
         # Deviations from one of the means: equal rewards then differ by exactly nothing.
         origin = rows[0][2] if rows else 0.0

@@ -1,7 +1,7 @@
-"""What is known of one seed: counts, sums that a choice reads, and the windows behind them.
+"""Record of one seed: counts, running mean and squared deviations, and windows of measurements.
 
-Records keep sums, so that choosing never walks over a window; the windows themselves are rings of
-doubles, about one kilobyte per seed when full.
+A choice reads the sums and never a window. Windows are rings of doubles, about one kilobyte per
+seed when full.
 """
 
 from array import array
@@ -11,15 +11,15 @@ from typing import final
 from esper.records.layer_sums import LayerSums
 
 OPEN = 32
-"""Decisions without an outcome that are remembered per seed; older ones count as expired."""
+"""Decisions without an outcome that are kept per seed; older ones expire."""
 
 _CANCELLED = 1e-8
-"""When a sum of squares falls to this share of what it was, rounding rules; it is taken anew."""
+"""Share to which a sum of squares may fall before rounding rules and it is recomputed."""
 
 
 @final
 class Ring:
-    """The last ``size`` rows of ``width`` doubles each; NaN is unmeasured."""
+    """Ring buffer of ``size`` rows of ``width`` doubles each; NaN is unmeasured."""
 
     __slots__ = ("_cells", "_oldest", "size", "width")
 
@@ -30,7 +30,7 @@ class Ring:
         self._oldest = 0
 
     def push(self, *row: float | None) -> float | None:
-        """Add a row; returns the first value of the row that fell out, if one did."""
+        """Add a row and return the first value of the row that it replaces, if it does."""
         cells = self._cells
         if len(cells) < self.size * self.width:
             cells.extend([nan if value is None else value for value in row])
@@ -44,7 +44,7 @@ class Ring:
         return fallen
 
     def column(self, index: int) -> list[float]:
-        """The measured values of one column, oldest first."""
+        """Measured values of one column, oldest first."""
         cells, start = self._cells, self._oldest
         values = cells[start + index :: self.width] + cells[index : start : self.width]
         return [value for value in values if not isnan(value)]
@@ -52,12 +52,12 @@ class Ring:
 
 @final
 class SeedRecord:
-    """One seed of one layer under one blueprint: what `SeedPerformanceMetrics` is made from.
+    """Record of one seed of one layer under one blueprint.
 
     Attributes:
-        seed_idx: Slot of the layer.
+        seed_idx: Index of the seed in its layer.
         layer_name: Dotted name of the layer.
-        blueprint: What was bound to the seed; empty if nothing was.
+        blueprint: Blueprint of the seed; empty without one.
         kernel_id: The kernel that was measured last.
         count: Outcomes inside the window.
         mean: Mean reward of the window.
@@ -120,10 +120,10 @@ class SeedRecord:
         return len(self.open)
 
     def choose(self, decision_id: str, epoch: int) -> str:
-        """Note a choice; an id that is not empty waits for its outcome.
+        """Count a choice, whose id waits for its outcome unless it is empty.
 
         Returns:
-            The decision that expires thereby; empty if none does.
+            Id of the decision that expires thereby; empty if none does.
         """
         self.total_activations += 1
         self.last_activation_epoch = max(self.last_activation_epoch, epoch)
@@ -134,14 +134,14 @@ class SeedRecord:
         return waiting[0] if len(waiting) >= OPEN else ""
 
     def close(self, decision_id: str) -> bool:
-        """No longer wait for this decision; whether it was waited for."""
+        """Remove an open decision; false if it was not open."""
         if decision_id not in self.open:
             return False
         self.open = tuple([waiting for waiting in self.open if waiting != decision_id])
         return True
 
     def answer(self) -> str:
-        """No longer wait for the latest open decision; its id, empty if none is open."""
+        """Remove the latest open decision and return its id; empty if none is open."""
         if not self.open:
             return ""
         *rest, latest = self.open
@@ -157,7 +157,7 @@ class SeedRecord:
         window_size: int,
         decay_factor: float,
     ) -> None:
-        """Take in one outcome, in constant time."""
+        """Add one outcome, in constant time."""
         if self._measured is None:
             self._measured = Ring(window_size, 3)
         self.outcomes += 1
@@ -176,12 +176,12 @@ class SeedRecord:
         if self._sums is not None:
             self._sums.put(self._row, self.count, self.mean, self.m2)
 
-    def keep_row(self, standing: LayerSums | None, row: int) -> None:
-        """From now on keep a row of a layer's columns up to date, or none."""
-        self._sums, self._row = standing, row
+    def keep_row(self, sums: LayerSums | None, row: int) -> None:
+        """Set the row of a layer's sums that each outcome updates; ``None``: no row."""
+        self._sums, self._row = sums, row
 
     def time(self, latency_ms: float | None, memory_mb: float | None, window_size: int) -> None:
-        """Take in what a clock and an allocator said."""
+        """Add a latency and a memory measurement."""
         if latency_ms is None and memory_mb is None:
             return
         if self._timed is None:
@@ -220,7 +220,7 @@ def grow(mean: float, m2: float, count: int, reward: float) -> tuple[float, floa
 def slide(
     mean: float, m2: float, count: int, fallen: float, reward: float
 ) -> tuple[float, float] | None:
-    """Mean and sum of squared deviations of a full window when its oldest reward makes way.
+    """Mean and sum of squared deviations of a full window after its oldest reward is replaced.
 
     Args:
         mean: Mean of the window so far.
@@ -230,7 +230,7 @@ def slide(
         reward: The one that comes in; another.
 
     Returns:
-        Both, or ``None`` where rounding would rule: take them anew by `mean_and_m2`.
+        Both, or ``None`` where rounding would rule: recompute them by `mean_and_m2`.
 
     Example:
         >>> slide(2.0, 2.0, 3, 1.0, 4.0), mean_and_m2([2.0, 3.0, 4.0])

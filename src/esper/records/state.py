@@ -1,7 +1,7 @@
-"""A history as JSON data and back, to the last bit: for whoever keeps no store.
+"""Serialise a history to JSON and restore it exactly.
 
-With a store none of this is needed: the log is the state, and reading it gives the same history.
-This file knows the insides of records, so that what is read at every choice stays small.
+For runs without a store; with one, the log is the state, and reading it gives the same history.
+This file reads private attributes of records, so that records stay small.
 """
 
 from array import array
@@ -37,7 +37,7 @@ _PLAIN = (
 
 
 def history_data(history: History) -> dict[str, Any]:
-    """All that a history knows, as JSON data."""
+    """Complete state of a history, as JSON data."""
     return {
         "schema": SCHEMA,
         "window_size": history.window_size,
@@ -50,7 +50,7 @@ def history_data(history: History) -> dict[str, Any]:
 
 
 def history_from(data: Mapping[str, Any], old: History) -> History:
-    """The history that `history_data` wrote down.
+    """History restored from `history_data`.
 
     Args:
         data: What it wrote.

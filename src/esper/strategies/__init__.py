@@ -1,4 +1,4 @@
-"""Strategies: who decides which seed. One file and one line here for each.
+"""Strategies that choose which seed to grow, and the table of their names.
 
 Example:
     >>> import esper
@@ -17,20 +17,20 @@ STRATEGIES: Registry[SelectionStrategy] = Registry(
         "auto": "esper.strategies.pooled.auto:Auto",
         "ucb": "esper.strategies.ucb:UCB",
         "thompson": "esper.strategies.thompson:Thompson",
-        "discounted_ucb": "esper.strategies.drifting.discounted_ucb:DiscountedUCB",
-        "sliding_ucb": "esper.strategies.drifting.sliding_ucb:SlidingUCB",
-        "discounted_thompson": "esper.strategies.drifting.discounted_thompson:DiscountedThompson",
-        "sliding_thompson": "esper.strategies.drifting.sliding_thompson:SlidingThompson",
+        "discounted_ucb": "esper.strategies.drifting.forgetful:DiscountedUCB",
+        "sliding_ucb": "esper.strategies.drifting.forgetful:SlidingUCB",
+        "discounted_thompson": "esper.strategies.drifting.forgetful:DiscountedThompson",
+        "sliding_thompson": "esper.strategies.drifting.forgetful:SlidingThompson",
         "change_ucb": "esper.strategies.drifting.change_ucb:ChangeUCB",
         "exp3": "esper.strategies.exp3:Exp3",
-        "hierarchical": "esper.strategies.pooled.hierarchical:Hierarchical",
+        "hierarchical": "esper.strategies.pooled.auto:Hierarchical",
         "epsilon_greedy": "esper.strategies.epsilon_greedy:EpsilonGreedy",
         "performance_weighted": "esper.strategies.performance_weighted:PerformanceWeighted",
         "random": "esper.strategies.uniform:Uniform",
         "round_robin": "esper.strategies.baselines:RoundRobin",
         "fixed": "esper.strategies.baselines:Fixed",
-        "linucb": "esper.strategies.contextual.linucb:LinUCB",
-        "lin_ts": "esper.strategies.contextual.lin_ts:LinTS",
+        "linucb": "esper.strategies.contextual.linear:LinUCB",
+        "lin_ts": "esper.strategies.contextual.linear:LinTS",
         "neural": "esper.strategies.contextual.neural:Neural",
     },
     group="esper.strategies",

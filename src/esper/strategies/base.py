@@ -1,8 +1,8 @@
 """SelectionStrategy: the contract of a strategy, and the names that one is written with.
 
-A strategy is a frozen dataclass whose fields are its settings, all with defaults. It is given all
-that it may use, decides, and remembers nothing: what is known is in the metrics. The smallest one
-is `esper.strategies.uniform`.
+A strategy is a frozen dataclass whose fields are its settings, all with defaults; a setting out of
+range is a `ConfigError` that names it. All that it may use is passed to `decide`; it keeps no state
+between calls, since outcomes are in the metrics. The smallest is `esper.strategies.uniform`.
 """
 
 from abc import ABC, abstractmethod
@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, TypeVar, final
 
 from esper.contracts.errors import ConfigError, SelectionError, unknown_name
 from esper.contracts.performance import SeedPerformanceMetrics, SeedStatistics
@@ -24,19 +24,23 @@ from esper.records.seed import SeedRecord
 __all__ = ["Choice", "Draws", "Metrics", "Seeds", "SelectionContext", "SelectionStrategy"]
 
 Seeds = Sequence[int]
-"""Seeds to choose from; at least one, each once, in any order."""
+"""Viable seeds; at least one, each once, in any order."""
 
 Metrics = Mapping[int, SeedStatistics]
 """Statistics by seed; a seed without an entry was never tried."""
 
 Choice = tuple[int, SelectionReason]
-"""A seed, and why it was chosen."""
+"""The chosen seed and its reason."""
+
+Kind = TypeVar("Kind", bound=LayerKnowledge)
 
 _HUGE = 1e100
-"""Settings beyond are mistakes, and their squares no numbers."""
+"""Limit of a setting's size; squares of larger ones overflow."""
 
 _PROBES = 64
-"""Choices that are tried out to find how likely each seed is, where a strategy does not say."""
+"""Trial choices that estimate propensities which a strategy does not state."""
+
+_NO_CONTEXT = SelectionContext()
 
 _last_reason: ContextVar["tuple[SelectionStrategy, SelectionReason] | None"] = ContextVar(
     "_last_reason", default=None
@@ -45,7 +49,7 @@ _last_reason: ContextVar["tuple[SelectionStrategy, SelectionReason] | None"] = C
 
 @dataclass(frozen=True)
 class SelectionStrategy(ABC):
-    """Chooses among viable seeds.
+    """Rule that chooses among viable seeds.
 
     A new strategy is one file with one such class, one line in ``STRATEGIES``, and passes
     ``esper.testing.strategy_laws``. It must define ``name`` and `decide`, which ends with `chosen`.
@@ -53,13 +57,13 @@ class SelectionStrategy(ABC):
     """
 
     name: ClassVar[str]
-    """Its name in ``STRATEGIES``."""
+    """Key in ``STRATEGIES``."""
 
     when: ClassVar[str] = ""
-    """When to use it, in a few words."""
+    """Recommended use, in a few words, for the table of strategies."""
 
     learns: ClassVar[bool] = True
-    """Whether it claims to do better than chance; false for a baseline."""
+    """Claim to do better than chance; false for a baseline."""
 
     @abstractmethod
     def decide(
@@ -69,7 +73,7 @@ class SelectionStrategy(ABC):
 
         Args:
             viable: Seeds to choose from.
-            metrics: The layer's seeds so far.
+            metrics: Statistics of the layer's seeds.
             context: Epoch, layer type, health.
             rng: The only randomness.
         """
@@ -83,34 +87,35 @@ class SelectionStrategy(ABC):
         why: str | Callable[[], str],
         features: tuple[float, ...] = (),
     ) -> Choice:
-        """What `decide` returns.
+        """Choice of ``seed_idx``, as `decide` returns it.
 
         Args:
             seed_idx: The chosen seed.
             scores: Score of every viable seed, in the strategy's own units.
-            chances: Probability of ``seed_idx``, or of every viable seed, or what computes them.
+            chances: Probability of ``seed_idx``, or of every viable seed, or a `Chance`.
             why: One sentence, or a call that makes it from values of this moment.
-            features: What was seen of the chosen seed, for a strategy that learns from it later.
+            features: Features of the chosen seed, for a strategy that learns from them later.
         """
-        rest = tuple([seed for seed in scores if seed != seed_idx])
+        rest = list(scores)
+        rest.remove(seed_idx)
+        score, name = scores[seed_idx], self.name
         return seed_idx, SelectionReason(
-            self.name, seed_idx, scores[seed_idx], scores, chances, why, False, rest, features
+            name, seed_idx, score, scores, chances, why, False, tuple(rest), features
         )
 
     def begin(self, layer_name: str) -> LayerKnowledge | None:
-        """Begin to learn a layer; ``None``: the strategy reads the records alone, as most do.
+        """Empty knowledge of a layer; ``None`` for a strategy that reads the records alone.
 
-        What this makes is taught every outcome in the order of the log and handed to `decide` as
-        ``metrics.knowledge``.
+        It learns every outcome in the order of the log; `decide` finds it by `knowledge`.
         """
         del layer_name
         return None
 
     def knows(self, viable: Seeds, metrics: Metrics, context: SelectionContext) -> Collection[int]:
-        """The seeds of ``viable`` that need no first try, since there is evidence on them already.
+        """Seeds of ``viable`` that need no first try, since there is evidence on them already.
 
-        None by default: all that is known of a seed is its own outcomes. A strategy that says more
-        must choose such a seed in the end, whatever it takes it to be worth.
+        Empty by default. A strategy that names seeds must choose each of them in the end, however
+        low its estimate.
         """
         del viable, metrics, context
         return ()
@@ -123,15 +128,15 @@ class SelectionStrategy(ABC):
         *,
         known: Mapping[int, float] | None = None,
     ) -> Propensities:
-        """How likely `decide` is to choose each of ``viable`` here.
+        """Probability that `decide` chooses each of ``viable`` here.
 
-        What the reason of one choice says, if it knows them all. Otherwise choices are tried out
-        with random numbers of their own: each seed that comes up has the propensity that its reason
-        states, and what is left after 64 tries is spread evenly over the seeds that did not.
+        Those of one choice's reason, if it has them all. Otherwise up to 64 trial choices, with
+        separate random numbers: each seed that comes up has the propensity that its reason states,
+        and the remainder is spread evenly over the others.
 
         Args:
             viable: Seeds to choose from.
-            metrics: The layer's seeds so far.
+            metrics: Statistics of the layer's seeds.
             context: Epoch, layer type, health.
             known: Propensities that are known already.
 
@@ -149,11 +154,11 @@ class SelectionStrategy(ABC):
         return spread(found, sorted(viable))
 
     def state_dict(self) -> dict[str, Any]:
-        """What was learnt and is not in the metrics, as JSON data; empty for most."""
+        """State that is not in the metrics, as JSON data; empty for most strategies."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up where ``state_dict`` was asked.
+        """Restore the state that ``state_dict`` returned.
 
         Raises:
             ConfigError: if ``state`` is not this strategy's.
@@ -165,18 +170,29 @@ class SelectionStrategy(ABC):
             )
 
     @final
-    def knowledge(self, metrics: Metrics) -> LayerKnowledge:
-        """What `begin` began and the log has taught; rebuilt from the windows of other metrics."""
+    def knowledge(
+        self, metrics: Metrics, kind: type[Kind], context: SelectionContext = _NO_CONTEXT
+    ) -> Kind:
+        """Knowledge that `begin` made and the log has taught.
+
+        For metrics that were not made by a tracker it learns the rewards of their windows, as if
+        they had been earned in ``context``.
+
+        Raises:
+            SelectionError: if the metrics hold knowledge of another kind.
+        """
         found = getattr(metrics, "knowledge", None)
-        if found is not None:
-            return found  # type: ignore[no-any-return]
-        made = self.begin("")
-        if made is None:
-            raise SelectionError(f"strategy {self.name!r} reads the records alone")
-        for seed_idx in sorted(metrics):
-            for reward in rewards_of(metrics[seed_idx]):
-                made.learn(seed_idx, reward, None)
-        return made
+        if found is None and (found := self.begin("")):
+            for seed_idx in sorted(metrics):
+                blueprint = blueprint_of(metrics, context, seed_idx)
+                for reward in rewards_of(metrics[seed_idx]):
+                    found.learn_unlogged(seed_idx, reward, blueprint, context)
+        if isinstance(found, kind):
+            return found
+        raise SelectionError(
+            f"the tracker learns {type(found).__name__} for another strategy, but "
+            f"{kind.__name__} is needed; give each strategy a tracker of its own"
+        )
 
     @final
     def require(
@@ -223,8 +239,8 @@ class SelectionStrategy(ABC):
     def select(self, viable: Seeds, metrics: Metrics, context: SelectionContext) -> int:
         """Choose as `decide` does, with randomness from the layer's name and number of choices.
 
-        The reason is kept for `get_reason`, apart for every thread and asyncio task. Inside Esper
-        use `decide`, which hands it over.
+        The reason is kept for `get_reason`, separately for every thread and asyncio task. Inside
+        Esper use `decide`, which returns it.
         """
         layer_names = {getattr(seed, "layer_name", "") for seed in metrics.values()}
         number = sum(seed.total_activations for seed in metrics.values())
@@ -235,10 +251,10 @@ class SelectionStrategy(ABC):
 
     @final
     def get_reason(self) -> SelectionReason:
-        """Why the last `select` of this strategy, in this thread or task, chose as it did.
+        """Reason of this strategy's last `select` in this thread or task.
 
         Raises:
-            SelectionError: if this strategy was not the last to be asked here.
+            SelectionError: if the last `select` here was another strategy's, or there was none.
         """
         last = _last_reason.get()
         if last is None or last[0] is not self:
@@ -250,7 +266,13 @@ class SelectionStrategy(ABC):
 
 
 def rewards_of(record: SeedStatistics) -> Sequence[float]:
-    """The rewards that a seed's window holds, oldest first."""
+    """Rewards in a seed's window, oldest first."""
     if isinstance(record, SeedRecord):
         return record.measured()[0]
     return record.window() if isinstance(record, SeedPerformanceMetrics) else ()
+
+
+def blueprint_of(metrics: Metrics, context: SelectionContext, seed_idx: int) -> str:
+    """Blueprint of a seed, by the context or else by its record; empty if unknown."""
+    blueprint: str = getattr(metrics.get(seed_idx), "blueprint", "")
+    return context.blueprints.get(seed_idx, blueprint)

@@ -44,9 +44,6 @@ class Fixed(SelectionStrategy):
     Args:
         seed_idx: That seed, >= 0.
 
-    Raises:
-        ConfigError: if ``seed_idx`` is not a whole number >= 0.
-
     Example:
         >>> chosen, reason = Fixed().decide([2, 1], {}, SelectionContext(), Draws(0, "fc1", 0))
         >>> chosen, reason.reason

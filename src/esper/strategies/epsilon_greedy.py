@@ -1,16 +1,13 @@
-"""Epsilon-greedy: the best seed so far, and now and then any."""
+"""Epsilon-greedy: the best mean reward, or with probability epsilon any seed."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, final
+from typing import final
 
 from typing_extensions import override
 
-from esper.contracts.selection import SelectionContext, SelectionReason
-from esper.records.draws import Draws
-from esper.strategies.base import Metrics, SelectionStrategy
-from esper.strategies.scoring import TIE, others, require_number, standardise, tried
+from esper.strategies.base import Choice, Draws, Metrics, Seeds, SelectionContext, SelectionStrategy
+from esper.strategies.scoring import TIE, count_in_words, outcomes_of, standardise
 
 
 @final
@@ -23,9 +20,6 @@ class EpsilonGreedy(SelectionStrategy):
     Args:
         epsilon: Probability of exploring at the first choice, in [0, 1].
         decay_rate: Factor on it at each choice, in (0, 1].
-
-    Raises:
-        ConfigError: if a setting is out of range.
 
     Source:
         Sutton & Barto (2018), Reinforcement Learning, section 2.4.
@@ -42,25 +36,24 @@ class EpsilonGreedy(SelectionStrategy):
         (1, 0.95)
     """
 
-    when: ClassVar[str] = "a simple baseline that learns and tries everything for ever"
-    name: ClassVar[str] = "epsilon_greedy"
+    name = "epsilon_greedy"
+    when = "a simple baseline that learns and tries everything for ever"
     epsilon: float = 0.1
     decay_rate: float = 0.995
 
     def __post_init__(self) -> None:
-        require_number("epsilon_greedy.epsilon", self.epsilon, at_least=0, at_most=1)
-        require_number("epsilon_greedy.decay_rate", self.decay_rate, above=0, at_most=1)
+        self.require("epsilon", at_least=0, at_most=1)
+        self.require("decay_rate", above=0, at_most=1)
 
     @override
     def decide(
-        self, viable: Sequence[int], metrics: Metrics, context: SelectionContext, rng: Draws
-    ) -> tuple[int, SelectionReason]:
+        self, viable: Seeds, metrics: Metrics, context: SelectionContext, rng: Draws
+    ) -> Choice:
         centre, scale, _ = standardise(metrics)
-        scores = {
-            seed: (record.mean - centre) / scale if record and record.count else 0.0
-            for seed in viable
-            for record in (metrics.get(seed),)
-        }
+        scores = dict.fromkeys(viable, 0.0)
+        for seed in viable:
+            if outcomes_of(metrics, seed):
+                scores[seed] = (metrics[seed].mean - centre) / scale
         choices = sum([record.total_activations for record in metrics.values()])
         epsilon = self.epsilon * self.decay_rate**choices
         least = max(scores.values()) - TIE
@@ -71,19 +64,10 @@ class EpsilonGreedy(SelectionStrategy):
         chances = dict.fromkeys(viable, epsilon / len(viable))
         for seed in best:
             chances[seed] += (1 - epsilon) / len(best)
-        record = metrics.get(chosen)
-        return chosen, SelectionReason(
-            "epsilon_greedy",
-            chosen,
-            scores[chosen],
-            scores,
-            chances,
-            partial(_why, exploring, scores[chosen], record.count if record else 0, epsilon),
-            False,
-            others(viable, chosen),
-        )
+        known = scores[chosen], outcomes_of(metrics, chosen)
+        return self.chosen(chosen, scores, chances, partial(_why, exploring, *known, epsilon))
 
 
 def _why(exploring: bool, score: float, count: int, epsilon: float) -> str:
     why = "exploring" if exploring else "best mean reward so far"
-    return f"{why}: {score:+.2f} sd, {tried(count)}; epsilon {epsilon:.3f}"
+    return f"{why}: {score:+.2f} sd, {count_in_words(count)}; epsilon {epsilon:.3f}"

@@ -1,4 +1,4 @@
-"""Exp3: draws seeds so that no sequence of rewards, however arranged, can fool it for long."""
+"""Exp3 for adversarial rewards: exponential weights on estimated losses (Exp3-IX, Exp3.S)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from typing import ClassVar, final
 
 from typing_extensions import override
 
-from esper.contracts.selection import Decision, SelectionContext, SelectionReason
-from esper.records.draws import Draws
-from esper.strategies.base import Metrics, SelectionStrategy
-from esper.strategies.learned import Learned, learned_as
-from esper.strategies.scoring import others, require_number, tried
+from esper.contracts.reason import SelectionReason
+from esper.contracts.selection import Decision
+from esper.strategies.base import Choice, Draws, Metrics, Seeds, SelectionContext, SelectionStrategy
+from esper.strategies.learned import Learned
+from esper.strategies.scoring import count_in_words, draw_from
 
 _LIMIT = 3.0
-"""Distance from the mean, in standard deviations, at which a reward is cut for the spread."""
+"""Distance from the mean, in standard deviations, at which a reward is clipped."""
 
 _WARM = 8
 _CERTAIN = 1 - 1e-9
@@ -23,12 +23,12 @@ _CERTAIN = 1 - 1e-9
 
 @final
 class Losses(Learned):
-    """Estimated loss of every seed, relative to what was actually lost.
+    """Estimated loss of every seed, relative to the strategy's own.
 
     A row holds the seed, its outcomes, and its loss: the sum of estimated losses of the rounds in
-    which it could have been chosen, minus what the strategy itself lost in them. A seed that could
-    not be chosen is thereby taken to have lost as much as the strategy did, so neither a cooldown
-    nor a late beginning makes it look better or worse.
+    which it could have been chosen, minus the strategy's loss in them. A seed that could not be
+    chosen is thereby taken to have lost as much as the strategy did, so neither a cooldown nor a
+    late beginning makes it look better or worse.
 
     Args:
         rate: Factor on the learning rate ``sqrt(ln(K) / (K * t))``, > 0.
@@ -49,7 +49,7 @@ class Losses(Learned):
         loss = self._loss(reward)
         self.cells[start + 1] += 1
         if decision is None or decision.reason.propensity > _CERTAIN:
-            # Nothing says how often it would have been this seed: one vote, against the average.
+            # Without a propensity there is no importance weight: one vote, against the average.
             self.cells[start + 2] += loss - 0.5
         else:
             self._weigh(start, loss, decision.reason)
@@ -58,7 +58,7 @@ class Losses(Learned):
 
     def learning_rate(self) -> float:
         """``rate * sqrt(ln(K) / (K * t))``; ``t`` stops where weight would have been shared out."""
-        seeds = max(sum([1 for _ in self.rows()]), 2)
+        seeds = max(len(self.rows()), 2)
         rounds: float = max(self.outcomes, 1)
         if self.sharing:
             rounds = min(rounds, 1 / self.sharing)
@@ -75,12 +75,12 @@ class Losses(Learned):
         return int(self.cells[start + 1]) if start else 0
 
     def _loss(self, reward: float) -> float:
-        """Share of rewards, about the usual ones, that would have been better; in [0, 1]."""
+        """Share of the layer's rewards that would have been better, by ``Phi``; in [0, 1]."""
         spread, centre = self.spread(), self.centre
         cut = reward
         if self.outcomes >= _WARM and spread < float("inf"):
             cut = min(max(reward, centre - _LIMIT * spread), centre + _LIMIT * spread)
-        self.count(cut)
+        self.add_reward(cut)
         return 0.5 * erfc((reward - self.centre) / self.spread() / sqrt(2))
 
     def _weigh(self, start: int, loss: float, reason: SelectionReason) -> None:
@@ -94,7 +94,7 @@ class Losses(Learned):
                 self.cells[self.place(seed) + 2] -= own
 
     def _share(self) -> None:
-        eta, starts = self.learning_rate(), list(self.rows())
+        eta, starts = self.learning_rate(), self.rows()
         least = min([self.cells[start + 2] for start in starts])
         weights = [exp(-eta * (self.cells[start + 2] - least)) for start in starts]
         even = self.sharing * sum(weights) / len(weights)
@@ -115,8 +115,8 @@ class Exp3(SelectionStrategy):
     ``Phi(-z)``, by the running mean and deviation of the layer's rewards, extremes cut.
 
     Seeds that could not be chosen when a decision was made are taken to have lost what the strategy
-    lost. An outcome of which nobody knows how likely the choice was (no decision, or one of
-    probability 1) counts plainly, ``l - 1/2``.
+    lost. An outcome without a propensity (no decision, or one of probability 1) counts plainly,
+    ``l - 1/2``.
 
     With ``sharing``, that share of all weight is spread evenly at each outcome, so that a seed that
     was bad can come back soon (Exp3.S); ``t`` then counts no further than ``1 / sharing``.
@@ -124,9 +124,6 @@ class Exp3(SelectionStrategy):
     Args:
         rate: Factor on the learning rate, > 0; the theorem's is 1.
         sharing: In [0, 0.5]; 0 for Exp3-IX, about one over the outcomes between changes for Exp3.S.
-
-    Raises:
-        ConfigError: if a setting is out of range.
 
     Source:
         Neu (2015), Explore No More, algorithm 1 and theorem 1 (Exp3-IX); Auer, Cesa-Bianchi, Freund
@@ -141,7 +138,6 @@ class Exp3(SelectionStrategy):
         = 0.629``, of which the strategy lost half, 0.315; seed 1 likewise ``0.760 / (0.5 + 0.208) =
         1.073`` and 0.537. Relative losses ``0.315 - 0.537`` and ``0.537 - 0.315``.
 
-        >>> from esper.contracts.selection import Decision
         >>> learned = Exp3(rate=1.0).begin("fc1")
         >>> for seed, reward in ((0, 0.3), (1, 0.1)):
         ...     reason = SelectionReason("exp3", seed, 0.5, {}, {0: 0.5, 1: 0.5}, "drawn",
@@ -156,14 +152,14 @@ class Exp3(SelectionStrategy):
         0.546
     """
 
-    when: ClassVar[str] = "rewards may turn against the choice, or follow no law at all"
-    name: ClassVar[str] = "exp3"
+    name = "exp3"
+    when = "rewards may turn against the choice, or follow no law at all"
     rate: float = 2.0
     sharing: float = 0.0
 
     def __post_init__(self) -> None:
-        require_number("exp3.rate", self.rate, above=0)
-        require_number("exp3.sharing", self.sharing, at_least=0, at_most=0.5)
+        self.require("rate", above=0)
+        self.require("sharing", at_least=0, at_most=0.5)
 
     @override
     def begin(self, layer_name: str) -> Losses:
@@ -171,27 +167,15 @@ class Exp3(SelectionStrategy):
 
     @override
     def decide(
-        self, viable: Sequence[int], metrics: Metrics, context: SelectionContext, rng: Draws
-    ) -> tuple[int, SelectionReason]:
-        learned = learned_as(Losses, self.knowledge(metrics))
+        self, viable: Seeds, metrics: Metrics, context: SelectionContext, rng: Draws
+    ) -> Choice:
+        learned = self.knowledge(metrics, Losses)
         chances = self.chances(sorted(viable), learned)
-        left = rng.uniform()
-        for chosen, chance in chances.items():  # noqa: B007 (the last one, if rounding leaves some)
-            left -= chance
-            if left < 0:
-                break
-        return chosen, SelectionReason(
-            "exp3",
-            chosen,
-            chances[chosen],
-            chances,
-            chances,
-            partial(_why, chances[chosen], tuple(chances.values()), learned.count_of(chosen)),
-            False,
-            others(viable, chosen),
-        )
+        chosen = draw_from(chances, rng)
+        drawn = chances[chosen], tuple(chances.values()), learned.count_of(chosen)
+        return self.chosen(chosen, chances, chances, partial(_why, *drawn))
 
-    def chances(self, viable: Sequence[int], learned: Losses) -> Mapping[int, float]:
+    def chances(self, viable: Seeds, learned: Losses) -> Mapping[int, float]:
         """Probability of each of ``viable``."""
         eta, losses = learned.learning_rate(), learned.losses()
         found = {seed: losses.get(seed, 0.0) for seed in viable}
@@ -209,4 +193,4 @@ def _why(drawn: float, chances: Sequence[float], count: int) -> str:
         place = f"the likeliest of {len(chances)} by what was lost so far"
     else:
         place = f"{ahead} of {len(chances)} likelier by what was lost so far"
-    return f"drawn with probability {drawn:.2f}, {place}; {tried(count)}"
+    return f"drawn with probability {drawn:.2f}, {place}; {count_in_words(count)}"

@@ -1,4 +1,4 @@
-"""First tries: every seed is tried once before a strategy is asked about it."""
+"""First tries of seeds without an outcome, before a strategy chooses among all."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -19,9 +19,9 @@ def first_try(
     rng: Draws,
     context: SelectionContext = _NOTHING_KNOWN,
 ) -> Choice | None:
-    """One of the seeds never tried, drawn; ``None`` if there is none and ``strategy`` decides.
+    """Choice of a seed never tried, drawn; ``None`` if there is none and ``strategy`` decides.
 
-    A seed on which the strategy has evidence from elsewhere is left to the strategy.
+    Seeds that the strategy `knows` from elsewhere are left to it.
     """
     if _all_tried(viable, metrics):
         return None

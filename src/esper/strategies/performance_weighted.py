@@ -1,17 +1,14 @@
-"""Performance-weighted: seeds are drawn in proportion to how well they did of late."""
+"""Performance-weighted: draws by a softmax of recent rewards (Boltzmann exploration)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import exp
-from typing import ClassVar, final
+from typing import final
 
 from typing_extensions import override
 
-from esper.contracts.selection import SelectionContext, SelectionReason
-from esper.records.draws import Draws
-from esper.strategies.base import Metrics, SelectionStrategy
-from esper.strategies.scoring import others, require_number, standardise, tried
+from esper.strategies.base import Choice, Draws, Metrics, Seeds, SelectionContext, SelectionStrategy
+from esper.strategies.scoring import count_in_words, draw_from, outcomes_of, standardise
 
 
 @final
@@ -26,9 +23,6 @@ class PerformanceWeighted(SelectionStrategy):
     Args:
         temperature: In standard deviations, > 0; the smaller, the greedier.
         floor: Share of the choices that is spread evenly, in [0, 1].
-
-    Raises:
-        ConfigError: if a setting is out of range.
 
     Source:
         Sutton & Barto (2018), Reinforcement Learning, section 2.8 (softmax) and 2.5 (recency).
@@ -46,51 +40,31 @@ class PerformanceWeighted(SelectionStrategy):
         (0.292, 0.708)
     """
 
-    when: ClassVar[str] = "choices should be in proportion to what seeds earned of late"
-    name: ClassVar[str] = "performance_weighted"
+    name = "performance_weighted"
+    when = "choices should be in proportion to what seeds earned of late"
     temperature: float = 0.2
     floor: float = 0.05
 
     def __post_init__(self) -> None:
-        require_number("performance_weighted.temperature", self.temperature, above=0)
-        require_number("performance_weighted.floor", self.floor, at_least=0, at_most=1)
+        self.require("temperature", above=0)
+        self.require("floor", at_least=0, at_most=1)
 
     @override
     def decide(
-        self, viable: Sequence[int], metrics: Metrics, context: SelectionContext, rng: Draws
-    ) -> tuple[int, SelectionReason]:
+        self, viable: Seeds, metrics: Metrics, context: SelectionContext, rng: Draws
+    ) -> Choice:
         scores, chances = self.chances(sorted(viable), metrics)
-        left = rng.uniform()
-        for chosen, chance in chances.items():  # noqa: B007 (the last one, if rounding leaves some)
-            left -= chance
-            if left < 0:
-                break
-        record = metrics.get(chosen)
-        return chosen, SelectionReason(
-            "performance_weighted",
-            chosen,
-            scores[chosen],
-            scores,
-            chances,
-            partial(_why, chances[chosen], scores[chosen], record.count if record else 0),
-            False,
-            others(viable, chosen),
-        )
+        chosen = draw_from(chances, rng)
+        known = chances[chosen], scores[chosen], outcomes_of(metrics, chosen)
+        return self.chosen(chosen, scores, chances, partial(_why, *known))
 
-    def chances(
-        self, viable: Sequence[int], metrics: Metrics
-    ) -> tuple[dict[int, float], dict[int, float]]:
+    def chances(self, viable: Seeds, metrics: Metrics) -> tuple[dict[int, float], dict[int, float]]:
         """Shrunk recent rewards, in standard deviations, and the probability of each seed."""
         centre, scale, _ = standardise(metrics)
-        scores = {}
+        scores = dict.fromkeys(viable, 0.0)
         for seed in viable:
-            record = metrics.get(seed)
-            count = record.count if record else 0
-            scores[seed] = (
-                (record.recent - centre) / scale * (count / (count + 1))
-                if record and count
-                else 0.0
-            )
+            if count := outcomes_of(metrics, seed):
+                scores[seed] = (metrics[seed].recent - centre) / scale * (count / (count + 1))
         highest = max(scores.values())
         weights = {
             seed: exp((score - highest) / self.temperature) for seed, score in scores.items()
@@ -103,5 +77,5 @@ class PerformanceWeighted(SelectionStrategy):
 def _why(chance: float, score: float, count: int) -> str:
     return (
         f"drawn with probability {chance:.2f}; recent rewards {score:+.2f} sd from the layer's "
-        f"mean, {tried(count)}"
+        f"mean, {count_in_words(count)}"
     )

@@ -1,27 +1,28 @@
-"""Posteriors of a seed's worth, and how likely each seed's draw is to be the highest."""
+"""Posteriors of a seed's mean reward, and the probability that its draw is the highest."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import asinh, erfc, exp, log, log1p, sinh, sqrt
 from operator import mul
-from typing import Literal, final
+from typing import Literal, final, get_args
 
 from esper.records.draws import Draws
 
 Posterior = Literal["beta", "gaussian", "nig"]
+POSTERIORS: tuple[Posterior, ...] = get_args(Posterior)
 Parameters = tuple[float, ...]
 """``beta``: alpha, beta. ``gaussian``: mean, sd. ``nig``: location, scale, degrees of freedom."""
 
 _POINTS = 480
-"""For all densities together, as long as each has a fifth of them."""
+"""Points of quadrature for all densities together; each has at least a fifth of them."""
 
 _ERROR = 0.002
 _NEVER = 1e-300
 
 
 def beta_posterior(z: float, weight: float, prior: tuple[float, float]) -> Parameters:
-    """A mean of ``z`` sd above average over ``weight`` outcomes, read as ``Phi(z)`` successes each.
+    """Alpha and beta after ``weight`` outcomes of mean ``z``, as ``Phi(z)`` successes each.
 
     Args:
         z: Standardised mean reward.
@@ -97,7 +98,7 @@ def draw(posterior: Posterior, parameters: Parameters, rng: Draws) -> float:
 @final
 @dataclass(frozen=True, slots=True)
 class BestDraw:
-    """Probabilities that each seed's draw is the highest, by quadrature.
+    """Probability of every seed that its draw is the highest, by quadrature; a `Chances`.
 
     ``P(i is best) = integral of f_i * product of F_j``, over the draws themselves (``gaussian``,
     ``nig``) or their logits (``beta``, where the density has no poles), by the trapezoid rule.

@@ -1,33 +1,30 @@
-"""Sentences of a choice that several strategies share: which number decided, and how sure it is."""
+"""Sentences of reasons that several strategies share: the deciding number and its uncertainty."""
 
 from collections.abc import Mapping
 from math import inf, sqrt
 
 from esper.strategies.posteriors import Parameters, Posterior
-from esper.strategies.scoring import TIE, tried
+from esper.strategies.scoring import TIE, count_in_words
 
 
 def bound_reason(
-    chosen: int,
-    standings: Mapping[int, tuple[float, float]],
-    scores: Mapping[int, float],
-    evidence: str | int,
+    chosen: int, means: Mapping[int, float], scores: Mapping[int, float], evidence: str | int
 ) -> str:
-    """Whether the highest upper bound is that of the best mean, or of what is least known.
+    """Sentence on an upper bound: the best mean's, the widest interval's, or neither's.
 
     Args:
         chosen: The seed.
-        standings: Standardised mean of every viable seed, and its trials.
-        scores: The upper bounds.
-        evidence: How much is known of the seed, as ``"after 3 outcomes"``, or a number of outcomes.
+        means: Standardised mean of every viable seed.
+        scores: Upper bound of every viable seed.
+        evidence: Outcomes of the seed: a number, or words as ``"after 3 outcomes"``.
 
     Example:
-        >>> standings = {0: (1.0, 9.0), 1: (0.5, 4.0), 2: (0.4, 16.0)}
-        >>> bound_reason(0, standings, {0: 2.5, 1: 2.0, 2: 1.4}, 9)
+        >>> means = {0: 1.0, 1: 0.5, 2: 0.4}
+        >>> bound_reason(0, means, {0: 2.5, 1: 2.0, 2: 1.4}, 9)
         'best mean by 0.5 sd, give or take 1.5, after 9 outcomes'
-        >>> bound_reason(1, standings, {0: 2.0, 1: 2.1, 2: 1.4}, "after 4 outcomes")
+        >>> bound_reason(1, means, {0: 2.0, 1: 2.1, 2: 1.4}, "after 4 outcomes")
         'widest interval, give or take 1.6 sd, its mean 0.5 sd behind the best, after 4 outcomes'
-        >>> bound_reason(2, standings, {2: 1.4}, "after 16 outcomes")
+        >>> bound_reason(2, means, {2: 1.4}, "after 16 outcomes")
         'the only viable seed, after 16 outcomes'
     """
     evidence = _in_words(evidence)
@@ -35,8 +32,8 @@ def bound_reason(
         return f"the only viable seed, {evidence}"
     if scores[chosen] == inf:
         return f"nothing rules it out, {evidence}"
-    halves = {seed: score - standings[seed][0] for seed, score in scores.items()}
-    ahead = standings[chosen][0] - max(standings[seed][0] for seed in scores if seed != chosen)
+    halves = {seed: score - means[seed] for seed, score in scores.items()}
+    ahead = means[chosen] - max(means[seed] for seed in scores if seed != chosen)
     half = halves[chosen]
     if ahead > -TIE:
         return f"best mean by {max(ahead, 0.0):.1f} sd, give or take {half:.1f}, {evidence}"
@@ -49,14 +46,14 @@ def bound_reason(
 def draw_reason(
     posterior: Posterior, parameters: Parameters, score: float, viable: int, evidence: str | int
 ) -> str:
-    """What was drawn, and what it was drawn from.
+    """Sentence on the highest draw: its value, mean and standard deviation.
 
     Args:
         posterior: Its kind.
         parameters: Of the chosen seed.
         score: The draw.
-        viable: Seeds that were drawn for.
-        evidence: How much is known of the seed, as ``"after 3 outcomes"``, or a number of outcomes.
+        viable: Number of viable seeds.
+        evidence: Outcomes of the seed: a number, or words as ``"after 3 outcomes"``.
 
     Example:
         >>> draw_reason("gaussian", (0.3, 0.5), 0.8, 4, "after 3 outcomes")
@@ -81,4 +78,4 @@ def draw_reason(
 def _in_words(evidence: str | int) -> str:
     if isinstance(evidence, str):
         return evidence
-    return f"after {tried(evidence)}" if evidence else tried(0)
+    return f"after {count_in_words(evidence)}" if evidence else count_in_words(0)

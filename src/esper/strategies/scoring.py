@@ -1,26 +1,29 @@
-"""Standardised rewards, the best of some scores with ties drawn, and counts in words."""
+"""Standardised rewards, upper bounds, draws among scores, and counts in words."""
 
-from collections.abc import Mapping, Sequence
-from math import isfinite
+from collections.abc import Mapping
+from math import inf, log, sqrt
+from operator import attrgetter
 
-from esper.contracts.errors import ConfigError
 from esper.records.draws import Draws
 from esper.records.layer import LayerMetrics
 from esper.records.layer_sums import LayerSums, Units
 from esper.strategies.base import Metrics
 
-_HUGE = 1e100
-
 TIE = 1e-9
-"""Scores that differ by less, in standardised units, are the same score."""
+"""Scores that differ by less, in standardised units, are equal."""
+
+_FEWEST = 1e-6
+"""Lower limit of trials in an upper bound, so that it stays finite."""
+
+_OPEN = attrgetter("open")
 
 
 def standardise(metrics: Metrics) -> Units:
-    """The units in which every strategy reads rewards; a shift or a factor on all changes nothing.
+    """Units in which every strategy reads rewards; a shift or a factor on all changes nothing.
 
-    The scale is the standard deviation *within* seeds, pooled, so that what separates good seeds
-    from bad does not count as noise. While few seeds were tried twice it leans on the standard
-    deviation of all rewards: ``sqrt((sum m2 + total variance) / (sum (n - 1) + 1))``.
+    The scale is the standard deviation *within* seeds, pooled, so that differences between seeds do
+    not count as noise. While few seeds were tried twice it leans on the standard deviation of all
+    rewards: ``sqrt((sum m2 + total variance) / (sum (n - 1) + 1))``.
 
     Example:
         Two seeds, rewards (1, 3) and (5, 7): within 2 and 2 with 2 degrees of freedom, total
@@ -36,7 +39,7 @@ def standardise(metrics: Metrics) -> Units:
 
 
 def sums_of(metrics: Metrics) -> LayerSums:
-    """The sums of a layer: those that its live records keep, or computed from a snapshot."""
+    """Sums of a layer: those that its live records keep, or computed from a snapshot."""
     if isinstance(metrics, LayerMetrics) and len(metrics) == len(metrics.sums.seeds):
         return metrics.sums
     made = LayerSums()
@@ -44,8 +47,29 @@ def sums_of(metrics: Metrics) -> LayerSums:
     return made
 
 
+def pending_of(metrics: Metrics) -> list[int]:
+    """Choices without an outcome, seed by seed; empty if live records have none, as mostly."""
+    if isinstance(metrics, LayerMetrics) and not any(map(_OPEN, metrics.values())):
+        return []
+    return [record.pending for record in metrics.values()]
+
+
+def upper_bound(mean: float, trials: float, total: float, exploration_constant: float) -> float:
+    """``mean + sqrt(c * ln(total) / trials)``; infinite for a seed never tried.
+
+    Example:
+        Tried four times at 0.50 against once at 0.40: bounds 1.397 and 2.194.
+
+        >>> f"{upper_bound(0.50, 4, 5, 2.0):.3f}, {upper_bound(0.40, 1, 5, 2.0):.3f}"
+        '1.397, 2.194'
+    """
+    if not trials:
+        return inf
+    return mean + sqrt(exploration_constant * log(max(total, 1.0)) / max(trials, _FEWEST))
+
+
 def pick_best(scores: Mapping[int, float], rng: Draws) -> tuple[int, float]:
-    """The seed of the highest score, and the probability of picking it; ties are drawn.
+    """Seed of the highest score, and the probability of picking it; ties are drawn.
 
     Example:
         >>> pick_best({0: 0.5, 1: 0.7}, Draws(0, "fc1", 0))
@@ -62,53 +86,44 @@ def pick_best(scores: Mapping[int, float], rng: Draws) -> tuple[int, float]:
     return tied[rng.index(len(tied))], 1 / len(tied)
 
 
-def tried(outcomes: int) -> str:
-    """The number of a seed's outcomes, in words.
+def draw_best(scores: Mapping[int, float], rng: Draws) -> tuple[int, dict[int, float]]:
+    """Seed that `pick_best` picks, and the probability of every seed.
 
     Example:
-        >>> tried(0), tried(1), tried(12)
+        >>> draw_best({4: 0.5, 7: 0.7}, Draws(0, "fc1", 0))
+        (7, {4: 0.0, 7: 1.0})
+    """
+    chosen, share = pick_best(scores, rng)
+    chances = dict.fromkeys(scores, 0.0)
+    chances[chosen] = share
+    if share < 1:
+        least = max(scores.values()) - TIE
+        chances = {seed: share if score >= least else 0.0 for seed, score in scores.items()}
+    return chosen, chances
+
+
+def draw_from(chances: Mapping[int, float], rng: Draws) -> int:
+    """Seed drawn with these probabilities, which add up to 1 within rounding."""
+    left = rng.uniform()
+    for seed, chance in chances.items():  # noqa: B007 (the last one, if rounding leaves some)
+        left -= chance
+        if left < 0:
+            break
+    return seed
+
+
+def outcomes_of(metrics: Metrics, seed_idx: int) -> int:
+    """Outcomes in a seed's window; 0 for a seed without a record."""
+    return metrics[seed_idx].count if seed_idx in metrics else 0
+
+
+def count_in_words(outcomes: int) -> str:
+    """Number of outcomes in words.
+
+    Example:
+        >>> count_in_words(0), count_in_words(1), count_in_words(12)
         ('no outcome yet', '1 outcome', '12 outcomes')
     """
     if not outcomes:
         return "no outcome yet"
     return "1 outcome" if outcomes == 1 else f"{outcomes} outcomes"
-
-
-def others(viable: Sequence[int], seed_idx: int) -> tuple[int, ...]:
-    """The seeds of ``viable`` that were not chosen."""
-    left = list(viable)
-    left.remove(seed_idx)
-    return tuple(left)
-
-
-def require_number(
-    setting: str,
-    value: object,
-    *,
-    above: float = -float("inf"),
-    at_least: float = -float("inf"),
-    at_most: float = float("inf"),
-) -> None:
-    """Refuse a setting that is no finite number (below 1e100) or is out of range.
-
-    Raises:
-        ConfigError: naming the setting, its value and what it may be.
-
-    Example:
-        >>> require_number("ucb.exploration_constant", -1, above=0)
-        Traceback (most recent call last):
-        ...
-        esper.contracts.errors.ConfigError: ucb.exploration_constant is -1; it must be a number > 0
-    """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if number and -_HUGE < value < _HUGE and above < value and at_least <= value <= at_most:  # type: ignore[operator]  # a number by now
-        return
-    limits = [
-        f"{sign} {limit:g}"
-        for sign, limit in ((">", above), (">=", at_least), ("<=", at_most))
-        if isfinite(limit)
-    ]
-    if number and not -_HUGE < value < _HUGE:  # type: ignore[operator]
-        limits.append(f"below {_HUGE:g} in size")
-    wanted = " ".join(["a number", " and ".join(limits)]).strip()
-    raise ConfigError(f"{setting} is {value!r}; it must be {wanted}")

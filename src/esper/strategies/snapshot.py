@@ -9,7 +9,7 @@ from esper.strategies.ucb import UCB
 
 
 def snapshot(layer: LayerRecord, decay_factor: float) -> dict[int, SeedPerformanceMetrics]:
-    """A copy of every seed's record, scored by ``ucb``, ``thompson`` and recent performance.
+    """Copy of every seed's record, scored by ``ucb``, ``thompson`` and recent performance.
 
     Args:
         layer: The live record.

@@ -1,17 +1,14 @@
-"""Thompson sampling: draw what each seed may be worth, take the best draw."""
+"""Thompson sampling: one draw from each seed's posterior, the highest is taken."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, final
+from typing import final
 
 from typing_extensions import override
 
-from esper.contracts.errors import ConfigError, unknown_name
-from esper.contracts.selection import SelectionContext, SelectionReason
-from esper.records.draws import Draws
-from esper.strategies.base import Metrics, SelectionStrategy
+from esper.strategies.base import Choice, Draws, Metrics, Seeds, SelectionContext, SelectionStrategy
 from esper.strategies.posteriors import (
+    POSTERIORS,
     BestDraw,
     Parameters,
     Posterior,
@@ -21,9 +18,7 @@ from esper.strategies.posteriors import (
     nig_posterior,
 )
 from esper.strategies.reasons import draw_reason
-from esper.strategies.scoring import others, pick_best, require_number, standardise
-
-_POSTERIORS = ("beta", "gaussian", "nig")
+from esper.strategies.scoring import outcomes_of, pick_best, standardise
 
 
 @final
@@ -52,9 +47,6 @@ class Thompson(SelectionStrategy):
         prior_shape: Weight of the layer's noise in a seed's own, in half outcomes, > 0; for
             ``nig``.
 
-    Raises:
-        ConfigError: if a setting is out of range.
-
     Source:
         Chapelle & Li (2011), An Empirical Evaluation of Thompson Sampling, algorithm 2 (Beta);
         Agrawal & Goyal (2013), Further Optimal Regret Bounds, algorithm 2 (Gaussian); Murphy
@@ -77,8 +69,8 @@ class Thompson(SelectionStrategy):
         [0.354, 0.652, 5.0]
     """
 
-    when: ClassVar[str] = "choices should be drawn: parallel trainers, logs to be replayed"
-    name: ClassVar[str] = "thompson"
+    name = "thompson"
+    when = "choices should be drawn: parallel trainers, logs to be replayed"
     prior_alpha: float = 1.0
     prior_beta: float = 1.0
     posterior: Posterior = "beta"
@@ -86,63 +78,41 @@ class Thompson(SelectionStrategy):
     prior_shape: float = 2.0
 
     def __post_init__(self) -> None:
-        require_number("thompson.prior_alpha", self.prior_alpha, above=0)
-        require_number("thompson.prior_beta", self.prior_beta, above=0)
-        require_number("thompson.prior_count", self.prior_count, above=0)
-        require_number("thompson.prior_shape", self.prior_shape, above=0)
-        if self.posterior not in _POSTERIORS:
-            raise ConfigError(unknown_name("thompson.posterior", self.posterior, _POSTERIORS))
+        for setting in ("prior_alpha", "prior_beta", "prior_count", "prior_shape"):
+            self.require(setting, above=0)
+        self.require_one_of("posterior", POSTERIORS)
 
     @override
     def decide(
-        self, viable: Sequence[int], metrics: Metrics, context: SelectionContext, rng: Draws
-    ) -> tuple[int, SelectionReason]:
+        self, viable: Seeds, metrics: Metrics, context: SelectionContext, rng: Draws
+    ) -> Choice:
         posteriors = self.posteriors(sorted(viable), metrics)
         if self.posterior == "gaussian":
-            noise = rng.normals(len(posteriors))
-            scores = {
-                seed: mean + sd * one
-                for (seed, (mean, sd)), one in zip(posteriors.items(), noise, strict=True)
-            }
+            rows = zip(posteriors.items(), rng.normals(len(posteriors)), strict=True)
+            scores = {seed: mean + sd * one for (seed, (mean, sd)), one in rows}
         else:
-            scores = {
-                seed: draw(self.posterior, parameters, rng)
-                for seed, parameters in posteriors.items()
-            }
+            scores = {seed: draw(self.posterior, own, rng) for seed, own in posteriors.items()}
         chosen, _ = pick_best(scores, rng)
-        record = metrics.get(chosen)
-        own, score = posteriors[chosen], scores[chosen]
-        count = record.count if record else 0
-        return chosen, SelectionReason(
-            "thompson",
-            chosen,
-            score,
-            scores,
-            BestDraw(self.posterior, tuple(posteriors.items())),
-            partial(draw_reason, self.posterior, own, score, len(scores), count),
-            False,
-            others(viable, chosen),
-        )
+        drawn = posteriors[chosen], scores[chosen], len(scores), outcomes_of(metrics, chosen)
+        chances = BestDraw(self.posterior, tuple(posteriors.items()))
+        return self.chosen(chosen, scores, chances, partial(draw_reason, self.posterior, *drawn))
 
-    def posteriors(self, viable: Sequence[int], metrics: Metrics) -> dict[int, Parameters]:
-        """The parameters of each seed's posterior, in standard deviations of the layer."""
+    def posteriors(self, viable: Seeds, metrics: Metrics) -> dict[int, Parameters]:
+        """Parameters of each seed's posterior, in standard deviations of the layer."""
         centre, scale, _ = standardise(metrics)
         found = {}
         for seed in viable:
             record = metrics.get(seed)
             count = record.count if record else 0
-            pending = record.pending if record else 0
+            trials = count + record.pending if record else 0
             z = (record.mean - centre) / scale if record and count else 0.0
             if self.posterior == "gaussian":
-                found[seed] = gaussian_posterior(z, count + pending, self.prior_count)
+                found[seed] = gaussian_posterior(z, trials, self.prior_count)
             elif self.posterior == "beta":
-                prior = (self.prior_alpha, self.prior_beta)
-                found[seed] = beta_posterior(z, count + pending, prior)
+                found[seed] = beta_posterior(z, trials, (self.prior_alpha, self.prior_beta))
             else:
                 # A pending choice adds a mean, and as much noise as the seed has shown so far.
                 m2 = record.m2 / scale / scale if record else 0.0
-                squares = m2 * (count + pending) / count if count else 0.0
-                found[seed] = nig_posterior(
-                    z, count + pending, squares, self.prior_count, self.prior_shape
-                )
+                squares = m2 * trials / count if count else 0.0
+                found[seed] = nig_posterior(z, trials, squares, self.prior_count, self.prior_shape)
         return found

@@ -1,4 +1,4 @@
-"""What a tracker without a store knows, saved and taken up again; the laws ask every strategy."""
+"""State of a tracker without a store, saved and restored; the laws test every strategy."""
 
 import json
 from random import Random  # noqa: TID251 (seeded)

@@ -1,4 +1,4 @@
-"""`auto` against its formulas written out plainly, and what its knowledge weighs."""
+"""`auto` against its formulas written out plainly, and the memory of its knowledge."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Contextual strategies: what they see, what they learn of it, and that it stays exact."""
+"""Contextual strategies: features, regressions, and their accuracy over many updates."""
 
 import json
 import subprocess
@@ -25,8 +25,7 @@ from esper.strategies import STRATEGIES, SelectionStrategy
 from esper.strategies.contextual.features import NAMES, WIDTH, of_decision, of_seeds
 from esper.strategies.contextual.joint_draws import JointDraw
 from esper.strategies.contextual.knowledge import LinearKnowledge
-from esper.strategies.contextual.lin_ts import LinTS
-from esper.strategies.contextual.linucb import LinUCB
+from esper.strategies.contextual.linear import LinTS, LinUCB
 from esper.strategies.contextual.predictions import after_trials
 from esper.strategies.contextual.ridge import Ridges
 from esper.strategies.posteriors import BestDraw
@@ -350,7 +349,7 @@ def test_a_slot_that_gets_a_blueprint_forgets_what_it_earned_without() -> None:
     knowledge.forget(1)
     knowledge.forget(7)
     seen = knowledge.predict([0, 1], {}, SelectionContext())
-    assert seen.outcomes == {0: "5 outcomes", 1: "no outcome yet"}
+    assert seen.support == [(5, "", -1), (0, "", -1)]
     assert seen.means[0] < 0 == seen.means[1]
 
 

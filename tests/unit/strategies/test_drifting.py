@@ -1,4 +1,4 @@
-"""Strategies for rewards that do not stay what they were."""
+"""Strategies for rewards that drift or jump."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -18,15 +18,9 @@ from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.strategies import STRATEGIES
 from esper.strategies.drifting.change_ucb import ChangeUCB
-from esper.strategies.drifting.changes import (
-    Changing,
-    Cusum,
-    Likelihood,
-    _best_split,
-)
-from esper.strategies.drifting.discounted_ucb import DiscountedUCB
+from esper.strategies.drifting.changes import Changing, Cusum, Likelihood, _best_split
+from esper.strategies.drifting.forgetful import SlidingUCB
 from esper.strategies.drifting.forgetting import Discounted, Windowed
-from esper.strategies.drifting.sliding_ucb import SlidingUCB
 from esper.strategies.exp3 import Losses
 from esper.strategies.learned import Learned
 
@@ -314,14 +308,13 @@ def test_choices_of_units_do_not_matter(kind: str) -> None:
 
 
 def test_a_seed_left_alone_for_ever_keeps_a_finite_bound() -> None:
-    strategy = DiscountedUCB(discount=0.5)
-    learned = strategy.begin("fc1")
+    learned = Discounted(0.5)
     learned.learn(0, 1.0, None)
     for number in range(3000):
         learned.learn(1, float(number % 2), None)
-    scores = strategy.scores([0, 1], {}, learned)
-    assert all(isfinite(score) for score in scores.values())
-    assert scores[0] > scores[1]
+    _, bounds = learned.upper_bounds([0, 1], {}, 0.5)
+    assert all(isfinite(bound) for bound in bounds.values())
+    assert bounds[0] > bounds[1]
 
 
 def test_a_forgotten_seed_begins_anew_and_rows_stay_in_order() -> None:

@@ -1,4 +1,4 @@
-"""`hierarchical`: what is pooled, how strongly, what it gains, and that no seed starves."""
+"""`hierarchical`: strength and gain of pooling, and that no seed starves."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,9 @@ from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.stores.memory import MemoryStore
 from esper.strategies import STRATEGIES
+from esper.strategies.pooled.auto import Hierarchical
 from esper.strategies.pooled.beliefs import Beliefs
-from esper.strategies.pooled.evidence import posterior_of
-from esper.strategies.pooled.hierarchical import Hierarchical
+from esper.strategies.pooled.evidence import posterior_means
 from esper.strategies.pooled.pooling import between
 
 BLUEPRINTS = ("glu", "lowrank", "bottleneck", "conv_block", "depthwise")
@@ -130,7 +130,7 @@ def test_own_outcomes_outweigh_the_others_in_the_end() -> None:
     learned = record.seeds.knowledge
     assert isinstance(learned, Beliefs)
     context = _context((0, 1))
-    posterior = posterior_of(learned, [0, 1], record.seeds, context)
+    posterior = posterior_means(learned, [0, 1], record.seeds, context)
     first, second = posterior.means
     assert first > second
     assert second > 0.4  # pulled up by the other layers

@@ -1,4 +1,4 @@
-"""The neural strategy: it learns what no line can tell, alone and without a trace."""
+"""Neural strategy: effects that are not linear, without side effects on global state."""
 
 import json
 from dataclasses import replace
@@ -20,7 +20,7 @@ from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.stores.memory import MemoryStore
 from esper.strategies import STRATEGIES, SelectionStrategy
 from esper.strategies.contextual.features import of_seeds
-from esper.strategies.contextual.linucb import LinUCB
+from esper.strategies.contextual.linear import LinUCB
 from esper.strategies.contextual.neural import Neural, NeuralKnowledge
 from esper.strategies.ucb import UCB
 

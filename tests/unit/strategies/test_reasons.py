@@ -46,12 +46,12 @@ def test_a_bound_is_that_of_the_best_mean_or_of_the_widest_interval_or_of_neithe
     seed: int,
 ) -> None:
     random = Random(seed)
-    standings = {i: (random.gauss(0, 1), float(random.randint(1, 9))) for i in range(4)}
-    halves = {i: 2.0 / trials**0.5 for i, (_, trials) in standings.items()}
-    scores = {i: standings[i][0] + halves[i] for i in standings}
+    means = {i: random.gauss(0, 1) for i in range(4)}
+    halves = {i: 2.0 / random.randint(1, 9) ** 0.5 for i in means}
+    scores = {i: means[i] + halves[i] for i in means}
     chosen = max(scores, key=scores.__getitem__)
-    said = bound_reason(chosen, standings, scores, 3)
-    best = standings[chosen][0] == max(mean for mean, _ in standings.values())
+    said = bound_reason(chosen, means, scores, 3)
+    best = means[chosen] == max(means.values())
     widest = abs(halves[chosen] - max(halves.values())) < 1e-9
     assert said.startswith("best mean by ") == best
     assert said.startswith("widest interval, ") == (widest and not best)
@@ -60,11 +60,9 @@ def test_a_bound_is_that_of_the_best_mean_or_of_the_widest_interval_or_of_neithe
 
 
 def test_a_seed_without_trials_and_a_seed_alone_are_told() -> None:
-    standings = {0: (0.0, 0.0), 1: (1.0, 2.0)}
-    assert bound_reason(0, standings, {0: inf, 1: 2.0}, 0) == (
-        "nothing rules it out, no outcome yet"
-    )
-    assert bound_reason(1, standings, {1: 2.0}, 2) == "the only viable seed, after 2 outcomes"
+    means = {0: 0.0, 1: 1.0}
+    assert bound_reason(0, means, {0: inf, 1: 2.0}, 0) == "nothing rules it out, no outcome yet"
+    assert bound_reason(1, means, {1: 2.0}, 2) == "the only viable seed, after 2 outcomes"
 
 
 def test_a_draw_of_student_t_has_the_spread_of_student_t() -> None:

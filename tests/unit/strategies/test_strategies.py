@@ -1,4 +1,4 @@
-"""Strategies, each at what only it does."""
+"""Properties of single strategies."""
 
 from typing import Any
 

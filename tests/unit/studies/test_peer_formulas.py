@@ -16,12 +16,11 @@ from esper.records.draws import Draws
 from esper.records.layer import LayerMetrics, LayerRecord
 from esper.strategies import SelectionStrategy
 from esper.strategies.contextual.ridge import Ridges
-from esper.strategies.drifting.discounted_ucb import DiscountedUCB
-from esper.strategies.drifting.sliding_ucb import SlidingUCB
+from esper.strategies.drifting.forgetful import DiscountedUCB, SlidingUCB
 from esper.strategies.learned import Learned
 from esper.strategies.posteriors import nig_posterior
-from esper.strategies.scoring import standardise
-from esper.strategies.ucb import UCB, upper_bound
+from esper.strategies.scoring import standardise, upper_bound
+from esper.strategies.ucb import UCB
 
 PEERS: dict[str, Any] = json.loads(
     (Path(__file__).parent / "peer_scores.json").read_text(encoding="utf-8")

@@ -14,7 +14,8 @@ from esper.contracts.performance import (
 )
 from esper.contracts.selection import Decision, require_seed
 from esper.records.event_writer import EventWriter, measured_data, place_data, read_history
-from esper.records.history import BeginKnowledge, History, fold
+from esper.records.fold import fold
+from esper.records.history import BeginKnowledge, History
 from esper.records.layer import LayerRecord
 from esper.records.seed import SeedRecord
 from esper.records.state import history_data, history_from

@@ -27,7 +27,7 @@ from esper.execution.isolation import LossFn
 from esper.execution.probes import Readings, probe
 from esper.execution.side_effect_free import keeps_statistics
 from esper.execution.surgery import kasmina_layers
-from esper.records.history import KINDS
+from esper.records.fold import KINDS
 from esper.services.tamiyo.blueprint_integration import BlueprintIntegration, smallest_kernels
 from esper.services.tamiyo.governor import Governor
 from esper.services.tamiyo.graft import Baseline, Training

@@ -1,8 +1,8 @@
-"""What contextual strategies see of a choice: a fixed list of numbers, about as large as 1.
+"""Features of a choice for contextual strategies: a fixed list of numbers, about as large as 1.
 
-Every number is a fixed function of the context, so features of different layers, runs and years
-mean the same. Unmeasured is neither zero nor healthy: what is missing is 0, which is the middle of
-its scale, and raises a flag of its own.
+Every number is a fixed function of the context, so that features of different layers, runs and
+versions agree. Unmeasured is neither zero nor healthy: a missing measurement is 0, the middle of
+its scale, and sets a flag of its own.
 """
 
 from collections.abc import Sequence
@@ -28,13 +28,13 @@ _HEALTH: tuple[tuple[str, float, float, float], ...] = (
 on the shipped tasks."""
 
 _TYPE = 6
-"""Signs that a layer type is told by."""
+"""Signs that encode a layer type."""
 
 _FAR = 3.0
-"""No feature is farther from the middle of its scale, in spreads."""
+"""Limit of a feature's distance from the middle of its scale, in spreads."""
 
 _WEIGHT = 0.5
-"""Of every feature but the constant: a priori they all together matter about as much as it."""
+"""Factor on every feature but the constant, so that together they matter about as much a priori."""
 
 NAMES: tuple[str, ...] = (
     "constant",
@@ -47,18 +47,17 @@ NAMES: tuple[str, ...] = (
     "parameters",
     "parameters missing",
 )
-"""What each feature stands for."""
+"""Meaning of each feature."""
 
 WIDTH = len(NAMES)
-"""How many features there are."""
+"""Number of features."""
 
 
 def of_seeds(context: SelectionContext, seeds: Sequence[int]) -> dict[int, Features]:
-    """The features of choosing each of ``seeds`` in ``context``, in the order of `NAMES`.
+    """Features of choosing each of ``seeds`` in ``context``, in the order of `NAMES`.
 
     Example:
-        Nothing is known but the epoch, 19: ``0.5 * (ln 20 - 3) / 1.5`` is about zero, everything
-        else is missing.
+        The epoch alone is measured, 19: ``0.5 * (ln 20 - 3) / 1.5`` is about zero.
 
         >>> seen = of_seeds(SelectionContext(current_epoch=19), [0])[0]
         >>> {name: round(value, 3) for name, value in zip(NAMES[:4], seen)}
@@ -70,12 +69,13 @@ def of_seeds(context: SelectionContext, seeds: Sequence[int]) -> dict[int, Featu
     return {seed: (*layer, *_of_kernel(context.parameters.get(seed))) for seed in seeds}
 
 
-def of_decision(decision: Decision) -> Features:
-    """The features of a choice that was made.
+def of_decision(decision: Decision | None) -> Features:
+    """Features of a logged choice: those that decided it, else those of its epoch and layer type.
 
-    Those it was made by, where it has them; a seed's first try, and other strategies, log none.
-    Then those that can still be told from the record: epoch and layer type.
+    A seed's first try, and strategies of other kinds, log none.
     """
+    if decision is None:
+        return (*_of_layer(0, None, None, ""), *_of_kernel(None))
     seen = decision.reason.features
     if len(seen) == WIDTH and all(map(isfinite, seen)):
         return seen
@@ -126,7 +126,7 @@ def _scaled(value: float, centre: float, spread: float) -> float:
 
 
 def identity(layer_name: str, seed_idx: int, blueprint: str) -> str:
-    """What a seed is the same as: its blueprint, in any layer; without one, only itself.
+    """Name under which a seed is learnt: its blueprint, in any layer; without one, only itself.
 
     Example:
         >>> identity("fc1", 2, "glu"), identity("fc1", 2, "")
@@ -137,7 +137,7 @@ def identity(layer_name: str, seed_idx: int, blueprint: str) -> str:
 
 @lru_cache(maxsize=4096)
 def code(name: str, size: int, length: float = 1.0) -> Features:
-    """A name as a vector of signs, nearly at right angles to that of any other name.
+    """Vector of signs that encodes a name, nearly orthogonal to that of any other name.
 
     Args:
         name: Any string.

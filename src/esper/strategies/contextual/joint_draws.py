@@ -1,4 +1,4 @@
-"""Draws of several seeds that depend on each other, and how likely each is to be the highest.
+"""Correlated draws of several seeds, and the probability that each is the highest.
 
 Shapes: K seeds, N draws.
 """
@@ -20,14 +20,14 @@ _DRAWS = 2**15
 @final
 @dataclass(frozen=True, slots=True)
 class JointDraw:
-    """How likely each seed's draw is to be the highest, where draws depend on each other.
+    """Probability of every seed that its draw is the highest, for correlated draws; a `Chances`.
 
-    Monte Carlo over 32,768 draws of a generator of its own; equal posteriors give equal answers.
+    Monte Carlo over 32,768 draws of a fixed generator; equal posteriors give equal answers.
 
     Attributes:
         seeds: The seeds.
         means: Mean of each one's draw.
-        factor: Lower triangular, row by row; times its transpose it is the draws' covariance.
+        factor: Lower triangular factor of the draws' covariance, row by row.
 
     Example:
         Two independent draws, the second 1 sd of their difference ahead: Phi(1) = 0.841.
@@ -55,7 +55,7 @@ class JointDraw:
         count = len(self.seeds)
         draws_NK = _normals(count) @ np.array(self.factor).T + np.array(self.means)
         wins = np.bincount(draws_NK.argmax(axis=1), minlength=count).tolist()
-        # A seed that never came up was not impossible; half a draw each.
+        # Half a draw for each seed, so that one that never came up is not impossible.
         return {
             seed: (won + 0.5) / (_DRAWS + 0.5 * count)
             for seed, won in zip(self.seeds, wins, strict=True)
@@ -70,12 +70,12 @@ def _normals(count: int) -> Array:
 def draw_together(
     seeds: Sequence[int], means: Sequence[float], factor_KK: Array, rng: Draws
 ) -> tuple[dict[int, float], JointDraw]:
-    """One draw of every seed, and how likely each is to be the highest.
+    """One draw of every seed, and the probability that each is the highest.
 
     Args:
         seeds: The seeds.
         means: Mean of each one's draw.
-        factor_KK: As `factor_of` makes it.
+        factor_KK: Factor of their covariance, by `factor_of`.
         rng: The only randomness.
     """
     standard_K = np.array([rng.normal(0.0, 1.0) for _ in seeds])
@@ -85,7 +85,7 @@ def draw_together(
 
 
 def factor_of(covariance_KK: Array) -> Array:
-    """Lower triangular factor of a covariance, which rounding may have made singular."""
+    """Cholesky factor of a covariance that may be singular by rounding."""
     size = len(covariance_KK)
     covariance_KK = (covariance_KK + covariance_KK.T) / 2
     slack = 1e-12 * float(covariance_KK.trace()) + 1e-300

@@ -1,21 +1,22 @@
-"""What linear contextual strategies learn: regressions of rewards on features.
+"""Regressions of rewards on features, which the layers of a history share.
 
 ``disjoint``: one regression for each blueprint, over all layers of a history; a seed without a
 blueprint has one of its own in its layer. ``shared``: one for everything, on the features, and on a
-sketch of (seed or blueprint) x (features), by which what suits one need not suit another.
+sketch of (seed or blueprint) x (features), so that their effects may differ by blueprint.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Literal, final
+from typing import Any, Literal, final, get_args
 
 import numpy as np
 from typing_extensions import override
 
 from esper.contracts.errors import ConfigError
-from esper.contracts.selection import Decision, SelectionContext
+from esper.contracts.selection import Decision
 from esper.records.layer import LayerKnowledge
-from esper.strategies.base import Metrics, rewards_of
+from esper.strategies.base import Metrics, Seeds, SelectionContext, blueprint_of
 from esper.strategies.contextual.features import (
     WIDTH,
     Features,
@@ -24,14 +25,46 @@ from esper.strategies.contextual.features import (
     of_decision,
     of_seeds,
 )
-from esper.strategies.contextual.predictions import Prediction, after_trials
+from esper.strategies.contextual.predictions import Prediction, Support, after_trials
 from esper.strategies.contextual.ridge import Array, Ridges
+from esper.strategies.scoring import outcomes_of
 
 Model = Literal["shared", "disjoint"]
-MODELS = ("disjoint", "shared")
+MODELS = tuple(sorted(get_args(Model)))
 
 _SKETCH = 48
-"""Numbers that (blueprint) x (features) are told by in the shared regression."""
+"""Numbers that encode (blueprint) x (features) in the shared regression."""
+
+
+class ContextualKnowledge(LayerKnowledge, ABC):
+    """Knowledge of one layer that learns from features.
+
+    Attributes:
+        layer_name: The layer; empty for metrics that no tracker made.
+    """
+
+    __slots__ = ("layer_name",)
+    layer_name: str
+
+    @abstractmethod
+    def take(self, seed_idx: int, blueprint: str, seen: Features, reward: float) -> None:
+        """Add an outcome of a seed under ``blueprint`` that was chosen by features ``seen``."""
+
+    def names(self, seeds: Seeds, metrics: Metrics, context: SelectionContext) -> list[str]:
+        """Names under which the seeds are learnt, by `identity`."""
+        blueprints = [blueprint_of(metrics, context, seed) for seed in seeds]
+        return [identity(self.layer_name, *one) for one in zip(seeds, blueprints, strict=True)]
+
+    @override
+    def learn(self, seed_idx: int, reward: float, decision: Decision | None) -> None:
+        blueprint = "" if decision is None else decision.blueprint
+        self.take(seed_idx, blueprint, of_decision(decision), reward)
+
+    @override
+    def learn_unlogged(
+        self, seed_idx: int, reward: float, blueprint: str, context: SelectionContext
+    ) -> None:
+        self.take(seed_idx, blueprint, of_seeds(context, [seed_idx])[seed_idx], reward)
 
 
 @final
@@ -54,8 +87,8 @@ class Pool:
 
 
 @final
-class LinearKnowledge(LayerKnowledge):
-    """One layer's view of the pool, and regressions of its seeds that have no blueprint.
+class LinearKnowledge(ContextualKnowledge):
+    """Shared pool, and regressions of the layer's seeds that have no blueprint.
 
     Args:
         layer_name: The layer.
@@ -63,7 +96,7 @@ class LinearKnowledge(LayerKnowledge):
         ridge: As of `Ridges`.
     """
 
-    __slots__ = ("_alone", "_rows", "layer_name", "pool")
+    __slots__ = ("_alone", "_rows", "pool")
 
     def __init__(self, layer_name: str, model: Model, ridge: float) -> None:
         self.layer_name = layer_name
@@ -77,130 +110,81 @@ class LinearKnowledge(LayerKnowledge):
             self.pool = other.pool
 
     @override
-    def learn(self, seed_idx: int, reward: float, decision: Decision | None) -> None:
-        if decision is None:
-            self.take(seed_idx, "", of_seeds(SelectionContext(), [0])[0], reward)
-        else:
-            self.take(seed_idx, decision.blueprint, of_decision(decision), reward)
-
     def take(self, seed_idx: int, blueprint: str, seen: Features, reward: float) -> None:
-        """Take in one outcome of a seed under ``blueprint``, chosen when ``seen`` was the case."""
-        if self.pool.model == "shared":
+        pool = self.pool
+        if pool.model == "shared":
             name = identity(self.layer_name, seed_idx, blueprint)
-            self.pool.ridges.learn(0, _together([name], [seen])[0], reward)
+            pool.ridges.learn(0, _with_sketch([name], [seen])[0], reward)
+        elif blueprint:
+            if blueprint not in pool.rows:
+                pool.rows[blueprint] = pool.ridges.add()
+            pool.ridges.learn(pool.rows[blueprint], np.array(seen), reward)
         else:
-            ridges, arm = self._regression(seed_idx, blueprint)
-            ridges.learn(arm, np.array(seen), reward)
+            if self._alone is None:
+                self._alone = Ridges(WIDTH, pool.ridges.ridge)
+            if seed_idx not in self._rows:
+                self._rows[seed_idx] = self._alone.add()
+            self._alone.learn(self._rows[seed_idx], np.array(seen), reward)
 
     @override
     def forget(self, seed_idx: int) -> None:
-        # What was learnt of a blueprint is true of it still; what a bare seed earned is not.
+        # Outcomes of a blueprint stay valid; those of a seed without one do not.
         if self._alone is not None and seed_idx in self._rows:
             self._alone.reset(self._rows[seed_idx])
 
-    def predict(
-        self, viable: Sequence[int], metrics: Metrics, context: SelectionContext
-    ) -> Prediction:
-        """What is expected of each of ``viable`` now; changes nothing."""
-        seeds = sorted(viable)
-        blueprints = [blueprint_of(metrics, context, seed) for seed in seeds]
+    def predict(self, viable: Seeds, metrics: Metrics, context: SelectionContext) -> Prediction:
+        """Prediction for each of ``viable`` in ``context``."""
+        seeds, ridges = sorted(viable), self.pool.ridges
         seen = of_seeds(context, seeds)
-        trials = [unheard(metrics, seed) for seed in seeds]
+        trials = [trials_without_outcome(metrics, seed) for seed in seeds]
         if self.pool.model == "shared":
-            return self._predict_shared(seeds, blueprints, seen, trials, metrics)
-        return self._predict_disjoint(seeds, blueprints, seen, trials)
-
-    def _predict_shared(
-        self,
-        seeds: list[int],
-        blueprints: list[str],
-        seen: dict[int, Features],
-        trials: list[int],
-        metrics: Metrics,
-    ) -> Prediction:
-        names = [
-            identity(self.layer_name, seed, blueprint)
-            for seed, blueprint in zip(seeds, blueprints, strict=True)
-        ]
-        x_KD = _together(names, list(seen.values()))
-        means_K, covariance_KK = self.pool.ridges.over(0, x_KD)
-        covariance_KK = after_trials(covariance_KK, trials)
-        total = self.pool.ridges.outcomes
-        counts = [metrics[seed].count if seed in metrics else 0 for seed in seeds]
-        return Prediction(
-            seeds,
-            means_K.tolist(),
-            covariance_KK.diagonal().tolist(),
-            covariance_KK,
-            seen,
-            [(count, "", total) for count in counts],
-            total,
-        )
-
-    def _predict_disjoint(
-        self,
-        seeds: list[int],
-        blueprints: list[str],
-        seen: dict[int, Features],
-        trials: list[int],
-    ) -> Prediction:
-        pool = self.pool
-        arms = [pool.rows.get(name, -1) if name else -1 for name in blueprints]
+            names = self.names(seeds, metrics, context)
+            means_K, covariance_KK = ridges.over(0, _with_sketch(names, list(seen.values())))
+            covariance_KK = after_trials(covariance_KK, trials)
+            variances, total = covariance_KK.diagonal().tolist(), ridges.outcomes
+            support = [(outcomes_of(metrics, seed), "", total) for seed in seeds]
+            means = means_K.tolist()
+            return Prediction(seeds, means, variances, covariance_KK, seen, support, total)
+        blueprints = [blueprint_of(metrics, context, seed) for seed in seeds]
+        arms = [self.pool.rows.get(name, -1) if name else -1 for name in blueprints]
         if min(arms) >= 0:
-            means, variances = _asked(pool.ridges, arms, list(seen.values()))
-            behind = [
-                (pool.ridges.counts[arm], name, -1)
-                for arm, name in zip(arms, blueprints, strict=True)
+            means, variances = _predict(ridges, arms, list(seen.values()))
+            support = [
+                (ridges.counts[arm], name, -1) for arm, name in zip(arms, blueprints, strict=True)
             ]
-            yardstick: Ridges | None = pool.ridges
+            total = ridges.outcomes
         else:
-            yardstick, means, variances, behind = self._ask_both(seeds, blueprints, seen)
+            means, variances, support, total = self._predict_mixed(seeds, blueprints, seen)
         if any(trials):
-            variances = [
-                variance / (1 + waiting * variance)
-                for variance, waiting in zip(variances, trials, strict=True)
-            ]
-        total = yardstick.outcomes if yardstick else 0
-        return Prediction(seeds, means, variances, None, seen, behind, total)
+            rows = zip(variances, trials, strict=True)
+            variances = [variance / (1 + more * variance) for variance, more in rows]
+        return Prediction(seeds, means, variances, None, seen, support, total)
 
-    def _ask_both(
+    def _predict_mixed(
         self, seeds: list[int], blueprints: list[str], seen: dict[int, Features]
-    ) -> tuple[Ridges | None, list[float], list[float], list[tuple[int, str, int]]]:
-        # Seeds with a blueprint, seeds without one, and seeds of which nothing is known.
-        yardstick: Ridges | None = None
-        means, variances, behind = [], [], []
+    ) -> tuple[list[float], list[float], list[Support], int]:
+        """Means, variances, support and total, where some seeds have no regression in the pool."""
+        units: Ridges | None = None
+        means, variances, support = [], [], list[Support]()
         for seed, name in zip(seeds, blueprints, strict=True):
             ridges = self.pool.ridges if name else self._alone
             arm = self.pool.rows.get(name) if name else self._rows.get(seed)
             if ridges is None or arm is None:
-                ahead = sum([value * value for value in seen[seed]]) / self.pool.ridges.ridge
-                mean, variance, known = 0.0, ahead, 0
+                variance = sum([value * value for value in seen[seed]]) / self.pool.ridges.ridge
+                mean, known = 0.0, 0
             else:
-                (mean,), (variance,) = _asked(ridges, [arm], [seen[seed]])
+                (mean,), (variance,) = _predict(ridges, [arm], [seen[seed]])
                 known = ridges.counts[arm]
-                yardstick = yardstick or ridges
-                if ridges is not yardstick:
-                    mean, variance = _in_units_of(yardstick, ridges, mean, variance)
+                units = units or ridges
+                if ridges is not units:
+                    mean, variance = _in_units_of(units, ridges, mean, variance)
             means.append(mean)
             variances.append(variance)
-            behind.append((known, name, -1))
-        return yardstick, means, variances, behind
-
-    def _regression(self, seed_idx: int, blueprint: str) -> tuple[Ridges, int]:
-        if blueprint:
-            pool = self.pool
-            if blueprint not in pool.rows:
-                pool.rows[blueprint] = pool.ridges.add()
-            return pool.ridges, pool.rows[blueprint]
-        if self._alone is None:
-            self._alone = Ridges(WIDTH, self.pool.ridges.ridge)
-        if seed_idx not in self._rows:
-            self._rows[seed_idx] = self._alone.add()
-        return self._alone, self._rows[seed_idx]
+            support.append((known, name, -1))
+        return means, variances, support, units.outcomes if units else 0
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """All that was learnt as JSON data, the pool included."""
         return {
             "model": self.pool.model,
             "pool": self.pool.ridges.state_dict(),
@@ -211,11 +195,6 @@ class LinearKnowledge(LayerKnowledge):
 
     @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up where `state_dict` was asked; the layers that share the pool do so too.
-
-        Raises:
-            ConfigError: if the state is of another model.
-        """
         if state.get("model") != self.pool.model:
             raise ConfigError(
                 f"the state is of model {state.get('model')!r}, not of {self.pool.model!r}; resume "
@@ -230,25 +209,17 @@ class LinearKnowledge(LayerKnowledge):
         self._alone, self._rows = alone, dict(state["seeds"])
 
 
-def known_of(
-    metrics: Metrics, context: SelectionContext, model: Model, ridge: float
-) -> LinearKnowledge:
-    """What was learnt; of hand-made metrics, their rewards, as if earned in ``context``."""
-    found = getattr(metrics, "knowledge", None)
-    if isinstance(found, LinearKnowledge):
-        return found
-    made = LinearKnowledge("", model, ridge)
-    for seed in sorted(metrics):
-        blueprint, seen = blueprint_of(metrics, context, seed), of_seeds(context, [seed])[seed]
-        for reward in rewards_of(metrics[seed]):
-            made.take(seed, blueprint, seen, reward)
-    return made
+def trials_without_outcome(metrics: Metrics, seed_idx: int) -> int:
+    """Choices without an outcome that count as trials, so that parallel choices spread."""
+    record = metrics.get(seed_idx)
+    if record is None:
+        return 0
+    return record.pending if record.outcomes else max(record.pending, record.total_activations)
 
 
-def _asked(
+def _predict(
     ridges: Ridges, arms: list[int], seen: list[Features]
 ) -> tuple[list[float], list[float]]:
-    """What regressions predict, each at a point of its own."""
     first = seen[0]
     for x in seen:
         if x is not first:
@@ -258,18 +229,16 @@ def _asked(
 
 
 def _in_units_of(
-    yardstick: Ridges, ridges: Ridges, mean: float, variance: float
+    units: Ridges, ridges: Ridges, mean: float, variance: float
 ) -> tuple[float, float]:
-    """A prediction in the units of ``yardstick`` that was made in those of ``ridges``."""
-    factor = ridges.scale / yardstick.scale
-    if not 0 < factor < float("inf"):  # one of them knows of no spread
+    factor = ridges.scale / units.scale
+    if not 0 < factor < float("inf"):  # the rewards of one of them do not differ
         return 0.0, variance
-    return mean * factor + (
-        ridges.centre - yardstick.centre
-    ) / yardstick.scale, variance * factor**2
+    shift = (ridges.centre - units.centre) / units.scale
+    return mean * factor + shift, variance * factor**2
 
 
-def _together(names: Sequence[str], seen: Sequence[Features]) -> Array:
+def _with_sketch(names: Sequence[str], seen: Sequence[Features]) -> Array:
     x_KW = np.array(seen)
     sketch_KS = [_sketch(name) @ x_W for name, x_W in zip(names, x_KW, strict=True)]
     return np.concatenate([x_KW, np.array(sketch_KS)], axis=1)
@@ -281,18 +250,3 @@ def _sketch(name: str) -> Array:
     signs = code(name, _SKETCH * WIDTH)
     sketch_SW: Array = np.array(signs).reshape(_SKETCH, WIDTH) * WIDTH**0.5
     return sketch_SW
-
-
-def blueprint_of(metrics: Metrics, context: SelectionContext, seed_idx: int) -> str:
-    """What the seed stands for; empty if that is not known."""
-    blueprint: str = getattr(metrics.get(seed_idx), "blueprint", "")
-    return context.blueprints.get(seed_idx, blueprint)
-
-
-def unheard(metrics: Metrics, seed_idx: int) -> int:
-    """Choices without an outcome that count as trials, so that parallel choices spread."""
-    record = metrics.get(seed_idx)
-    if record is None:
-        return 0
-    waiting: int = record.pending
-    return waiting if record.outcomes else max(waiting, record.total_activations)

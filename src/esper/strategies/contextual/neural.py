@@ -1,37 +1,28 @@
-"""A small network that learns what matters in a context, and a regression that knows its doubts."""
+"""Neural-linear Thompson sampling: Bayesian regression on features that a network learns."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import numpy as np
 import torch
 from typing_extensions import override
 
 from esper.contracts.errors import ConfigError
-from esper.contracts.selection import Decision, SelectionContext, SelectionReason
-from esper.records.draws import Draws
 from esper.records.layer import LayerKnowledge
-from esper.strategies.base import Metrics, SelectionStrategy, rewards_of
-from esper.strategies.contextual.features import (
-    WIDTH,
-    Features,
-    code,
-    identity,
-    of_decision,
-    of_seeds,
-)
+from esper.strategies.base import Choice, Draws, Metrics, Seeds, SelectionContext, SelectionStrategy
+from esper.strategies.contextual.features import WIDTH, Features, code, identity, of_seeds
 from esper.strategies.contextual.joint_draws import draw_together, factor_of
-from esper.strategies.contextual.knowledge import blueprint_of, unheard
+from esper.strategies.contextual.knowledge import ContextualKnowledge, trials_without_outcome
 from esper.strategies.contextual.predictions import after_trials
 from esper.strategies.contextual.ridge import Array, Ridges
-from esper.strategies.scoring import others, pick_best, require_number, tried
+from esper.strategies.scoring import count_in_words, outcomes_of, pick_best
 
 # Shapes: B outcomes, K seeds, X inputs, H hidden units, P features of the last layer.
 
 _CODE = 32
-"""Signs that a blueprint, or a seed without one, is told by."""
+"""Signs that encode a blueprint, or a seed without one."""
 
 _INPUTS = WIDTH + _CODE
 
@@ -44,7 +35,7 @@ _DECAY = 1e-4
 _FIRST, _SECOND = 0.9, 0.999
 
 _LEARNT_WEIGHT = 2.0
-"""Length of the learnt features: a priori they matter as much as the code and the constant."""
+"""Length of the learnt features, so that they matter as much as the code and the constant."""
 
 
 @final
@@ -54,22 +45,19 @@ class Neural(SelectionStrategy):
 
     The network reads the features of the layer and the kernel, and signs that stand for the
     blueprint. Its last hidden layer, those signs and a constant are what rewards are regressed on,
-    so doubt about a seed is never smaller than its own outcomes warrant. A draw from the posterior
+    so a seed's variance is never smaller than its own outcomes warrant. A draw from the posterior
     decides, as in `lin_ts`. The regression learns from every outcome; the network is trained at
-    every 64th, on the last ``memory`` outcomes, and the regression is then made anew from them.
+    every 64th, on the last ``memory`` outcomes, and the regression is then fitted again to them.
 
-    Everything is computed in double precision on the CPU, with generators of its own.
+    Everything is computed in double precision on the CPU, with separate generators.
 
     Args:
         v: Spread of the draws, in posterior standard deviations, > 0.
-        ridge: What the coefficients are known by beforehand, in outcomes; at least 1e-6.
+        ridge: Precision of the coefficients beforehand, in outcomes; at least 1e-6.
         hidden: Units of each hidden layer, 1 to 256.
         memory: Outcomes that are remembered, 64 to 100,000.
         learning_rate: Of Adam, > 0.
-        network_seed: Of first weights and batches; a whole number >= 0.
-
-    Raises:
-        ConfigError: if a setting is out of range.
+        network_seed: Of initial weights and batches; a whole number >= 0.
 
     Source:
         Riquelme, Tucker & Snoek (2018), Deep Bayesian Bandits Showdown, section 3, "Neural Linear".
@@ -84,8 +72,8 @@ class Neural(SelectionStrategy):
         True
     """
 
-    when: ClassVar[str] = "as lin_ts, with thousands of outcomes and effects that bend"
-    name: ClassVar[str] = "neural"
+    name = "neural"
+    when = "as lin_ts, with thousands of outcomes and effects that bend"
     v: float = 1.0
     ridge: float = 1.0
     hidden: int = 24
@@ -94,12 +82,12 @@ class Neural(SelectionStrategy):
     network_seed: int = 0
 
     def __post_init__(self) -> None:
-        require_number("neural.v", self.v, above=0)
-        require_number("neural.ridge", self.ridge, at_least=1e-6)
-        require_number("neural.learning_rate", self.learning_rate, above=0)
-        _require_whole("neural.hidden", self.hidden, 1, 256)
-        _require_whole("neural.memory", self.memory, _EVERY, 100_000)
-        _require_whole("neural.network_seed", self.network_seed, 0, 2**62)
+        self.require("v", above=0)
+        self.require("ridge", at_least=1e-6)
+        self.require("learning_rate", above=0)
+        self.require("hidden", at_least=1, at_most=256, whole=True)
+        self.require("memory", at_least=_EVERY, at_most=100_000, whole=True)
+        self.require("network_seed", at_least=0, at_most=2**62, whole=True)
 
     @override
     def begin(self, layer_name: str) -> "NeuralKnowledge":
@@ -107,52 +95,31 @@ class Neural(SelectionStrategy):
 
     @override
     def decide(
-        self, viable: Sequence[int], metrics: Metrics, context: SelectionContext, rng: Draws
-    ) -> tuple[int, SelectionReason]:
-        known = self._known(metrics, context)
-        seeds = sorted(viable)
+        self, viable: Seeds, metrics: Metrics, context: SelectionContext, rng: Draws
+    ) -> Choice:
+        learned, seeds = self.knowledge(metrics, NeuralKnowledge, context), sorted(viable)
         seen = of_seeds(context, seeds)
-        names = [known.name_of(seed, blueprint_of(metrics, context, seed)) for seed in seeds]
-        means_K, covariance_KK = known.pool.over(names, list(seen.values()))
-        trials = [unheard(metrics, seed) for seed in seeds]
+        names = learned.names(seeds, metrics, context)
+        means_K, covariance_KK = learned.pool.over(names, list(seen.values()))
+        trials = [trials_without_outcome(metrics, seed) for seed in seeds]
         factor_KK = self.v * factor_of(after_trials(covariance_KK, trials))
-        scores, chance = draw_together(seeds, means_K.tolist(), factor_KK, rng)
+        scores, chances = draw_together(seeds, means_K.tolist(), factor_KK, rng)
         chosen, _ = pick_best(scores, rng)
         at = seeds.index(chosen)
-        doubt = sqrt(float(np.square(factor_KK[at]).sum()))
-        record = metrics.get(chosen)
-        return chosen, SelectionReason(
-            "neural",
-            chosen,
-            scores[chosen],
-            scores,
-            chance,
+        sd = sqrt(float(np.square(factor_KK[at]).sum()))
+        why = (
             f"highest draw, {scores[chosen]:.2f} sd, of {len(scores)}: {means_K[at]:+.2f} expected "
-            f"here, give or take {doubt:.2f}; {tried(record.count if record else 0)} here, "
-            f"network trained {known.pool.trainings} times",
-            False,
-            others(viable, chosen),
-            seen[chosen],
+            f"here, give or take {sd:.2f}; {count_in_words(outcomes_of(metrics, chosen))} here, "
+            f"network trained {learned.pool.trainings} times"
         )
-
-    def _known(self, metrics: Metrics, context: SelectionContext) -> "NeuralKnowledge":
-        found = getattr(metrics, "knowledge", None)
-        if isinstance(found, NeuralKnowledge):
-            return found
-        made = NeuralKnowledge("", self)
-        for seed in sorted(metrics):
-            name = made.name_of(seed, blueprint_of(metrics, context, seed))
-            seen = of_seeds(context, [seed])[seed]
-            for reward in rewards_of(metrics[seed]):
-                made.pool.take(name, seen, reward)
-        return made
+        return self.chosen(chosen, scores, chances, why, seen[chosen])
 
 
 @final
-class NeuralKnowledge(LayerKnowledge):
-    """One layer's view of the network that the layers of a history share."""
+class NeuralKnowledge(ContextualKnowledge):
+    """Network and regression that the layers of a history share."""
 
-    __slots__ = ("layer_name", "pool")
+    __slots__ = ("pool",)
 
     def __init__(self, layer_name: str, settings: Neural) -> None:
         self.layer_name = layer_name
@@ -164,46 +131,32 @@ class NeuralKnowledge(LayerKnowledge):
             self.pool = other.pool
 
     @override
-    def learn(self, seed_idx: int, reward: float, decision: Decision | None) -> None:
-        blueprint = "" if decision is None else decision.blueprint
-        nothing = of_seeds(SelectionContext(), [0])[0]
-        seen = nothing if decision is None else of_decision(decision)
-        self.pool.take(self.name_of(seed_idx, blueprint), seen, reward)
+    def take(self, seed_idx: int, blueprint: str, seen: Features, reward: float) -> None:
+        self.pool.take(identity(self.layer_name, seed_idx, blueprint), seen, reward)
 
     @override
     def forget(self, seed_idx: int) -> None:
-        # What was learnt of a blueprint is true of it still.
-        pass
-
-    def name_of(self, seed_idx: int, blueprint: str) -> str:
-        """What the network knows the seed by."""
-        return identity(self.layer_name, seed_idx, blueprint)
+        pass  # outcomes of a blueprint stay valid
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """All that was learnt as JSON data, the pool included."""
         return self.pool.state_dict()
 
     @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up where `state_dict` was asked; the layers that share the pool do so too.
-
-        Raises:
-            ConfigError: if the state is of a network of another size.
-        """
         self.pool.load_state_dict(state)
 
 
 Outcome = tuple[str, Features, float]
-"""Whom it concerns, what was seen, the reward."""
+"""Name of the seed or blueprint, features, and reward."""
 
 
 @final
 class Pool:
-    """Network, regression, and the outcomes that they are made from.
+    """Network, regression, and the outcomes that they are fitted to.
 
     Attributes:
-        trainings: How often the network was trained.
+        trainings: Number of trainings of the network.
     """
 
     def __init__(self, settings: Neural) -> None:
@@ -215,7 +168,7 @@ class Pool:
         self._count = 0
 
     def take(self, name: str, seen: Features, reward: float) -> None:
-        """Take in one outcome."""
+        """Add one outcome; every 64th trains the network."""
         self._outcomes.append((name, seen, reward))
         self._count += 1
         if self._count % _EVERY:
@@ -237,7 +190,7 @@ class Pool:
         return self._ridges.over(0, self._last_layer(_inputs(names, seen)))
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it as JSON data."""
+        """Complete state, as JSON data."""
         return {
             "hidden": self.settings.hidden,
             "trainings": self.trainings,
@@ -248,7 +201,7 @@ class Pool:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up where `state_dict` was asked, bit for bit.
+        """Restore the state that `state_dict` returned, bit for bit.
 
         Raises:
             ConfigError: if the state is of a network of another size.
@@ -293,12 +246,12 @@ def _first_weights(hidden: int, seed: int) -> tuple[Array, ...]:
 def _trained(
     weights: Sequence[Array], x_BX: Array, rewards_B: Array, settings: Neural, number: int
 ) -> tuple[Array, ...]:
-    """The weights after some steps of Adam on standardised rewards, from where they were."""
+    """Weights after 60 steps of Adam on standardised rewards, beginning with ``weights``."""
     spread = float(rewards_B.std())
     if spread <= 1e-12 * float(np.abs(rewards_B).max()):
         return tuple(weights)
-    # Whatever the caller's mode and default device are. Adam is spelt out, because torch.optim
-    # takes seconds to import what this does not need.
+    # Independent of the caller's mode and default device. Adam is written out, because torch.optim
+    # takes seconds to import.
     with torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
         generator = torch.Generator().manual_seed(settings.network_seed * 1_000_003 + number)
         params = [torch.tensor(values) for values in weights]
@@ -325,9 +278,3 @@ def _guess(weights: Sequence[torch.Tensor], x_BX: torch.Tensor) -> torch.Tensor:
     h_BH = torch.tanh(torch.tanh(x_BX @ in_XH + in_H) @ mid_HH + mid_H)
     learnt_B = h_BH @ out_P[1 + _CODE :] * (_LEARNT_WEIGHT / sqrt(len(mid_H)))
     return out_P[0] + x_BX[:, WIDTH:] @ out_P[1 : 1 + _CODE] + learnt_B
-
-
-def _require_whole(setting: str, value: object, least: int, most: int) -> None:
-    require_number(setting, value, at_least=least, at_most=most)
-    if not isinstance(value, int):
-        raise ConfigError(f"{setting} is {value!r}; it must be a whole number")

@@ -1,4 +1,4 @@
-"""What a regression expects of each viable seed, as strategies read it.
+"""Predictions of a regression for each viable seed, as linear strategies read them.
 
 Shapes: K seeds, J of them with choices whose outcome has not come.
 """
@@ -11,22 +11,26 @@ import numpy as np
 
 from esper.strategies.contextual.features import Features
 from esper.strategies.contextual.ridge import Array
-from esper.strategies.scoring import tried
+from esper.strategies.scoring import count_in_words
+
+Support = tuple[int, str, int]
+"""Outcomes of a seed or its blueprint; that blueprint, empty for the seed itself; outcomes of all
+seeds, where the prediction draws on all, else -1."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What is expected of each viable seed.
+    """Predicted rewards of the viable seeds.
 
     Attributes:
         seeds: The seeds, in ascending order.
         means: Standardised rewards.
-        variances: Of these means, choices without an outcome counted as trials.
-        covariance: The same with what lies between seeds; ``None`` if they are independent.
-        features: What was seen of each seed.
-        behind: What stands behind each seed, as `evidence` takes it.
-        total: How many stand behind all of them.
+        variances: Variances of these means, choices without an outcome counted as trials.
+        covariance: The same with covariances; ``None`` if the seeds are independent.
+        features: Features of each seed.
+        support: Outcomes that each prediction is based on.
+        total: Outcomes that all of them are based on.
     """
 
     seeds: list[int]
@@ -34,36 +38,26 @@ class Prediction:
     variances: list[float]
     covariance: Array | None
     features: dict[int, Features]
-    behind: list[tuple[int, str, int]]
+    support: list[Support]
     total: int
 
-    @property
-    def outcomes(self) -> dict[int, str]:
-        """How many outcomes stand behind each seed, in words."""
-        return {
-            seed: evidence(*behind) for seed, behind in zip(self.seeds, self.behind, strict=True)
-        }
 
-
-def evidence(outcomes: int, of: str, in_all: int) -> str:
-    """How many outcomes a prediction stands on, in words.
-
-    Args:
-        outcomes: Outcomes of the seed, or of its blueprint.
-        of: That blueprint; empty if it was asked about the seed itself.
-        in_all: Outcomes of all seeds, where they say something of this one; else -1.
+def support_in_words(outcomes: int, blueprint: str, total: int) -> str:
+    """`Support` in words.
 
     Example:
-        >>> evidence(3, "glu", -1), evidence(1, "", -1), evidence(3, "", 20)
-        ("3 outcomes of 'glu'", '1 outcome', '3 outcomes here, 20 outcomes in all')
+        >>> support_in_words(3, "glu", -1), support_in_words(1, "", -1)
+        ("3 outcomes of 'glu'", '1 outcome')
+        >>> support_in_words(3, "", 20)
+        '3 outcomes here, 20 outcomes in all'
     """
-    if in_all >= 0:
-        return f"{tried(outcomes)} here, {tried(in_all)} in all"
-    return f"{tried(outcomes)} of {of!r}" if of else tried(outcomes)
+    if total >= 0:
+        return f"{count_in_words(outcomes)} here, {count_in_words(total)} in all"
+    return count_in_words(outcomes) + (f" of {blueprint!r}" if blueprint else "")
 
 
 def after_trials(covariance_KK: Array, trials: Sequence[int]) -> Array:
-    """The covariance once each seed is tried so often again, whatever comes of it.
+    """Covariance after so many more trials of each seed, whatever their outcomes.
 
     Example:
         Variance 1, tried three times more with noise of variance 1: a quarter.

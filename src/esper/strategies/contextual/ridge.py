@@ -1,4 +1,4 @@
-"""Ridge regressions that are brought up to date by each outcome, and stay accurate.
+"""Ridge regressions with rank-one updates and a fresh solution every 1,024 outcomes.
 
 Shapes: K regressions or seeds, D features, E = D + 2 rows of a regression, R = K E of all, T = 2 of
 them about rewards, B outcomes.
@@ -17,22 +17,22 @@ from esper.records.layer_sums import ROUNDING
 Array: TypeAlias = NDArray[np.float64]
 
 _BLOCK = 32
-"""Outcomes of a regression that wait as they are until they are added to its sums together."""
+"""Outcomes of a regression that are buffered and added to its sums together."""
 
 _FRESH = 1024
-"""Outcomes of a regression after which it is solved anew, so that rounding does not pile up."""
+"""Outcomes of a regression after which it is solved again, so that rounding does not pile up."""
 
 
 @final
 class Ridges:
-    """K ridge regressions of rewards on D features each, over one yardstick.
+    """K ridge regressions of rewards on D features each, with a common centre and scale.
 
     A regression has ``A = ridge * I + sum x x'`` and ``b = sum r x``; its coefficients are
     ``A^-1 b``. Rewards enter as they are, and a regression on the constant 1 goes along: the
     coefficients for rewards less any centre ``c`` are ``A^-1 b - c A^-1 (sum x)``. So the centre
     and the spread of *all* rewards so far are in force at every choice, and neither a shift nor a
     factor on rewards matters. An outcome changes ``[A^-1 | A^-1 b | A^-1 sum x]`` by a matrix of
-    rank one (Sherman & Morrison 1950); every 1,024 outcomes it is solved anew from sums.
+    rank one (Sherman & Morrison 1950); every 1,024 outcomes it is solved again from sums.
 
     Args:
         width: D.
@@ -71,7 +71,7 @@ class Ridges:
         self._lay_out()
 
     def add(self) -> int:
-        """Begin another regression; returns its number."""
+        """Add a regression and return its number."""
         width = self.width
         fresh_ED = np.concatenate([np.eye(width) / self.ridge, np.zeros((2, width))])
         self._solved_KED = np.concatenate([self._solved_KED, fresh_ED[None]])
@@ -82,7 +82,7 @@ class Ridges:
         return len(self.counts) - 1
 
     def reset(self, arm: int) -> None:
-        """Begin this regression anew; the yardstick remains."""
+        """Forget this regression's outcomes; centre and scale remain."""
         self._waiting[arm] = []
         self.counts[arm] = 0
         self._sums_KEE[arm] = 0.0
@@ -95,10 +95,10 @@ class Ridges:
 
     @property
     def scale(self) -> float:
-        """How far rewards are from what was predicted, standard deviation; inf if not at all.
+        """Standard deviation of rewards about their predictions; inf if they do not differ.
 
-        ``sqrt((sum e**2 / (1 + x' A^-1 x) + total variance) / (outcomes + 1))``, ``e`` being what
-        a reward was off its prediction: while there are few it leans on the spread of all rewards.
+        ``sqrt((sum e**2 / (1 + x' A^-1 x) + total variance) / (outcomes + 1))``, ``e`` being a
+        reward's distance from its prediction: with few it leans on the spread of all rewards.
         """
         square, mixed, ones = self._surprises
         mean, outcomes = self._mean, self.outcomes
@@ -109,7 +109,7 @@ class Ridges:
         return scale if scale > ROUNDING * abs(self._origin) else inf
 
     def learn(self, arm: int, x_D: Array, reward: float) -> None:
-        """Take in one outcome of regression ``arm``; ``x_D`` is kept and must not change."""
+        """Add one outcome of regression ``arm``; ``x_D`` is kept and must not change."""
         if not self.outcomes:
             self._origin = reward
         off = reward - self._origin
@@ -135,7 +135,7 @@ class Ridges:
             self._flush(arm)
 
     def at(self, x_D: Array) -> tuple[list[float], list[float]]:
-        """What every regression predicts at one point.
+        """Predictions of every regression at one point.
 
         Returns:
             Means, in units of ``scale`` about ``centre``, and variances, in units of its square.
@@ -147,11 +147,7 @@ class Ridges:
         return means, variances
 
     def each(self, arms: Sequence[int], x_KD: Array) -> tuple[list[float], list[float]]:
-        """What regressions predict, each at a point of its own.
-
-        Returns:
-            Means and variances in the units of `at`.
-        """
+        """Means and variances of regressions, each at a separate point, in the units of `at`."""
         seen_KE = np.matmul(self._solved_KED[arms], x_KD[:, :, None])[:, :, 0]
         values_KT = seen_KE[:, self.width :]
         means_K = (values_KT[:, 0] - self._mean * values_KT[:, 1]) / self.scale
@@ -159,18 +155,14 @@ class Ridges:
         return means_K.tolist(), variances_K.tolist()
 
     def over(self, arm: int, x_KD: Array) -> tuple[Array, Array]:
-        """What one regression predicts at several points.
-
-        Returns:
-            Means and their covariances, in the units of `at`.
-        """
+        """Means and covariances of one regression at several points, in the units of `at`."""
         width = self.width
         seen_KE = x_KD @ self._solved_KED[arm].T
         means_K = (seen_KE[:, width] - self._mean * seen_KE[:, -1]) / self.scale
         return means_K, seen_KE[:, :width] @ x_KD.T
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it as JSON data."""
+        """Complete state, as JSON data."""
         return {
             "width": self.width,
             "counts": list(self.counts),
@@ -187,7 +179,7 @@ class Ridges:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up where `state_dict` was asked, bit for bit.
+        """Restore the state that `state_dict` returned, bit for bit.
 
         Raises:
             ConfigError: if the state is of another number of features, or damaged; then nothing
@@ -220,8 +212,7 @@ class Ridges:
         self._lay_out()
 
     def _lay_out(self) -> None:
-        # Views and room for results, made once: at ten features, making them takes as long as
-        # working out what goes in.
+        # Views and buffers, made once: at ten features, making them takes as long as the products.
         width = self.width
         self._own_ED = list(self._solved_KED)
         self._rows_RD = self._solved_KED.reshape(-1, width)
@@ -252,7 +243,7 @@ class Ridges:
 
 @final
 class _RankOne:
-    """Changes a regression by one outcome, in room that it keeps."""
+    """Rank-one update of a regression, with preallocated buffers."""
 
     def __init__(self, width: int) -> None:
         self._width = width
@@ -262,11 +253,11 @@ class _RankOne:
         self._change_ED = np.empty((width + 2, width))
 
     def change(self, solved_ED: Array, x_D: Array, off: float) -> tuple[float, float, float]:
-        """Take in one outcome.
+        """Add one outcome.
 
         Returns:
-            How far the reward and the constant 1 were off what was predicted, and by how many
-            variances of the noise such a distance is to be measured.
+            Distances of the reward and of the constant 1 from their predictions, and the variance
+            of such a distance, in variances of the noise.
         """
         width, seen_E = self._width, self._seen_E
         solved_ED.dot(x_D, seen_E)

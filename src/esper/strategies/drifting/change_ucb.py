@@ -1,30 +1,16 @@
-"""UCB that starts afresh when rewards change: an upper bound from what came since."""
+"""UCB with change detection: an upper bound from the outcomes since the last change."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from math import log
-from typing import ClassVar, Literal, final
+from typing import Literal, final
 
 from typing_extensions import override
 
-from esper.contracts.errors import ConfigError, unknown_name
-from esper.contracts.selection import SelectionContext, SelectionReason
-from esper.records.draws import Draws
-from esper.strategies.base import Metrics, SelectionStrategy
+from esper.strategies.base import Choice, Draws, Metrics, Seeds, SelectionContext, SelectionStrategy
 from esper.strategies.drifting.changes import Changing, Cusum, Likelihood
-from esper.strategies.learned import (
-    draw_best,
-    learned_as,
-    standing,
-    upper_bounds,
-    waiting,
-)
 from esper.strategies.reasons import bound_reason
-from esper.strategies.scoring import others, require_number
-
-_DETECTORS = ("cusum", "glr")
-_RESTARTS = ("arm", "layer")
+from esper.strategies.scoring import draw_best
 
 
 @final
@@ -34,7 +20,7 @@ class ChangeUCB(SelectionStrategy):
 
     ``z`` is their mean in standard deviations of the rewards about their seeds' means. Each outcome
     of a seed is held against what the seed earned since its last change; if the odds for a change
-    are large enough, the seed starts afresh with what came after it, and so, if ``restart`` is
+    are large enough, the seed restarts with the outcomes after it, and so, if ``restart`` is
     ``"layer"``, do the others, which keep their means but no more than 4 outcomes' worth of
     confidence. With probability ``explore`` any viable seed is taken, so that the change of one
     that looked bad is noticed. A choice whose outcome has not come counts as a trial.
@@ -46,11 +32,8 @@ class ChangeUCB(SelectionStrategy):
         change_size: Smallest shift that ``"cusum"`` looks for, in standard deviations, > 0.
         false_alarm: Chance that an outcome of a seed that did not change raises an alarm, in
             (0, 0.5]; roughly, for rewards that are about normal.
-        restart: ``"arm"`` or ``"layer"``: what starts afresh.
+        restart: ``"arm"`` or ``"layer"``: the seed alone restarts, or all of its layer.
         explore: Probability that any viable seed is taken, in [0, 1].
-
-    Raises:
-        ConfigError: if a setting is out of range.
 
     Source:
         Liu, Lee & Shroff (2018), A Change-Detection Based Framework for Piecewise-Stationary
@@ -67,14 +50,15 @@ class ChangeUCB(SelectionStrategy):
         >>> learned = strategy.begin("fc1")
         >>> for seed, reward in ((0, 1.0), (0, 3.0), (1, 5.0)):
         ...     learned.learn(seed, reward, None)
-        >>> [round(score, 3) for score in strategy.scores([0, 1], {}, learned).values()]
+        >>> means, bounds = learned.upper_bounds([0, 1], {}, strategy.exploration_constant)
+        >>> [round(bound, 3) for bound in bounds.values()]
         [-0.125, 1.914]
 
         `Cusum` and `Likelihood` have examples of a change.
     """
 
-    when: ClassVar[str] = "rewards are steady for long, then jump"
-    name: ClassVar[str] = "change_ucb"
+    name = "change_ucb"
+    when = "rewards are steady for long, then jump"
     exploration_constant: float = 1.0
     detector: Literal["cusum", "glr"] = "cusum"
     change_size: float = 0.7
@@ -83,14 +67,12 @@ class ChangeUCB(SelectionStrategy):
     explore: float = 0.01
 
     def __post_init__(self) -> None:
-        require_number("change_ucb.exploration_constant", self.exploration_constant, above=0)
-        require_number("change_ucb.change_size", self.change_size, above=0)
-        require_number("change_ucb.false_alarm", self.false_alarm, above=0, at_most=0.5)
-        require_number("change_ucb.explore", self.explore, at_least=0, at_most=1)
-        if self.detector not in _DETECTORS:
-            raise ConfigError(unknown_name("change_ucb.detector", self.detector, _DETECTORS))
-        if self.restart not in _RESTARTS:
-            raise ConfigError(unknown_name("change_ucb.restart", self.restart, _RESTARTS))
+        self.require("exploration_constant", above=0)
+        self.require("change_size", above=0)
+        self.require("false_alarm", above=0, at_most=0.5)
+        self.require("explore", at_least=0, at_most=1)
+        self.require_one_of("detector", ("cusum", "glr"))
+        self.require_one_of("restart", ("arm", "layer"))
 
     @override
     def begin(self, layer_name: str) -> Changing:
@@ -101,42 +83,18 @@ class ChangeUCB(SelectionStrategy):
 
     @override
     def decide(
-        self, viable: Sequence[int], metrics: Metrics, context: SelectionContext, rng: Draws
-    ) -> tuple[int, SelectionReason]:
-        learned = learned_as(Changing, self.knowledge(metrics))  # type: ignore[type-abstract]
-        standings, width = self._standings(viable, metrics, learned)
-        scores = upper_bounds(standings, width)
+        self, viable: Seeds, metrics: Metrics, context: SelectionContext, rng: Draws
+    ) -> Choice:
+        learned = self.knowledge(metrics, Changing)  # type: ignore[type-abstract]
+        means, scores = learned.upper_bounds(viable, metrics, self.exploration_constant)
         exploring = self.explore > 0 and rng.uniform() < self.explore
         chosen, best = draw_best(scores, rng)
+        even = self.explore / len(viable)
+        chances = {seed: even + (1 - self.explore) * share for seed, share in best.items()}
         if exploring:
             chosen = sorted(viable)[rng.index(len(viable))]
-        even = self.explore / len(viable)
-        why: str | Callable[[], str] = (
-            f"taken to see whether it changed, {learned.evidence(chosen)}"
-            if exploring
-            else partial(bound_reason, chosen, standings, scores, learned.evidence(chosen))
-        )
-        return chosen, SelectionReason(
-            "change_ucb",
-            chosen,
-            scores[chosen],
-            scores,
-            {seed: even + (1 - self.explore) * share for seed, share in best.items()},
-            why,
-            False,
-            others(viable, chosen),
-        )
-
-    def scores(
-        self, viable: Sequence[int], metrics: Metrics, learned: Changing
-    ) -> dict[int, float]:
-        """Upper bounds in standard deviations; inf where untried."""
-        return upper_bounds(*self._standings(viable, metrics, learned))
-
-    def _standings(
-        self, viable: Sequence[int], metrics: Metrics, learned: Changing
-    ) -> tuple[dict[int, tuple[float, float]], float]:
-        known = learned.means()
-        total = sum([count for count, _ in known.values()]) + waiting(metrics)
-        width = self.exploration_constant * log(max(total, 1.0))
-        return standing(viable, metrics, known, learned.noise()), width
+        evidence = learned.evidence(chosen)
+        why: str | Callable[[], str] = partial(bound_reason, chosen, means, scores, evidence)
+        if exploring:
+            why = f"taken to see whether it changed, {evidence}"
+        return self.chosen(chosen, scores, chances, why)

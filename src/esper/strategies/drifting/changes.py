@@ -1,4 +1,4 @@
-"""Two ways to notice that a seed's rewards are not what they were, and to start afresh."""
+"""Change detection by CUSUM and by generalised likelihood ratio, and means since a change."""
 
 from abc import abstractmethod
 from math import isfinite, log, sqrt
@@ -6,28 +6,29 @@ from typing import ClassVar, final
 
 from typing_extensions import override
 
-from esper.strategies.learned import Learned
+from esper.strategies.drifting.forgetting import Forgetting
+from esper.strategies.scoring import count_in_words
 
 _COUNT, _MEAN, _CHANGES, _OWN = 1, 2, 3, 4
 
 _LEARNING = 4
-"""Surprises that are needed before one can be judged."""
+"""Surprises that are needed before one is tested."""
 
 _LIMIT = 2.5
-"""A reward farther off, in standard deviations, counts as this far: one alone proves little."""
+"""Limit of a reward's distance, in standard deviations, so that one outlier raises no alarm."""
 
 _KEPT = 4.0
-"""Outcomes that a seed keeps at most when another's change starts the layer afresh."""
+"""Outcomes that a seed keeps at most when another's change restarts the layer."""
 
 _BUCKETS = 16
 
 
-class Changing(Learned):
-    """Means since the last change. A row holds seed, outcomes and mean since then, and changes.
+class Changing(Forgetting):
+    """Means since the last change; weights are counts. Then a row has the number of changes.
 
     Args:
-        false_alarm: Chance that one outcome of a seed that did not change raises an alarm.
-        layer: Whether a change of one seed casts doubt on all others of its layer.
+        false_alarm: Probability that one outcome of a seed that did not change raises an alarm.
+        layer: A change of one seed restarts the whole layer.
     """
 
     __slots__ = ("false_alarm", "layer")
@@ -40,67 +41,49 @@ class Changing(Learned):
     @override
     def learn(self, seed_idx: int, reward: float, decision: object) -> None:
         start = self.place(seed_idx)
-        self.count(reward)
-        cells = self.cells
-        known = cells[start + _COUNT]
-        if not known:
-            cells[start + _COUNT], cells[start + _MEAN] = 1.0, reward
-            return
-        off, noise = reward - cells[start + _MEAN], self.noise()
-        ready = self.surprises >= _LEARNING and isfinite(noise)
-        self.surprise(off, known)
-        if ready:
+        self.add_reward(reward)
+        known, off = self.cells[start + _COUNT], reward - self.cells[start + _MEAN]
+        noise, since = self.noise(), None
+        if known and self.surprises >= _LEARNING and isfinite(noise):
             limit = _LIMIT * noise * sqrt(1 + 1 / known)
             since = self.judge(start, reward, max(-limit, min(off, limit)), noise)
-            if since:
-                self._restart(start, *since)
-                return
-        cells[start + _COUNT] = known + 1
-        cells[start + _MEAN] += off / (known + 1)
+        self.add_outcome(start, reward, known)
+        if since:
+            self._restart(start, *since)
 
     @abstractmethod
     def judge(
         self, start: int, reward: float, off: float, noise: float
     ) -> tuple[float, float] | None:
-        """Look at one more reward of a seed.
+        """Test of one more reward of a seed.
 
         Args:
-            start: Where the seed's row begins.
+            start: Index at which the seed's row begins.
             reward: The reward.
-            off: How far it is from the seed's mean, large distances cut.
+            off: Its distance from the seed's mean, clipped.
             noise: Standard deviation of rewards about their seeds' means.
 
         Returns:
-            If there was a change: how many outcomes came since, this one included, and their mean.
+            After a change: the number of outcomes since, this one included, and their mean.
         """
 
-    @abstractmethod
     def clear(self, start: int) -> None:
-        """Forget what was gathered against the seed's mean."""
-
-    def means(self) -> dict[int, tuple[float, float]]:
-        """Outcomes since the last change, and their mean reward, of every seed."""
-        cells = self.cells
-        return {
-            int(cells[start]): (cells[start + _COUNT], cells[start + _MEAN])
-            for start in self.rows()
-            if cells[start + _COUNT]
-        }
+        """Clear the evidence against a seed's mean, which is the rest of its row."""
+        for at in range(start + _OWN, start + self.width):
+            self.cells[at] = 0.0
 
     def changes(self, seed_idx: int) -> int:
-        """How often the seed's rewards were found to have changed."""
+        """Number of changes that were detected in a seed's rewards."""
         start = self.row(seed_idx)
         return int(self.cells[start + _CHANGES]) if start else 0
 
+    @override
     def evidence(self, seed_idx: int) -> str:
-        """How much is known of a seed, in words."""
         count, _ = self.means().get(seed_idx, (0.0, 0.0))
         if not count:
-            return "no outcome yet"
-        outcomes = "1 outcome" if count == 1 else f"{count:.0f} outcomes"
-        if self.changes(seed_idx):
-            return f"after {outcomes} since its rewards changed"
-        return f"after {outcomes}"
+            return count_in_words(0)
+        since = " since its rewards changed" if self.changes(seed_idx) else ""
+        return f"after {count_in_words(round(count))}{since}"
 
     def _restart(self, start: int, count: float, mean: float) -> None:
         cells = self.cells
@@ -115,12 +98,12 @@ class Changing(Learned):
 
 @final
 class Cusum(Changing):
-    """Two-sided cumulative sum: gathers ``u - size / 2`` and ``-u - size / 2``, never below 0.
+    """Two-sided cumulative sum of ``u - size / 2`` and ``-u - size / 2``, never below 0.
 
     ``u`` is a reward's distance from its seed's mean in standard deviations of that distance. An
     alarm is raised when ``size`` times a sum exceeds ``ln(1 / false_alarm)``: the sum then is a log
-    likelihood ratio of a mean ``size`` away against the old mean. What came since the sum was last
-    0 is kept as the seed's new record.
+    likelihood ratio of a mean ``size`` away against the old mean. The outcomes since the sum was
+    last 0 are kept as the seed's new record.
 
     Args:
         size: Smallest change that matters, in standard deviations, > 0.
@@ -171,21 +154,16 @@ class Cusum(Changing):
             self.clear(start)
         return found
 
-    @override
-    def clear(self, start: int) -> None:
-        for at in range(start + _OWN, start + self.width):
-            self.cells[at] = 0.0
-
 
 @final
 class Likelihood(Changing):
-    """Generalised likelihood ratio: was there a moment that splits the rewards in two?
+    """Generalised likelihood ratio of two means against one, over all splits in old and new.
 
     For a split into ``m`` newest rewards and ``n - m`` before, the log likelihood ratio of two
     means against one is ``m * (n - m) / n * (mean_new - mean_old)**2 / 2`` in standard deviations.
     An alarm is raised when the largest exceeds ``ln(splits / false_alarm)``. Rewards are kept in at
     most 16 groups of 1, 1, 2, 2, 4, 4, ... and all the rest, and split between groups, so that an
-    outcome costs the same whenever it comes. What came after the best split is the new record.
+    outcome costs the same whenever it comes. The rewards after the best split are the new record.
     """
 
     __slots__ = ()
@@ -195,21 +173,16 @@ class Likelihood(Changing):
     def judge(
         self, start: int, reward: float, off: float, noise: float
     ) -> tuple[float, float] | None:
-        groups = self._groups(start)
-        groups.insert(0, (1.0, self.cells[start + _MEAN] + off))
+        groups = [(1.0, self.cells[start + _MEAN] + off), *self._groups(start)]
         _merge(groups)
         split = _best_split(groups, noise, self.false_alarm)
         if split:
             del groups[split:]
-        self._store(start, groups)
-        if not split:
-            return None
-        count = sum([count for count, _ in groups])
-        return count, _mean(groups)
-
-    @override
-    def clear(self, start: int) -> None:
-        self._store(start, [])
+        self.clear(start)
+        for at, group in enumerate(groups):
+            place = start + _OWN + 2 * at
+            self.cells[place], self.cells[place + 1] = group
+        return (sum([count for count, _ in groups]), _mean(groups)) if split else None
 
     def _groups(self, start: int) -> list[tuple[float, float]]:
         cells = self.cells
@@ -219,18 +192,9 @@ class Likelihood(Changing):
             if cells[at]
         ]
 
-    def _store(self, start: int, groups: list[tuple[float, float]]) -> None:
-        cells, at = self.cells, start + _OWN
-        for count, mean in groups:
-            cells[at], cells[at + 1] = count, mean
-            at += 2
-        while at < start + self.width:
-            cells[at] = 0.0
-            at += 1
-
 
 def _merge(groups: list[tuple[float, float]]) -> None:
-    """Newest first: of three groups of one size the older two become one."""
+    """Merge of the older two of three groups of one size; the newest group is first."""
     at = 0
     while at + 2 < len(groups) and groups[at][0] == groups[at + 1][0] == groups[at + 2][0]:
         _join(groups, at + 1)
@@ -251,7 +215,7 @@ def _mean(groups: list[tuple[float, float]]) -> float:
 
 
 def _best_split(groups: list[tuple[float, float]], noise: float, false_alarm: float) -> int:
-    """How many of the newest groups came after the change; 0 if there was none.
+    """Number of the newest groups that came after the change; 0 if there was none.
 
     Example:
         Two rewards of mean 3 after four of mean 0: ``2 * 4 / 6 * 3**2 / 2 = 6``, against ``ln(100)

@@ -1,4 +1,4 @@
-"""Two ways to let old rewards fade: by a discount, and by a window."""
+"""Means of rewards that move: the base class, discounted means, and sliding-window means."""
 
 from abc import ABC, abstractmethod
 from array import array
@@ -9,40 +9,101 @@ from typing import Any, ClassVar, final
 from typing_extensions import override
 
 from esper.contracts.errors import ConfigError
+from esper.strategies.base import Metrics, Seeds
 from esper.strategies.learned import Learned, numbers
+from esper.strategies.scoring import count_in_words, pending_of, upper_bound
 
 _CLOCK = 0
 _GONE = -1.0
-"""Seed of an outcome that was forgotten before its time."""
+"""Marker of an outcome in the window whose seed was rebound since."""
 
 _HUGE = 1e6
-"""Distance, in standard deviations, beyond which taking a reward out of a mean ruins the mean."""
+"""Distance, in standard deviations, beyond which subtracting a reward from a mean cancels it."""
 
 
 class Forgetting(Learned, ABC):
-    """Means of the seeds over outcomes of which the older ones count less, or no longer."""
+    """Mean and weight of every seed's outcomes, of which older ones count less or no longer.
+
+    A row begins with the seed, the weight, and the mean.
+    """
 
     __slots__ = ()
 
-    @abstractmethod
     def means(self) -> dict[int, tuple[float, float]]:
-        """Outcomes of each seed that still count, as a number of new ones, and their mean."""
+        """Weight, in new outcomes, and mean reward of every seed that has any weight."""
+        cells = self.cells
+        return {
+            int(cells[start]): (cells[start + 1], cells[start + 2])
+            for start in self.rows()
+            if cells[start + 1]
+        }
 
-    @abstractmethod
-    def total(self, waiting: int) -> float:
-        """Outcomes of the layer that still count, and of ``waiting`` choices without one."""
+    def total(self, pending: int) -> float:
+        """Weight of the layer's outcomes, and of ``pending`` choices without one."""
+        return sum([weight for weight, _ in self.means().values()]) + pending
+
+    def add_outcome(self, start: int, reward: float, weight: float) -> None:
+        """Add a reward to the mean of a row that has ``weight`` now."""
+        cells = self.cells
+        if cells[start + 1]:
+            off = reward - cells[start + 2]
+            self.add_surprise(off, weight)
+            cells[start + 2] += off / (weight + 1)
+        else:
+            cells[start + 2] = reward
+        cells[start + 1] = weight + 1
 
     @abstractmethod
     def evidence(self, seed_idx: int) -> str:
-        """How much is known of a seed, in words."""
+        """Weight of a seed's outcomes, in words."""
+
+    def means_and_trials(self, viable: Seeds, metrics: Metrics) -> dict[int, tuple[float, float]]:
+        """Standardised mean and trials of each of ``viable``.
+
+        A choice whose outcome has not come counts as a trial that gave the seed's own mean. Choices
+        of a seed that never led to an outcome count too, so that it does not hold up the others.
+
+        Example:
+            Means 1 and 3, two outcomes each; the noise is ``sqrt((2 + 2 + 8 / 3) / 3) = 1.49``.
+
+            >>> learned = Discounted(1.0)
+            >>> for seed, reward in ((0, 0.0), (0, 2.0), (1, 2.0), (1, 4.0)):
+            ...     learned.learn(seed, reward, None)
+            >>> found = learned.means_and_trials([0, 1, 2], {})
+            >>> {seed: (round(z, 2), trials) for seed, (z, trials) in found.items()}
+            {0: (-0.67, 2.0), 1: (0.67, 2.0), 2: (0.0, 0.0)}
+        """
+        known, noise = self.means(), self.noise()
+        means = [mean for _, mean in known.values()]
+        origin = means[0] if means else 0.0
+        # Deviations from one of the means: equal rewards then differ by exactly nothing.
+        centre = origin + sum([mean - origin for mean in means]) / max(len(means), 1)
+        found = {}
+        for seed in viable:
+            record = metrics.get(seed)
+            trials, mean = known.get(seed, (0.0, centre))
+            if record and trials:
+                trials += record.pending
+            elif record:
+                trials = max(record.pending, record.total_activations - record.outcomes)
+            found[seed] = (mean - centre) / noise, trials
+        return found
+
+    def upper_bounds(
+        self, viable: Seeds, metrics: Metrics, exploration_constant: float
+    ) -> tuple[dict[int, float], dict[int, float]]:
+        """Standardised mean and `upper_bound` of each of ``viable``; inf where untried."""
+        found = self.means_and_trials(viable, metrics)
+        total, c = self.total(sum(pending_of(metrics))), exploration_constant
+        bounds = {seed: upper_bound(z, trials, total, c) for seed, (z, trials) in found.items()}
+        return {seed: z for seed, (z, _) in found.items()}, bounds
 
 
 @final
 class Discounted(Forgetting):
-    """Each outcome weighs ``discount`` times as much as the next one of the layer.
+    """Outcomes that each weigh ``discount`` times as much as the next one of the layer.
 
-    A row holds the seed, its weight and mean, and when they were right: they are discounted only
-    when they are looked at.
+    A row ends with the number of the outcome at which its weight was right: discounting is lazy.
 
     Example:
         Discount 0.5, rewards 1 and then 4 of seed 0, then one of seed 1: seed 0 has weight
@@ -65,49 +126,31 @@ class Discounted(Forgetting):
     @override
     def learn(self, seed_idx: int, reward: float, decision: object) -> None:
         start = self.place(seed_idx)
-        self.count(reward)
+        self.add_reward(reward)
         cells, now = self.cells, self.cells[_CLOCK]
-        weight = cells[start + 1]
-        if weight:
-            weight *= self.discount ** (now - cells[start + 3])
-            off = reward - cells[start + 2]
-            self.surprise(off, weight)
-            cells[start + 2] += off / (weight + 1)
-        else:
-            cells[start + 2] = reward
-        cells[start + 1] = weight + 1
+        weight = cells[start + 1] * self.discount ** (now - cells[start + 3])
+        self.add_outcome(start, reward, weight)
         cells[start + 3] = now
 
     @override
     def means(self) -> dict[int, tuple[float, float]]:
         cells, now, discount = self.cells, self.cells[_CLOCK], self.discount
         return {
-            int(cells[start]): (
-                max(cells[start + 1] * discount ** (now - cells[start + 3]), 1e-300),
-                cells[start + 2],
-            )
-            for start in self.rows()
+            int(seed): (max(weight * discount ** (now - then), 1e-300), mean)
+            for seed, weight, mean, then in [cells[at : at + 4] for at in self.rows()]
         }
-
-    @override
-    def total(self, waiting: int) -> float:
-        return sum([weight for weight, _ in self.means().values()]) + waiting
 
     @override
     def evidence(self, seed_idx: int) -> str:
         weight, _ = self.means().get(seed_idx, (0.0, 0.0))
-        if not weight:
-            return "no outcome yet"
-        return (
-            f"from outcomes worth {weight:.1f} new ones" if weight >= 0.05 else "not tried of late"
-        )
+        if 0 < weight < 0.05:
+            return "not tried of late"
+        return f"from outcomes worth {weight:.1f} new ones" if weight else count_in_words(0)
 
 
 @final
 class Windowed(Forgetting):
-    """The last ``size`` outcomes of the layer; a row holds the seed, how many are its, their mean.
-
-    Takes 16 bytes for each outcome of the window.
+    """Last ``size`` outcomes of the layer, 16 bytes each; weights are counts.
 
     Example:
         A window of three outcomes; the first has left it.
@@ -131,16 +174,8 @@ class Windowed(Forgetting):
     @override
     def learn(self, seed_idx: int, reward: float, decision: object) -> None:
         start = self.place(seed_idx)
-        self.count(reward)
-        cells = self.cells
-        known = cells[start + 1]
-        if known:
-            off = reward - cells[start + 2]
-            self.surprise(off, known)
-            cells[start + 2] += off / (known + 1)
-        else:
-            cells[start + 2] = reward
-        cells[start + 1] = known + 1
+        self.add_reward(reward)
+        self.add_outcome(start, reward, self.cells[start + 1])
         self._push(seed_idx, reward)
 
     @override
@@ -151,17 +186,8 @@ class Windowed(Forgetting):
                 self._window[place] = _GONE
 
     @override
-    def means(self) -> dict[int, tuple[float, float]]:
-        cells = self.cells
-        return {
-            int(cells[start]): (cells[start + 1], cells[start + 2])
-            for start in self.rows()
-            if cells[start + 1]
-        }
-
-    @override
-    def total(self, waiting: int) -> float:
-        return min(self.outcomes + waiting, self.size)
+    def total(self, pending: int) -> float:
+        return min(self.outcomes + pending, self.size)
 
     @override
     def evidence(self, seed_idx: int) -> str:
@@ -193,12 +219,12 @@ class Windowed(Forgetting):
         window[place], window[place + 1] = seed_idx, reward
         self._next = (place + 2) % len(window)
         if oldest != _GONE:
-            self._take_out(int(oldest), fallen)
+            self._drop(int(oldest), fallen)
         if not self._next:
-            for start in self.rows():  # once round, so that no rounding lasts
-                self._take_anew(start)
+            for start in self.rows():  # once per window, so that rounding does not pile up
+                self._recompute(start)
 
-    def _take_out(self, seed_idx: int, fallen: float) -> None:
+    def _drop(self, seed_idx: int, fallen: float) -> None:
         cells, start = self.cells, self.row(seed_idx)
         left = cells[start + 1] - 1
         off = fallen - cells[start + 2]
@@ -206,9 +232,9 @@ class Windowed(Forgetting):
         if left:
             cells[start + 2] -= off / left
             if abs(off) > _HUGE * self.noise():
-                self._take_anew(start)
+                self._recompute(start)
 
-    def _take_anew(self, start: int) -> None:
+    def _recompute(self, start: int) -> None:
         window, seed = self._window, self.cells[start]
         own = [window[at + 1] for at in range(0, len(window), 2) if window[at] == seed]
         self.cells[start + 1] = len(own)

@@ -1,11 +1,11 @@
-"""What is believed of a layer's seeds: means and noise, afresh when rewards change, in few bytes.
+"""Means and noise of a layer's seeds since the last change, in packed bytes.
 
-Everything is packed: 31 bytes of the layer's own and 32 per seed, which with what Python adds are
-400 bytes for a layer of eight. What is compared with a threshold is kept in single precision, what
-rewards are compared with in double; distances from a mean, not rewards, so a shift costs nothing.
+31 bytes of the layer's own and 32 per seed, with Python's overhead 400 bytes for a layer of eight.
+Numbers that are compared with a threshold are in single precision, means in double; runs are kept
+as distances from a mean, so that a shift of all rewards costs no precision.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from math import inf, isfinite, sqrt
 from struct import Struct
@@ -15,38 +15,38 @@ from typing import Any, Final, final
 from typing_extensions import override
 
 from esper.contracts.errors import ConfigError
-from esper.contracts.selection import Decision
+from esper.contracts.selection import Decision, SelectionContext
 from esper.records.layer import LayerKnowledge
 from esper.records.layer_sums import ROUNDING
 from esper.strategies.pooled.pooling import MEMORY, Pool, Prior, kind_of
 
 _HEAD: Final = Struct("<dddHHHB")
-"""Squared surprises, squares about the layer's mean, that mean; outcomes as far as they are
-remembered, outcomes since the last restart; surprises, restarts."""
+"""Squared surprises, squares about the layer's mean, that mean; outcomes up to 1,000, outcomes
+since the last restart; surprises, restarts."""
 
 _SEED: Final = Struct("<dfffffBBH")
 """Mean, outcomes; evidence for a rise and for a fall; mean of the run of each, its length; kind."""
 
-_STANDING: Final = Struct("<df18xH")
+_BRIEF: Final = Struct("<df18xH")
 """Mean, outcomes and kind alone, as every choice reads them."""
 
 _READY: Final = 5
-"""Surprises that are needed before one can be judged."""
+"""Surprises that are needed before one is tested."""
 
 _DRIFT: Final = 0.25
-"""Half of the smallest shift that is looked for, in standard deviations."""
+"""Half of the smallest shift that is detected, in standard deviations."""
 
 _LIMIT: Final = 15.0
-"""Where evidence becomes an alarm: 7.5 nats for a shift of half a standard deviation."""
+"""Threshold of an alarm: 7.5 nats for a shift of half a standard deviation."""
 
 _CLIP: Final = 2.0
-"""A surprise counts as no more than this many standard deviations: one alone proves little."""
+"""Limit of a surprise, in standard deviations, so that one outlier raises no alarm."""
 
 _KEPT: Final = 8.0
-"""Outcomes that anything keeps at most through a restart."""
+"""Outcomes that a seed keeps at most through a restart."""
 
 _BORROWED: Final = 30.0
-"""Degrees of freedom that the noise of the whole pool counts for in a layer's."""
+"""Degrees of freedom of the pool's noise in a layer's."""
 
 _NUMBERS: Final = list(range(256))
 
@@ -54,8 +54,8 @@ _BYTE, _WORD, _SINGLE, _NO_SPREAD = 2**8 - 1, 2**16 - 1, 3e38, inf
 
 
 Run = tuple[float, float, int]
-"""A stretch of a seed's outcomes that speaks for a change in one direction: its evidence, >= 0; its
-mean reward, relative to the seed's mean; its length, as far as it is counted."""
+"""Run of a seed's outcomes that is evidence of a change in one direction: the evidence, >= 0; its
+mean reward, relative to the seed's mean; its length, up to 255."""
 
 _NONE: Final[Run] = (0.0, 0.0, 0)
 
@@ -64,21 +64,21 @@ _NONE: Final[Run] = (0.0, 0.0, 0)
 class Beliefs(LayerKnowledge):
     """Mean and outcomes of every seed since its rewards last changed, and their noise.
 
-    A two-sided CUSUM of each seed sums up how far its outcomes are off its mean, each by at most
-    two standard deviations. At 15 the seed starts afresh, with the mean of the stretch that raised
-    the alarm and no more than 8 outcomes' worth of confidence, since such a stretch looks more
-    extreme than it is. If its mean was the best and it fell, or was not and it rose above the best,
-    the others are in doubt too: each keeps at most 8 outcomes and the average of all means.
+    A two-sided CUSUM of each seed sums the distances of its outcomes from its mean, each clipped to
+    two standard deviations. At 15 the seed restarts with the mean of the run that raised the alarm
+    and at most 8 outcomes, since such a run looks more extreme than it is. If its mean was the best
+    and it fell, or was not and it rose above the best, the others are in doubt too: each keeps at
+    most 8 outcomes and the average of all means.
 
     The noise is the standard deviation within seeds, of the last 1000 outcomes or so, with one
     degree of freedom of the standard deviation of all; where layers share kinds, the noise of the
     whole pool counts for another thirty.
 
     Args:
-        restarts: Whether anything starts afresh at all.
+        restarts: Seeds restart after a change; without, they keep all outcomes.
 
     Attributes:
-        pool: What the layers of a history share.
+        pool: Model that the layers of a history share.
 
     Source:
         Page (1954), Continuous Inspection Schemes, Biometrika 41 (CUSUM); Liu, Lee & Shroff (2018),
@@ -87,9 +87,8 @@ class Beliefs(LayerKnowledge):
 
     Example:
         Seed 0 earns 2 and 0 in turn, seed 1 a half of that: squares of 25 about the means, with 38
-        degrees of freedom, and a variance of 0.705 of all. Then seed 1 earns 4, 9 times until it
-        is believed, and starts afresh at 4. Its mean had become the best before: no doubt about
-        seed 0.
+        degrees of freedom, and a variance of 0.705 of all. Then seed 1 earns 4 and restarts at
+        the 9th. Its mean had become the best before, so seed 0 is not in doubt.
 
         >>> learned = Beliefs()
         >>> for reward in (2.0, 0.0) * 10:
@@ -120,7 +119,7 @@ class Beliefs(LayerKnowledge):
 
     @property
     def restarts(self) -> int:
-        """How often something started afresh, up to 255."""
+        """Number of restarts, up to 255."""
         restarts: int = _HEAD.unpack_from(self._cells)[6]
         return restarts
 
@@ -131,12 +130,11 @@ class Beliefs(LayerKnowledge):
         return since
 
     def outcomes(self, seed_idx: int) -> int:
-        """Outcomes of one seed, as far as they still count."""
-        at = self._row(seed_idx)
-        return int(_STANDING.unpack_from(self._cells, at)[1]) if at else 0
+        """Outcomes of one seed since its last restart."""
+        return int(self._read(self._row(seed_idx))[1])
 
     def columns(self, seeds: Sequence[int]) -> tuple[Sequence[float], Sequence[float]] | None:
-        """Means and outcomes, if ``seeds`` are 0, 1, 2... and just those that have outcomes."""
+        """Means and outcomes, if ``seeds`` are 0, 1, 2... and exactly those that have outcomes."""
         if self._seeds is not None or list(seeds) != _NUMBERS[: len(seeds)]:
             return None
         if len(self._cells) != _HEAD.size + len(seeds) * _SEED.size:
@@ -146,28 +144,25 @@ class Beliefs(LayerKnowledge):
         return (flat[::2], counts) if all(counts) else None
 
     def rows(self) -> dict[int, tuple[float, float, int]]:
-        """Mean reward, outcomes and kind of every seed that has outcomes, as far as they count."""
-        rows = _STANDING.iter_unpack(memoryview(self._cells)[_HEAD.size :])
+        """Mean reward, outcomes and kind of every seed that has outcomes."""
+        rows = _BRIEF.iter_unpack(memoryview(self._cells)[_HEAD.size :])
         numbered = enumerate(rows) if self._seeds is None else zip(self._seeds, rows, strict=True)
         return {seed: row for seed, row in numbered if row[1]}
 
     def means(self) -> dict[int, tuple[float, float]]:
-        """Mean reward and outcomes of every seed, as far as they still count."""
+        """Mean reward and outcomes of every seed that has outcomes."""
         return {seed: (mean, known) for seed, (mean, known, _) in self.rows().items()}
 
-    def cells(self) -> Iterator[tuple[int, float, float]]:
+    def cells(self) -> list[tuple[int, float, float]]:
         """Kind, mean and outcomes of every seed that has a kind and outcomes."""
-        for mean, known, kind in _STANDING.iter_unpack(memoryview(self._cells)[_HEAD.size :]):
-            if kind and known:
-                yield kind, mean, known
+        return [(kind, mean, known) for mean, known, kind in self.rows().values() if kind]
 
     def prior(self, seed_idx: int, kind: str) -> Prior | None:
-        """What other layers say of a seed of that kind."""
-        at = self._row(seed_idx)
-        mean, known, number = _STANDING.unpack_from(self._cells, at) if at else (0.0, 0.0, 0)
+        """Prior of a seed of that kind from other layers; ``None`` if they do not know it."""
+        mean, known, number = self._read(self._row(seed_idx))
         if number:
             return self.pool.prior(number, mean, known)
-        number = self.pool.known(kind)  # what it earned itself is not in the pool, then
+        number = self.pool.known(kind)  # its own outcomes are not in the pool, then
         return self.pool.prior(number, 0.0, 0.0) if number else None
 
     def noise(self) -> float:
@@ -180,15 +175,21 @@ class Beliefs(LayerKnowledge):
         kind = "" if decision is None else kind_of(decision.layer_type, decision.blueprint)
         self.take(seed_idx, kind, reward)
 
+    @override
+    def learn_unlogged(
+        self, seed_idx: int, reward: float, blueprint: str, context: SelectionContext
+    ) -> None:
+        self.take(seed_idx, kind_of(context.layer_type, blueprint), reward)
+
     def take(self, seed_idx: int, kind: str, reward: float) -> None:
-        """Take in an outcome of a seed that stood for ``kind``; empty if that is not known."""
+        """Add an outcome of a seed under ``kind``; empty if it is unknown."""
         at, cells, pool = self._place(seed_idx), self._cells, self.pool
         mean, known, _, _, _, _, _, _, before = _SEED.unpack_from(cells, at)
         number = before or pool.number(kind)
         if not number:
             self._take(at, reward, 0)
             return
-        if known and not before:  # what was learnt before the kind was known
+        if known and not before:  # its outcomes before the kind was known
             pool.enter(number, mean, known)
         prior = pool.prior(number, mean, known)
         weight = known + prior.weight if prior else known
@@ -197,7 +198,7 @@ class Beliefs(LayerKnowledge):
         if known:
             pool.leave(number, mean, known)
         self._take(at, reward, number)
-        mean, known, _ = _STANDING.unpack_from(cells, at)
+        mean, known, _ = self._read(at)
         pool.enter(number, mean, known)
         pool.settle()
 
@@ -245,10 +246,9 @@ class Beliefs(LayerKnowledge):
 
     @override
     def forget(self, seed_idx: int) -> None:
-        at = self._row(seed_idx)
-        if at:
-            # What is known of a kind stays true; what is known of a seed does not.
-            mean, known, kind = _STANDING.unpack_from(self._cells, at)
+        if at := self._row(seed_idx):
+            # Knowledge of the kind stays true; that of the seed does not.
+            mean, known, kind = self._read(at)
             if known and kind:
                 self.pool.retire(kind, mean, known)
             _SEED.pack_into(self._cells, at, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 0)
@@ -257,8 +257,8 @@ class Beliefs(LayerKnowledge):
         cells, (mean, known) = self._cells, fresh
         head = _HEAD.unpack_from(cells)
         _HEAD.pack_into(cells, 0, *head[:4], 0, head[5], min(head[6] + 1, _BYTE))
-        standing = {row: _STANDING.unpack_from(cells, row) for row in self._rows()}
-        means = {row: one[0] for row, one in standing.items() if one[1]}
+        rows = {row: self._read(row) for row in self._rows()}
+        means = {row: one[0] for row, one in rows.items() if one[1]}
         best = max(means, key=means.__getitem__)
         in_doubt = not rose if at == best else mean > means[best]
         _SEED.pack_into(cells, at, mean, known, 0.0, 0.0, 0.0, 0.0, 0, 0, kind)
@@ -268,7 +268,7 @@ class Beliefs(LayerKnowledge):
         average = mean + sum([other - mean for other in means.values()]) / len(means)
         for row in means:
             if row != at:
-                before, outcomes, other = standing[row]
+                before, outcomes, other = rows[row]
                 kept = min(outcomes, _KEPT)
                 if other:
                     self.pool.leave(other, before, outcomes)
@@ -276,7 +276,7 @@ class Beliefs(LayerKnowledge):
                 _SEED.pack_into(cells, row, average, kept, 0.0, 0.0, 0.0, 0.0, 0, 0, other)
 
     def _noise(self, m2: float, total: float, centre: float, seen: int, surprises: int) -> float:
-        # One degree of freedom of all rewards' variance: something to go by before seeds repeat.
+        # One degree of freedom of all rewards' variance: a scale before any seed repeats.
         m2 += total / (seen - 1) if seen > 1 else 0.0
         freedom = surprises + 1.0
         if self.pool.shares:
@@ -285,11 +285,14 @@ class Beliefs(LayerKnowledge):
         noise = sqrt(m2 / freedom) if m2 > 0 else 0.0
         return noise if noise > ROUNDING * abs(centre) else _NO_SPREAD
 
-    def _rows(self) -> Iterator[int]:
-        return iter(range(_HEAD.size, len(self._cells), _SEED.size))
+    def _rows(self) -> range:
+        return range(_HEAD.size, len(self._cells), _SEED.size)
+
+    def _read(self, at: int) -> tuple[float, float, int]:
+        return _BRIEF.unpack_from(self._cells, at) if at else (0.0, 0.0, 0)
 
     def _row(self, seed_idx: int) -> int:
-        """Where the row of a seed begins; 0 if there is none."""
+        """Offset of a seed's row; 0 if there is none."""
         seeds = self._seeds
         if seeds is None:
             at = _HEAD.size + seed_idx * _SEED.size
@@ -297,11 +300,10 @@ class Beliefs(LayerKnowledge):
         return _HEAD.size + seeds.index(seed_idx) * _SEED.size if seed_idx in seeds else 0
 
     def _place(self, seed_idx: int) -> int:
-        """Where the row of a seed begins; an empty one is made if there is none."""
-        at = self._row(seed_idx)
-        if at:
+        """Offset of a seed's row; an empty one is made if there is none."""
+        if at := self._row(seed_idx):
             return at
-        cells, known = self._cells, (len(self._cells) - _HEAD.size) // _SEED.size
+        cells, known = self._cells, len(self._rows())
         seeds = tuple(range(known)) if self._seeds is None else self._seeds
         before = sum([seed < seed_idx for seed in seeds])
         at = _HEAD.size + before * _SEED.size
@@ -312,24 +314,16 @@ class Beliefs(LayerKnowledge):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """All that was learnt, as JSON data, a row per seed; and the pool."""
-        cells = self._cells
+        cells, rows = self._cells, self._rows()
         return {
             "layer": list(_HEAD.unpack_from(cells)),
-            "seeds": list(range(sum(1 for _ in self._rows())))
-            if self._seeds is None
-            else list(self._seeds),
-            "rows": [list(_SEED.unpack_from(cells, row)) for row in self._rows()],
+            "seeds": list(range(len(rows)) if self._seeds is None else self._seeds),
+            "rows": [list(_SEED.unpack_from(cells, row)) for row in rows],
             "pool": self.pool.state_dict(),
         }
 
     @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up where `state_dict` was asked; the pool does so for all who share it.
-
-        Raises:
-            ConfigError: if ``state`` is another strategy's; nothing is taken over then.
-        """
         try:
             rows: Sequence[Sequence[float]] = state["rows"]
             seeds = tuple([int(seed) for seed in state["seeds"]])
@@ -352,12 +346,12 @@ class Beliefs(LayerKnowledge):
 
 @lru_cache(maxsize=64)
 def _columns_of(seeds: int) -> Struct:
-    """Mean and outcomes of every row, at once."""
+    """Struct that reads mean and outcomes of every row at once."""
     return Struct("<" + "df20x" * seeds)
 
 
 def _followed(run: Run, push: float, off: float) -> Run:
-    """The run after an outcome ``off`` the mean that speaks for the change by ``push``."""
+    """Run after an outcome ``off`` the mean, which adds ``push`` to the evidence."""
     evidence, mean, length = run
     evidence += push
     if evidence <= 0:

@@ -1,42 +1,49 @@
-"""How `auto` and `hierarchical` choose: by the evidence against each seed's posterior mean."""
+"""IMED index of posterior means: evidence against a seed, plus the logarithm of its trials.
 
-from collections.abc import Collection, Sequence
-from functools import partial
-from math import isfinite
-from operator import attrgetter
+The index of a seed, in nats; the smallest is the next to be tried:
+
+    I = gap^2 / (2 s^2 (1/n + 1/n*)) + c * phi(n)
+
+``gap`` is the distance of its mean from the best one, ``s`` the standard deviation of a reward
+about its seed's mean, ``n`` its trials, ``n*`` those of the best. The first term is the evidence
+against the seed: the logarithm of how unlikely the gap would be if both were alike. The second is
+``ln n``, and rises more slowly beyond a horizon, after which further knowledge cannot pay off.
+
+Honda & Takemura (2015), Non-Asymptotic Analysis of a New Bandit Algorithm for Semi-Bounded Rewards,
+JMLR 16, algorithm 1 (IMED: ``n * K + ln n``); Lai (1987), Adaptive Treatment Allocation and the
+Multi-Armed Bandit Problem, Annals of Statistics 15, section 2 (bounds that depend on the horizon).
+"""
+
+from collections.abc import Sequence
+from math import inf, isfinite, log
 from typing import NamedTuple, final
 
-from esper.contracts.errors import SelectionError
-from esper.contracts.performance import SeedStatistics
-from esper.contracts.selection import SelectionContext, SelectionReason
-from esper.records.draws import Draws
-from esper.strategies.base import Metrics, SelectionStrategy, rewards_of
+from esper.strategies.base import Metrics, Seeds, SelectionContext, blueprint_of
 from esper.strategies.pooled.beliefs import Beliefs
-from esper.strategies.pooled.imed import merits, shared
 from esper.strategies.pooled.pooling import Prior, kind_of
-from esper.strategies.scoring import others, pick_best, tried
+from esper.strategies.scoring import count_in_words, pending_of
+
+_SLOW = 0.05
+"""Slope of ``phi`` beyond the horizon, relative to that of ``ln``."""
 
 _OWN = 1.0
-"""Outcomes that the average seed of the layer is worth where no other layer says anything."""
+"""Weight of the layer's average as a prior, in outcomes, where other layers give none."""
 
 _FRESH = 10
-"""Outcomes per seed after a restart in which it is worth a word."""
+"""Outcomes per seed after a restart in which the sentence mentions it."""
 
 _PATIENCE = 20
-"""Outcomes of a layer, per viable seed, after which each is tried for its own sake."""
-
-
-_PENDING = attrgetter("pending")
+"""Outcomes of a layer, per viable seed, after which each seed needs a first try."""
 
 
 @final
-class Posterior(NamedTuple):
-    """What is believed of the viable seeds, in their order.
+class PosteriorMeans(NamedTuple):
+    """Posterior means of the viable seeds, in their order.
 
     Attributes:
         means: Posterior mean reward of each.
         trials: Outcomes that it is worth, and choices whose outcome has not come.
-        priors: What other layers say of each; empty if they say nothing of any.
+        priors: Prior of each from other layers; empty if there are none.
     """
 
     means: list[float]
@@ -44,156 +51,118 @@ class Posterior(NamedTuple):
     priors: list[Prior | None]
 
 
-def decide_by_evidence(
-    strategy: SelectionStrategy,
-    index: tuple[float, float],
-    asked: tuple[Sequence[int], Metrics, SelectionContext],
-    rng: Draws,
-) -> tuple[int, SelectionReason]:
-    """Choose the seed with the least evidence against it, relative to what was spent on it.
+def imed_scores(
+    means: Sequence[float],
+    trials: Sequence[float],
+    scale: float,
+    exploration: float,
+    horizon: float,
+) -> list[float]:
+    """Negative index of every seed, so that the highest is chosen as with other strategies.
 
     Args:
-        strategy: Who is asked; its `begin` makes `Beliefs`.
-        index: ``exploration`` and ``horizon`` of `merits`.
-        asked: Viable seeds, metrics and context, as `decide` gets them.
-        rng: The only randomness.
+        means: Mean reward of each seed; that of a seed without trials does not matter.
+        trials: Outcomes that each mean is worth, >= 0; without, the score is inf.
+        scale: Standard deviation of a reward about its seed's mean; inf if rewards do not differ.
+        exploration: ``c``, > 0.
+        horizon: Trials beyond which ``phi`` is nearly flat, >= 1.
+
+    Example:
+        Means 0.3 and 0.1, 12 and 3 outcomes, a standard deviation of 0.2: indices ``ln 12`` and
+        ``1 / (2 (1/3 + 1/12)) + ln 3``. The second seed is not ruled out; four more outcomes of
+        the first one would not rule it out either.
+
+        >>> [round(score, 3) for score in imed_scores([0.3, 0.1], [12.0, 3.0], 0.2, 1.0, 250.0)]
+        [-2.485, -2.299]
+
+        Ten times as many trials add 2.303 to the second term, beyond the horizon a twentieth.
+
+        >>> found = imed_scores([0.0] * 4, [10.0, 100.0, 250.0, 2500.0], 0.2, 1.0, 250.0)
+        >>> round(found[0] - found[1], 3), round(found[2] - found[3], 3)
+        (2.303, 0.115)
     """
-    viable, metrics, context = asked
-    learned = beliefs_of(strategy, metrics, context)
-    noise = learned.noise()
-    posterior = posterior_of(learned, viable, metrics, context)
-    values = merits(posterior.means, posterior.trials, noise, *index)
-    scores = dict(zip(viable, values, strict=True))
-    chosen, share = pick_best(scores, rng)
-    at = values.index(scores[chosen]) if share == 1 else list(viable).index(chosen)
-    return chosen, SelectionReason(
-        strategy.name,
-        chosen,
-        values[at],
-        scores,
-        share if share == 1 else shared(scores, share),
-        partial(
-            _sentence,
-            at,
-            posterior,
-            learned.outcomes(chosen),
-            noise,
-            learned.since if learned.restarts else -1,
-            context.layer_type,
-        ),
-        False,
-        others(viable, chosen),
-    )
+    if 0.0 in trials:
+        scores = [inf] * len(trials)
+        if tried := [at for at, count in enumerate(trials) if count]:
+            own = [means[at] for at in tried], [trials[at] for at in tried]
+            for at, score in zip(
+                tried, imed_scores(*own, scale, exploration, horizon), strict=True
+            ):
+                scores[at] = score
+        return scores
+    top = max(means)
+    spread = 1 / trials[means.index(top)]
+    unit = 2**0.5 * scale
+    spent = [log(count) for count in trials]
+    if max(trials) > horizon:
+        knee = log(horizon)
+        spent = [value if value <= knee else knee + _SLOW * (value - knee) for value in spent]
+    return [
+        -((gap := (top - mean) / unit) * gap / (1 / count + spread) + exploration * known)
+        for mean, count, known in zip(means, trials, spent, strict=True)
+    ]
 
 
-def beliefs_of(strategy: SelectionStrategy, metrics: Metrics, context: SelectionContext) -> Beliefs:
-    """What was learnt; of hand-made metrics, what their windows hold."""
-    found = getattr(metrics, "knowledge", None)
-    if found is None:
-        found = strategy.begin("")
-        if isinstance(found, Beliefs):
-            for seed in sorted(metrics):
-                for reward in rewards_of(metrics[seed]):
-                    found.take(seed, _kind(seed, metrics, context), reward)
-    if not isinstance(found, Beliefs):
-        raise SelectionError(
-            f"the layer's knowledge is a {type(found).__name__}, which strategy {strategy.name!r} "
-            "did not begin; give metrics to the strategy that learnt them"
-        )
-    return found
-
-
-def posterior_of(
-    learned: Beliefs, viable: Sequence[int], metrics: Metrics, context: SelectionContext
-) -> Posterior:
-    """Each seed's mean, shrunk to what other layers say of its kind, or to the layer's average."""
+def posterior_means(
+    learned: Beliefs, viable: Seeds, metrics: Metrics, context: SelectionContext
+) -> PosteriorMeans:
+    """Mean of each seed, shrunk to its prior from other layers, or to the layer's average."""
     priors = list[Prior | None]()
     if learned.pool.shares:
-        priors = [learned.prior(seed, _kind(seed, metrics, context)) for seed in viable]
-    elif (columns := learned.columns(viable)) and not any(map(_PENDING, metrics.values())):
-        return _alone(*columns)
+        priors = [_prior(learned, seed, metrics, context) for seed in viable]
+    elif (columns := learned.columns(viable)) and not any(pending_of(metrics)):
+        return _without_priors(*columns)
     rows = learned.rows()
     average = _average([row[0] for row in rows.values()])
-    records = [metrics.get(seed) for seed in viable]
-    waiting = [record.pending if record else 0 for record in records]
     means, trials = [], []
     for at, seed in enumerate(viable):
-        row, prior = rows.get(seed), priors[at] if priors else None
+        record, prior = metrics.get(seed), priors[at] if priors else None
+        pending = record.pending if record else 0
         centre, weight = (prior.mean, prior.weight) if prior else (average, _OWN)
-        if row is not None:
-            mean, known, _ = row
+        if seed in rows:
+            mean, known, _ = rows[seed]
             known += weight
             means.append(mean + (centre - mean) * weight / known)
-            trials.append(known + waiting[at])
-            continue
-        # Chosen, but nothing heard of it: less promising at each try; average if nobody knows it.
-        waiting[at] = max(waiting[at], _lost(records[at]))
-        if prior is None and not waiting[at]:
-            weight = 0.0
-        means.append(centre)
-        trials.append(weight + waiting[at])
-    return Posterior(means, trials, priors)
+        else:
+            # Chosen, but without an outcome: less promising at each try. Never chosen, and no
+            # prior: no trials.
+            if record:
+                pending = max(pending, record.total_activations - record.outcomes)
+            known = weight if prior or pending else 0.0
+            means.append(centre)
+        trials.append(known + pending)
+    return PosteriorMeans(means, trials, priors)
 
 
-def _alone(means: Sequence[float], counts: Sequence[float]) -> Posterior:
-    """The same for a layer that knows only itself, but all of itself: most choices, and faster."""
-    average, trials = _average(means), [count + _OWN for count in counts]
-    shrunk = [
-        mean + (average - mean) * _OWN / count for mean, count in zip(means, trials, strict=True)
-    ]
-    return Posterior(shrunk, trials, [])
-
-
-def _lost(record: SeedStatistics | None) -> int:
-    return record.total_activations - record.outcomes if record else 0
-
-
-def known_kinds(
-    strategy: SelectionStrategy,
-    viable: Sequence[int],
-    metrics: Metrics,
-    context: SelectionContext,
-) -> Collection[int]:
-    """The viable seeds whose kind other layers know; none once the layer could know for itself."""
-    learned = beliefs_of(strategy, metrics, context)
+def known_elsewhere(
+    learned: Beliefs, viable: Seeds, metrics: Metrics, context: SelectionContext
+) -> Seeds:
+    """Viable seeds that have a prior; empty once their layer has 20 outcomes for each."""
     if not learned.pool.shares:
         return ()
     if sum([seed.outcomes for seed in metrics.values()]) >= _PATIENCE * len(viable):
         return ()
-    return [seed for seed in viable if learned.prior(seed, _kind(seed, metrics, context))]
+    return [seed for seed in viable if _prior(learned, seed, metrics, context)]
 
 
-def _kind(seed_idx: int, metrics: Metrics, context: SelectionContext) -> str:
-    blueprint = context.blueprints.get(seed_idx)
-    if blueprint is None:
-        blueprint = getattr(metrics.get(seed_idx), "blueprint", "")
-    return kind_of(context.layer_type, blueprint)
-
-
-def _average(means: Sequence[float]) -> float:
-    if not means:
-        return 0.0
-    # Deviations from one of the means: equal rewards then differ by exactly nothing.
-    first = means[0]
-    return first + sum([mean - first for mean in means]) / len(means)
-
-
-def _sentence(
-    at: int,
-    posterior: Posterior,
-    outcomes: int,
-    noise: float,
-    since: int,
-    layer_type: str,
+def evidence_reason(
+    at: int, posterior: PosteriorMeans, outcomes: int, noise: float, since: int, layer_type: str
 ) -> str:
+    """Sentence on the chosen seed: its lead, the outcomes behind it, the last restart.
+
+    Args:
+        at: Place of the seed among the viable ones.
+        posterior: Posterior means of all.
+        outcomes: Outcomes of the seed itself.
+        noise: Standard deviation of rewards about their seeds' means.
+        since: Outcomes of the layer since the last restart; -1 without one.
+        layer_type: As in the context.
+    """
     prior = posterior.priors[at] if posterior.priors else None
     if not outcomes and prior is None:
         return "not ruled out: no outcome yet"
-    rivals = [
-        mean
-        for place, mean in enumerate(posterior.means)
-        if place != at and posterior.trials[place]
-    ]
+    rows = enumerate(zip(posterior.means, posterior.trials, strict=True))
+    rivals = [mean for place, (mean, trials) in rows if place != at and trials]
     ahead = (posterior.means[at] - max(rivals)) / noise if rivals else 0.0
     if not rivals:
         lead = "the only one with a mean"
@@ -204,12 +173,34 @@ def _sentence(
     lead += _basis(outcomes, prior, layer_type)
     if not 0 <= since < _FRESH * len(posterior.means):
         return lead
-    ago = f", {tried(since)} ago" if since else ""
+    ago = f", {count_in_words(since)} ago" if since else ""
     return f"{lead}; restarted after a change{ago}"
 
 
+def _without_priors(means: Sequence[float], counts: Sequence[float]) -> PosteriorMeans:
+    """Posterior means of a layer all of whose seeds have outcomes: most choices, and faster."""
+    average, trials = _average(means), [count + _OWN for count in counts]
+    rows = zip(means, trials, strict=True)
+    return PosteriorMeans([mean + (average - mean) * _OWN / n for mean, n in rows], trials, [])
+
+
+def _prior(
+    learned: Beliefs, seed_idx: int, metrics: Metrics, context: SelectionContext
+) -> Prior | None:
+    blueprint = blueprint_of(metrics, context, seed_idx)
+    return learned.prior(seed_idx, kind_of(context.layer_type, blueprint))
+
+
+def _average(means: Sequence[float]) -> float:
+    if not means:
+        return 0.0
+    # Deviations from one of the means: equal rewards then differ by exactly nothing.
+    first = means[0]
+    return first + sum([mean - first for mean in means]) / len(means)
+
+
 def _basis(outcomes: int, prior: Prior | None, layer_type: str) -> str:
-    here = f" over {tried(outcomes)}" if outcomes else " (untried here"
+    here = f" over {count_in_words(outcomes)}" if outcomes else " (untried here"
     if prior is None:
         return here
     kind = f"{layer_type} layer" if layer_type else "layer"

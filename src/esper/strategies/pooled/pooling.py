@@ -1,11 +1,11 @@
-"""What layers share: a blueprint does in one layer about what it does in others like it.
+"""Random-effects model of mean rewards, by which the layers of a history share what they learn.
 
-A random-effects model. The mean reward of a kind's seed in a layer is the kind's mean plus what is
-the layer's own, which has a variance of ``ratio`` noise variances; outcomes add the noise. A kind
-is a layer type and a blueprint.
+The mean reward of a kind in a layer is the kind's mean plus an effect of the layer, whose variance
+is ``ratio`` noise variances; outcomes add the noise. A kind is a layer type and a blueprint.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import inf, isfinite, sqrt
 from typing import Any, Final, NamedTuple, Protocol, final
 
@@ -15,20 +15,19 @@ MEMORY: Final = 1000
 """Outcomes that means and noise remember."""
 
 RATIO, _WEIGHT, LEAST = 0.25, 6.0, 0.02
-"""Variance between layers that is assumed beforehand, in noise variances; how many degrees of
-freedom that is worth; what it is at least, so that no kind's mean stands for more than 50 outcomes
-of a layer's own."""
+"""Prior variance between layers, in noise variances; its degrees of freedom; its lower limit, by
+which no kind's mean counts for more than 50 outcomes of a layer's own."""
 
 _GROWTH: Final = 1.25
-"""After so many times as many outcomes the variance between layers is estimated anew."""
+"""Growth in outcomes after which the variance between layers is estimated again."""
 
 
 class Prior(NamedTuple):
-    """What other layers say of a seed.
+    """Prior of a seed's mean reward, from other layers.
 
     Attributes:
         mean: Mean reward of its kind there.
-        weight: How many outcomes of the seed's own that is worth.
+        weight: Outcomes of the seed's own that it counts for.
         layers: Seeds of its kind elsewhere that it draws on.
     """
 
@@ -38,31 +37,29 @@ class Prior(NamedTuple):
 
 
 class Member(Protocol):
-    """A layer of the pool."""
+    """Layer of the pool."""
 
-    def cells(self) -> Iterator[tuple[int, float, float]]:
+    def cells(self) -> Iterable[tuple[int, float, float]]:
         """Kind, mean and outcomes of each of its seeds that has a kind and outcomes."""
         ...
 
 
 @final
+@dataclass(slots=True)
 class Kind:
-    """Sums over the seeds of one kind: how many, their weights, their weighted means."""
+    """Sums over the seeds of one kind: their number, weights and weighted means."""
 
-    __slots__ = ("seeds", "weight", "weighted")
-
-    def __init__(self, seeds: int = 0, weight: float = 0.0, weighted: float = 0.0) -> None:
-        self.seeds = seeds
-        self.weight = weight
-        self.weighted = weighted
+    seeds: int = 0
+    weight: float = 0.0
+    weighted: float = 0.0
 
 
 @final
 class Pool:
-    """The kinds of a history, the noise, and how far layers are apart.
+    """Kinds of a history, the noise, and the variance between layers.
 
     Args:
-        restarts: Whether the layers start afresh when their rewards change.
+        restarts: Layers restart when their rewards change.
 
     Attributes:
         restarts: As given.
@@ -77,7 +74,7 @@ class Pool:
         self.members: list[Member] = []
         self.ratio = RATIO
         self._names: dict[str, int] = {}
-        self._kinds = [Kind()]  # the first stands for "none"
+        self._kinds = [Kind()]  # the first one is "none"
         self._past: dict[int, tuple[float, float]] = {}
         self._numbers = dict.fromkeys(
             ("origin", "outcomes", "centre", "total", "surprises", "m2", "next"), 0.0
@@ -85,11 +82,11 @@ class Pool:
 
     @property
     def shares(self) -> bool:
-        """Whether there is any kind that one layer could learn of from another."""
+        """True if there is a kind, so that layers can learn from each other."""
         return bool(self._names)
 
     def number(self, kind: str) -> int:
-        """The number of a kind, which gets one if it has none; 0 for no kind."""
+        """Number of a kind, which gets one if it has none; 0 for no kind."""
         if not kind:
             return 0
         found = self._names.get(kind)
@@ -99,28 +96,22 @@ class Pool:
         return found
 
     def known(self, kind: str) -> int:
-        """The number of a kind; 0 if there is none of that name."""
+        """Number of a kind; 0 if there is none of that name."""
         return self._names.get(kind, 0)
 
-    def enter(self, kind: int, mean: float, known: float) -> None:
-        """A seed of the kind has this mean over ``known`` > 0 outcomes from now on."""
-        weight, one = 1 / (self.ratio + 1 / known), self._kinds[kind]
-        one.seeds += 1
+    def enter(self, kind: int, mean: float, known: float, seeds: int = 1) -> None:
+        """Add a seed of the kind that has this mean over ``known`` > 0 outcomes."""
+        weight, one = seeds / (self.ratio + 1 / known), self._kinds[kind]
+        one.seeds += seeds
         one.weight += weight
         one.weighted += weight * (mean - self._numbers["origin"])
 
     def leave(self, kind: int, mean: float, known: float) -> None:
-        """The seed that entered with these numbers has them no longer."""
-        weight, one = 1 / (self.ratio + 1 / known), self._kinds[kind]
-        one.seeds -= 1
-        one.weight -= weight
-        one.weighted -= weight * (mean - self._numbers["origin"])
+        """Remove the seed that entered with these numbers."""
+        self.enter(kind, mean, known, -1)
 
     def retire(self, kind: int, mean: float, known: float) -> None:
-        """A seed that entered with these numbers is of another kind now; what it taught remains.
-
-        All such outcomes of a kind count as those of one seed.
-        """
+        """Keep the outcomes of a seed that changes its kind, as those of one past seed per kind."""
         self.leave(kind, mean, known)
         past, outcomes = self._past.get(kind, (mean, 0.0))
         if outcomes:
@@ -131,13 +122,10 @@ class Pool:
         self.enter(kind, past, outcomes)
 
     def prior(self, kind: int, mean: float, known: float) -> Prior | None:
-        """What the other seeds of a kind say of one that has these numbers itself.
+        """Prior of a seed with these numbers, from the other seeds of its kind; ``None`` without.
 
         The mean of the others has variance ``ratio + 1 / (sum of their weights)`` as a forecast, in
         noise variances, so it is worth one over that many outcomes.
-
-        Returns:
-            ``None`` if there is no other.
 
         Example:
             Twice 1.0 in one layer, four times 0.0 in another, ratio 0.25. For the second, the first
@@ -177,12 +165,12 @@ class Pool:
         return noise if noise > ROUNDING * abs(numbers["origin"] + numbers["centre"]) else inf
 
     def count(self, reward: float, forecast: float, weight: float) -> None:
-        """Take an outcome into the spread and the noise.
+        """Add an outcome to the spread and the noise.
 
         Args:
             reward: The reward.
-            forecast: What was expected of it.
-            weight: How many outcomes the forecast is worth; 0 for none.
+            forecast: Its expected value.
+            weight: Outcomes that the forecast is worth; 0 for none.
         """
         numbers = self._numbers
         if not numbers["outcomes"]:
@@ -203,7 +191,7 @@ class Pool:
         numbers["m2"] += off * off * weight / (weight + 1)
 
     def settle(self) -> None:
-        """Estimate the variance between layers anew, if there is a quarter more to go by."""
+        """Estimate the variance between layers again, after a quarter more outcomes."""
         numbers = self._numbers
         if numbers["outcomes"] < numbers["next"]:
             return
@@ -222,7 +210,7 @@ class Pool:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is not in the layers, as JSON data."""
+        """State that is not in the layers, as JSON data."""
         return {
             "ratio": self.ratio,
             "numbers": dict(self._numbers),
@@ -235,7 +223,7 @@ class Pool:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up where `state_dict` was asked; an error leaves all as it was."""
+        """Restore the state that `state_dict` returned; an error leaves all as it was."""
         kinds = [
             Kind(int(seeds), float(weight), float(weighted))
             for _, seeds, weight, weighted in state["kinds"]
@@ -281,7 +269,7 @@ def between(groups: Iterable[Sequence[tuple[float, float]]], noise: float) -> fl
 
 
 def kind_of(layer_type: str, blueprint: str) -> str:
-    """What a seed has in common with seeds of other layers; empty if nothing is known to be.
+    """Name of a kind, by which a seed is like seeds of other layers; empty without a blueprint.
 
     Example:
         >>> kind_of("Linear", "lowrank"), kind_of("Linear", "")

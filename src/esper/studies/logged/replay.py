@@ -20,7 +20,8 @@ from esper.contracts.health import HealthSignal
 from esper.contracts.propensities import Propensities, spread
 from esper.contracts.selection import SelectionContext
 from esper.records.draws import Draws
-from esper.records.history import History, fold
+from esper.records.fold import fold
+from esper.records.history import History
 from esper.records.seed import SeedRecord
 from esper.strategies import SelectionStrategy
 from esper.strategies.first_try import first_try

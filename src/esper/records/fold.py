@@ -1,0 +1,106 @@
+"""Fold events into a history; the only way from an event to the records.
+
+Reading a whole log through `fold` gives the same records as a run that wrote it.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from esper.contracts.errors import StoreError
+from esper.contracts.events import SCHEMA, Event
+from esper.contracts.performance import PerformanceDelta
+from esper.contracts.selection import decision_from
+from esper.records.history import History, writer_of
+from esper.records.seed import SeedRecord
+
+
+def fold(history: History, event: Event) -> None:
+    """Apply one event to ``history``; kinds outside `KINDS` change nothing.
+
+    Deterministic: depends on its arguments alone.
+
+    Raises:
+        StoreError: if the event lacks a field of its kind.
+    """
+    apply = _FOLDS.get(event.kind)
+    if apply is None or (event.kind == "graft" and event.schema == 0):  # then there is a verdict
+        return
+    if event.schema > SCHEMA:
+        raise StoreError(
+            f"event {event.op_id!r} has schema {event.schema}, this version reads up to {SCHEMA}; "
+            "upgrade with: pip install -U esper-morph"
+        )
+    try:
+        apply(history, event.data)
+    except (KeyError, TypeError) as error:
+        raise StoreError(
+            f"event {event.op_id!r} of kind {event.kind!r} cannot be read ({error!r}); it was "
+            "written by another version of Esper or damaged"
+        ) from error
+
+
+def _decision(history: History, data: Mapping[str, Any]) -> None:
+    decision_id, layer_name = data["decision"], data["layer"]
+    layer = history.layer(layer_name)
+    layer.follow(data["seed"], data["blueprint"])
+    record = layer.under(data["seed"], data["blueprint"])
+    history.choose(layer, record, decision_id, data["epoch"])
+    if history.begin is not None and decision_id:
+        history.open[decision_id] = decision_from(data)
+    if decision_id:
+        writer = writer_of(decision_id, layer_name)
+        history.writers.add(writer)
+        if writer != history.own:
+            layer.decided_elsewhere(record, decision_id)
+
+
+def _outcome(history: History, data: Mapping[str, Any]) -> None:
+    record = _record(history, data)
+    record.close(data["decision"])
+    if data.get("kernel") is not None:
+        record.kernel_id = data["kernel"]
+    delta = PerformanceDelta(
+        data.get("accuracy_delta"),
+        data.get("loss_delta"),
+        data.get("latency_ms"),
+        data.get("memory_mb"),
+    )
+    history.learn(record, data["decision"], data["reward"], delta)
+
+
+def _failure(history: History, data: Mapping[str, Any]) -> None:
+    record = _record(history, data)
+    record.close(data["decision"])
+    record.failed_attempts += 1
+    history.learn(record, data["decision"], 0.0, PerformanceDelta())
+
+
+def _withdrawal(history: History, data: Mapping[str, Any]) -> None:
+    _record(history, data).close(data["decision"])
+    history.open.pop(data["decision"], None)
+
+
+def _end(history: History, data: Mapping[str, Any]) -> None:
+    _record(history, data).successful_grafts += bool(data["kept"])
+
+
+def _timing(history: History, data: Mapping[str, Any]) -> None:
+    _record(history, data).time(data.get("latency_ms"), data.get("memory_mb"), history.window_size)
+
+
+def _record(history: History, data: Mapping[str, Any]) -> SeedRecord:
+    return history.layer(data["layer"]).under(data["seed"], data["blueprint"])
+
+
+_FOLDS: dict[str, Callable[[History, Mapping[str, Any]], None]] = {
+    "decision": _decision,
+    "outcome": _outcome,
+    "failure": _failure,
+    "withdrawal": _withdrawal,
+    "graft": _end,
+    "verdict": _end,  # of schema 0
+    "timing": _timing,
+}
+
+KINDS = tuple(_FOLDS)
+"""Kinds of event that make up a history."""
