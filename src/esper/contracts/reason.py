@@ -42,6 +42,18 @@ class _Sentence(_WhenRead):
 
 
 @final
+class _Alternatives(_WhenRead):
+    def __get__(
+        self, reason: "SelectionReason | None", owner: type | None = None
+    ) -> tuple[int, ...]:
+        value: tuple[int, ...] | None = self.given(reason)
+        if value is None and reason is not None:
+            value = tuple([seed for seed in reason.scores if seed != reason.seed_idx])
+            reason.__dict__[self.name] = value
+        return value or ()
+
+
+@final
 @dataclass(frozen=True, init=False)
 class SelectionReason:
     """Why a seed was chosen.
@@ -56,7 +68,7 @@ class SelectionReason:
         reason: One sentence. Given as a string, or as a call without arguments that makes it when
             it is first read and depends on nothing that changes after the choice.
         fallback: Whether a soft constraint was overridden to choose at all.
-        alternatives_considered: The other viable seeds.
+        alternatives_considered: The other viable seeds; by default the others of ``scores``.
         features: What a contextual strategy saw of the chosen seed; it learns from them later.
     """
 
@@ -67,7 +79,7 @@ class SelectionReason:
     propensity: _Propensity = _Propensity()
     reason: _Sentence = _Sentence()
     fallback: bool = False
-    alternatives_considered: tuple[int, ...] = ()
+    alternatives_considered: _Alternatives = _Alternatives()
     features: tuple[float, ...] = ()
 
     def __init__(  # noqa: PLR0913, PLR0917 (its fields)
@@ -79,7 +91,7 @@ class SelectionReason:
         propensity: float | Mapping[int, float] | Chance,
         reason: str | Callable[[], str],
         fallback: bool = False,
-        alternatives_considered: tuple[int, ...] = (),
+        alternatives_considered: tuple[int, ...] | None = None,
         features: tuple[float, ...] = (),
     ) -> None:
         # One is made at every choice: a third of the time that a frozen dataclass takes by itself.

@@ -96,11 +96,9 @@ class SelectionStrategy(ABC):
             why: One sentence, or a call that makes it from values of this moment.
             features: Features of the chosen seed, for a strategy that learns from them later.
         """
-        rest = list(scores)
-        rest.remove(seed_idx)
         score, name = scores[seed_idx], self.name
         return seed_idx, SelectionReason(
-            name, seed_idx, score, scores, chances, why, False, tuple(rest), features
+            name, seed_idx, score, scores, chances, why, features=features
         )
 
     def begin(self, layer_name: str) -> LayerKnowledge | None:

@@ -72,9 +72,9 @@ class UCB(SelectionStrategy):
             roots = sums.roots
             if pending:
                 roots = [(n + more) ** -0.5 for n, more in zip(sums.counts, pending, strict=True)]
-            rows = zip(sums.means, roots)  # noqa: B905 (to ask for equal lengths takes 0.2 µs)
-            bounds = [(mean - centre) / scale + width * root for mean, root in rows]
-            return dict(zip(viable, bounds, strict=True)), roots, width
+            rows = zip(viable, sums.means, roots, strict=True)
+            bounds = {seed: (mean - centre) / scale + width * root for seed, mean, root in rows}
+            return bounds, roots, width
         roots, scores = [], {}
         for seed in viable:
             record = metrics.get(seed)

@@ -117,10 +117,11 @@ class PerformanceTracker:
             The live record of the seed.
         """
         history, events = self._history, self.events
-        if decision is None or layer_name not in history.layers:
-            require_seed(layer_name, seed_idx)
         with self.lock:
-            layer = history.layers.get(layer_name) or history.layer(layer_name)
+            layer = history.layers.get(layer_name)
+            if layer is None or decision is None:
+                require_seed(layer_name, seed_idx)
+                layer = history.layer(layer_name)
             record = layer.seeds.get(seed_idx) or layer.current(seed_idx)
             if decision is None:
                 history.choose(layer, record, "", -1)
@@ -130,8 +131,10 @@ class PerformanceTracker:
                 if history.begin is not None:
                     history.open[decision.decision_id] = decision
                 history.writers.add(events.name)
-                events.write_decision(decision)
-        events.flush_soon()
+                if events.journal is not None:
+                    events.write_decision(decision)
+        if events.journal is not None:
+            events.flush_soon()
         return record
 
     def update_metrics_now(

@@ -17,7 +17,7 @@ from esper.contracts.selection import (
 from esper.records.draws import Draws
 from esper.records.seed import SeedRecord
 from esper.services.tamiyo.assignment import Assignment
-from esper.services.tamiyo.occupancy import Occupancy, occupancy_from
+from esper.services.tamiyo.occupancy import Occupancy, Sifted, occupancy_from
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.strategies.base import Choice, SelectionStrategy
 from esper.strategies.first_try import first_try
@@ -206,19 +206,12 @@ class SeedSelector:
         self, layer_name: str, available_seeds: Sequence[int], context: SelectionContext
     ) -> Decision:
         seeds = checked_seeds(layer_name, available_seeds)
-        tracker, epoch, constraints = (
-            self.performance_tracker,
-            context.current_epoch,
-            self.constraints,
-        )
+        tracker, epoch = self.performance_tracker, context.current_epoch
         with tracker.lock:
             book = self._layers.get(layer_name) or Occupancy()
-            if book.reserved:
-                book.settle()
-            viable, cooling = book.sift(seeds, epoch, constraints)
-            fallback = not viable
-            if fallback and not (cooling and constraints and constraints.fallback_to_zero):
-                raise NoViableSeedError(book.refusal(layer_name, seeds, epoch, constraints))
+            viable, cooling = list(seeds), list[int]()
+            if book.active or book.freed:
+                viable, cooling = self._sift(layer_name, seeds, epoch)
             for seed, blueprint in context.blueprints.items():
                 tracker.bind(layer_name, seed, blueprint)
             layer = tracker.layer(layer_name)
@@ -230,7 +223,7 @@ class SeedSelector:
                 test = strategy
                 assigned, strategy = test.turn(decision_id, layer_name)
                 metrics = test.seen_by(assigned.arm, metrics)
-            if fallback:
+            if not viable:
                 seed_idx, reason = _fall_back(strategy, layer_name, cooling, book.freed, epoch)
             else:
                 rng = Draws(self.seed, layer_name, number)
@@ -251,6 +244,15 @@ class SeedSelector:
             self._layers[layer_name] = book
             book.reserve(decision, record)
         return decision
+
+    def _sift(self, layer_name: str, seeds: list[int], epoch: int) -> Sifted:
+        book, constraints = self._layers[layer_name], self.constraints
+        book.settle()
+        found = book.sift(seeds, epoch, constraints)
+        may_fall_back = found.cooling and constraints and constraints.fallback_to_zero
+        if not found.viable and not may_fall_back:
+            raise NoViableSeedError(book.refusal(layer_name, seeds, epoch, constraints))
+        return found
 
     def _ask(
         self,
