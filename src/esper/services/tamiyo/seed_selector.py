@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 SCHEMA = 1
 """Version of the state."""
 
+_NONE: list[int] = []
+
 
 @final
 class SeedSelector:
@@ -209,7 +211,7 @@ class SeedSelector:
         tracker, epoch = self.performance_tracker, context.current_epoch
         with tracker.lock:
             book = self._layers.get(layer_name) or Occupancy()
-            viable, cooling = list(seeds), list[int]()
+            viable, cooling = list(seeds), _NONE
             if book.active or book.freed:
                 viable, cooling = self._sift(layer_name, seeds, epoch)
             for seed, blueprint in context.blueprints.items():
