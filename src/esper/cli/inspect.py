@@ -1,124 +1,139 @@
-"""``esper runs`` and ``esper inspect``: what has been done, read back."""
+"""``esper inspect``: one run or one store, read back."""
 
-import json as jsonlib
+# ruff: noqa: PLC0415 (imports inside commands: --help must not wait for them)
+
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.text import Text
 
-from esper.cli import show
-from esper.cli import standing as standing_tables
+from esper.cli.options import RUNS, Json, Picture, Runs, Scope
 from esper.contracts.errors import ConfigError
-from esper.contracts.events import Event
-from esper.runs import event_rows as facts
-from esper.runs import run_reader as lookup
-from esper.runs import seed_previews as standing
-from esper.runs.store_address import without_password
-from esper.services.tamiyo.preview import SeedOutlook
+
+if TYPE_CHECKING:
+    from esper.contracts.events import Event
+    from esper.runs.run_reader import Run
+    from esper.services.tamiyo.preview import SeedPreview
 
 
-def runs(folder: Path, *, json: bool) -> None:
-    """List the runs in a folder."""
-    found = list(lookup.summaries(folder))
-    if json:
-        typer.echo(jsonlib.dumps([asdict(run) for run in found], indent=2))
-    elif found:
-        show.out().print(show.runs_table(found))
-    else:
-        text = f"No runs in {folder}/ yet; start one with: esper train letter"
-        show.out().print(Text(text), soft_wrap=True)
+def inspect(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="Name of a run, or its folder; or a store: sqlite:///history.db, a file.",
+        ),
+    ],
+    events: Annotated[
+        bool,
+        typer.Option(
+            "--events", help="Print the event log, one JSON object a line: same seed, same log."
+        ),
+    ] = False,
+    picture: Picture = None,
+    scope: Scope = None,
+    runs: Runs = RUNS,
+    json: Json = False,
+) -> None:
+    """Show every graft of a run, and why each seed was chosen.
 
-
-def inspect(name: str, *, runs: Path, events: bool, picture: Path | None, json: bool) -> None:
-    """Show one run.
-
-    Raises:
-        ConfigError: if there is no such run, or two outputs are asked for at once.
-        StoreError: if the run or its event log cannot be read.
+    Per seed: mean reward with its 95 % interval, the strategy's score, outcomes, and the
+    probability of being chosen next.
     """
+    if "://" not in run and not Path(run).is_file():
+        if scope is not None:
+            raise ConfigError("--scope chooses from a store; a run has one scope")
+        _inspect_run(run, runs, events=events, picture=picture, json=json)
+    elif events or picture is not None:
+        raise ConfigError("--events and --picture show a run; leave them out for a store")
+    else:
+        _inspect_store(run, scope, json)
+
+
+def _inspect_run(name: str, runs: Path, *, events: bool, picture: Path | None, json: bool) -> None:
+    from esper.cli import tables
+    from esper.runs import event_rows, run_reader
+
     if events and json:
         raise ConfigError("--events and --json both want stdout; --json has the events too")
-    run = lookup.read_run(runs, name)
-    found = run.events()
+    run = run_reader.read_run(runs, name)
+    log = run.events()
     if picture is not None:
-        from esper.pictures.run import draw  # noqa: PLC0415 (only its caller needs matplotlib)
+        from esper.pictures.run import draw
 
-        draw(run, found, picture)
-        show.err().print(Text(f"picture: {picture}"), soft_wrap=True)
+        draw(run, log, picture)
+        tables.note(f"picture: {picture}")
     if events:
-        for line in facts.as_lines(facts.log(found)):
+        for line in event_rows.as_lines(event_rows.rows(log)):
             typer.echo(line)
         return
-    outlooks = _outlooks(run, found)
+    previews = _previews(run, log)
     if json:
-        typer.echo(jsonlib.dumps(lookup.document(run, found, outlooks), indent=2))
+        tables.print_json(run_reader.document(run, log, previews))
         return
-    console = show.out()
-    console.print(Text(f"Run {run.folder.name}", style="bold"))
-    console.print(show.spec(run))
+    console = tables.out()
+    console.print(tables.heading(f"Run {run.folder.name}"))
+    console.print(tables.spec(run))
+    console.print()
     if run.result is None:
-        done = sum(event.kind == "epoch" for event in found)
+        done = sum(event.kind == "epoch" for event in log)
         say = f"{run.state} after {done} of {run.spec['epochs']} epochs"
         if not run.running:
             say += f"; go on with: esper train --resume {name}"
-        console.print(Text(say, style="yellow"), soft_wrap=True)
-        console.print(show.grafts_table([dict(e.data) for e in found if e.kind == "graft"]))
+        console.print(say, style="yellow", soft_wrap=True, markup=False)
+        console.print(tables.grafts_table([dict(e.data) for e in log if e.kind == "graft"]))
     else:
-        console.print()
-        console.print(show.result(run))
-    rows = standing_tables.rows_of_run(lookup.seed_stories(run, found), outlooks)
+        console.print(tables.result(run.result))
+    chooser = run.strategy
+    if run.spec["config"].get("ab_test"):  # by graft, the arm differs from layer to layer
+        chooser = f"the arm of {chooser} whose turn is next"
     for part in (
-        standing_tables.seeds_table(rows, _who(run), ", in nats"),
-        standing_tables.choices_table(lookup.decisions(found)),
-        show.refusals_table(lookup.refusals(found)),
-    ):
+        tables.seeds_table(
+            [
+                tables.SeedRow(seed.layer, seed.seed, seed.blueprint, seed.state, seed.kept,
+                               previews.get((seed.layer, seed.seed)))
+                for seed in run_reader.seed_summaries(run, log)
+            ],
+            chooser,
+            ", in nats",
+        ),
+        tables.choices_table(run_reader.decisions(log)),
+        tables.refusals_table(run_reader.refusals(log)),
+    ):  # fmt: skip
         console.print()
         console.print(part)
 
 
-def inspect_store(url: str, scope: str | None, *, only_runs: bool, json: bool) -> None:
-    """Show where the seeds of a store stand, scope by scope.
+def _inspect_store(url: str, scope: str | None, json: bool) -> None:
+    from esper.cli import tables
+    from esper.runs.seed_previews import document, preview_store
+    from esper.runs.store_address import without_password
 
-    Args:
-        url: Address of the store.
-        scope: Only this one; ``None`` for all.
-        only_runs: Whether something was asked for that only a run has.
-        json: Whether to print one JSON document.
-
-    Raises:
-        ConfigError: if it is no store, has nothing to show, or ``only_runs``.
-        StoreError: if the store cannot be read.
-    """
-    if only_runs:
-        raise ConfigError("--events and --picture show a run; leave them out for a store")
-    found = standing.of_store(url, scope)
+    found = preview_store(url, scope)
     if json:
-        typer.echo(jsonlib.dumps([standing.document(one) for one in found], indent=2))
+        tables.print_json([document(one) for one in found])
         return
-    console = show.out()
-    console.print(Text(f"Store {without_password(url)}", style="bold"), soft_wrap=True)
+    console = tables.out()
+    console.print(tables.heading(f"Store {without_password(url)}"), soft_wrap=True)
     for one in found:
+        rows = [
+            tables.SeedRow(layer, seed, one.blueprints[layer, seed], preview=preview)
+            for (layer, seed), preview in one.previews.items()
+        ]
         console.print()
-        console.print(Text(f"Scope {one.scope!r}", style="bold"))
-        rows = standing_tables.rows_of_history(one)
-        console.print(standing_tables.seeds_table(rows, f"{one.strategy} (default settings)"))
+        console.print(tables.heading(f"Scope {one.scope!r}"))
+        console.print(tables.seeds_table(rows, f"{one.strategy} (default settings)"))
         console.print()
-        console.print(standing_tables.choices_table(one.decisions))
+        console.print(tables.choices_table(one.decisions))
 
 
-def _who(run: lookup.Run) -> str:
-    """Who would choose next; in an A/B test by graft that differs from layer to layer."""
-    if run.spec["config"].get("ab_test"):
-        return f"the arm of {run.strategy} whose turn is next"
-    return run.strategy
+def _previews(run: "Run", log: list["Event"]) -> Mapping[tuple[str, int], "SeedPreview"]:
+    from esper.cli import tables
+    from esper.runs.seed_previews import preview_run
 
-
-def _outlooks(run: lookup.Run, events: list[Event]) -> Mapping[standing.Seat, SeedOutlook]:
     try:
-        return standing.of_run(run, events)
+        return preview_run(run, log)
     except ConfigError as error:  # a strategy that is not installed here; the log is still there
-        say = f"the strategy cannot be asked what it thinks now: {error}"
-        show.err().print(Text(say, style="yellow"), soft_wrap=True)
+        tables.note(f"the next choices cannot be previewed: {error}", style="yellow")
         return {}

@@ -1,41 +1,39 @@
-"""``esper strategies``, ``esper blueprints``, ``esper tasks``: what stands in the tables."""
+"""``esper strategies``, ``esper blueprints``, ``esper tasks``: the tables of names."""
 
-import json as jsonlib
+# ruff: noqa: PLC0415 (imports inside commands: --help must not wait for them)
+
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from inspect import getdoc
 from typing import Any
 
-import typer
-from rich.text import Text
-
-from esper.blueprints import BLUEPRINTS
-from esper.cli import show
+from esper.cli.options import Json
 from esper.registry import Registry
-from esper.strategies import STRATEGIES
-from esper.tasks import TASKS
 
 
-def strategies(*, json: bool) -> None:
-    """Who can choose a seed."""
+def strategies(json: Json = False) -> None:
+    """List the strategies and their settings."""
+    from esper.strategies import STRATEGIES
+
     rows = _rows(STRATEGIES, ("when", "learns"))
     for row in rows:
-        row["when"] = row["when"] or row["description"]  # of somebody else's
+        row["when"] = row["when"] or row["description"]  # a strategy of another package has none
     _print(rows, json, ("name", "when", "settings"))
 
 
-def blueprints(*, json: bool) -> None:
-    """What a seed can grow into."""
-    rows = _rows(BLUEPRINTS, ("kinds",))
-    _print(rows, json, ("name", "kinds", "description", "settings"))
+def blueprints(json: Json = False) -> None:
+    """List what a seed can grow into, and where it fits."""
+    from esper.blueprints import BLUEPRINTS
+
+    _print(_rows(BLUEPRINTS, ("kinds",)), json, ("name", "kinds", "description", "settings"))
 
 
-def tasks(*, json: bool) -> None:
-    """What there is to train on."""
-    asked = ("default_epochs", "default_budget", "layers", "seeds")
-    rows = _rows(TASKS, asked)
-    columns = ("name", "description", "default_epochs", "default_budget", "layers", "seeds")
-    _print(rows, json, columns)
+def tasks(json: Json = False) -> None:
+    """List the tasks that come with Esper."""
+    from esper.tasks import TASKS
+
+    attributes = ("default_epochs", "default_budget", "layers", "seeds")
+    _print(_rows(TASKS, attributes), json, ("name", "description", *attributes))
 
 
 def _rows(table: Registry[Any], attributes: Sequence[str]) -> list[dict[str, Any]]:
@@ -52,7 +50,6 @@ def _row(name: str, made: type, attributes: Sequence[str]) -> dict[str, Any]:
 
 
 def _settings(made: type) -> dict[str, Any]:
-    """Every setting has a default, so that a name alone is enough."""
     if not is_dataclass(made):
         return {}
     default = made()
@@ -60,21 +57,25 @@ def _settings(made: type) -> dict[str, Any]:
 
 
 def _print(rows: list[dict[str, Any]], json: bool, columns: Sequence[str]) -> None:
+    from rich.text import Text
+
+    from esper.cli import tables
+
     if json:
-        typer.echo(jsonlib.dumps(rows, indent=2))
+        tables.print_json(rows)
         return
     heads = {name: name.removeprefix("default_") for name in columns}
     numbers = [head for name, head in heads.items() if isinstance(rows[0][name], int)]
-    made = show.table(*heads.values(), right=numbers)
+    made = tables.table(*heads.values(), right=numbers)
     for row in rows:
-        made.add_row(*[_cell(row[name], bold=name == "name") for name in columns])
-    show.out().print(made)
+        name = Text(row["name"], style="bold", no_wrap=True)
+        made.add_row(name, *[Text(_cell(row[column])) for column in columns[1:]])
+    tables.out().print(made)
 
 
-def _cell(value: object, *, bold: bool) -> Text:
+def _cell(value: object) -> str:
     if isinstance(value, dict):
-        return Text("\n".join(f"{name}={default!r}" for name, default in value.items()))
+        return "\n".join(f"{name}={default!r}" for name, default in value.items())
     if isinstance(value, list):
-        return Text(" ".join(map(str, value)))
-    text = f"{value:,}" if isinstance(value, int) else str(value)
-    return Text(text, style="bold" if bold else "", no_wrap=bold)
+        return " ".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) else str(value)

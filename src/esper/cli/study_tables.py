@@ -1,187 +1,197 @@
-"""What ``esper study regret`` does: contestants from names, progress, tables, JSON."""
+"""Tables of the studies: replay, A/B tests and regret, and the progress of a regret study."""
 
-import json as jsonlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
-from pathlib import Path
-from typing import Any
 
-import typer
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
-from esper.cli import show
-from esper.cli.studying import strategy_of
-from esper.contracts.errors import ConfigError
-from esper.strategies import STRATEGIES
-from esper.studies.simulated.environments import Environment, environments
-from esper.studies.simulated.regret import (
-    FULL_RUNS,
-    FULL_STEPS,
-    RUNS,
-    STEPS,
-    Asked,
-    Contestant,
-    Trial,
-    study,
-)
+from esper.cli.tables import heading, legend, number, percent, table
+from esper.studies.logged.ab import AbResult, Comparison
+from esper.studies.logged.ab_log import ArmResult
+from esper.studies.logged.off_policy import Estimate
+from esper.studies.logged.replay import Replay
+from esper.studies.simulated.environments import Environment
+from esper.studies.simulated.regret import StudySpec, Trial
 
-_BASELINE = "random"
-_SLOW = ("neural",)
-"""Takes a hundred times as long as the others; takes part only where it is asked for."""
+# --- replay ---------------------------------------------------------------------------------------
 
 
-def asked(
-    strategies: Sequence[str],
-    names: Sequence[str],
-    *,
-    runs: int | None,
-    steps: int | None,
-    full: bool,
-    seed: int,
-) -> Asked:
-    """What the options amount to.
-
-    Raises:
-        ConfigError: if a strategy, setting or environment is unknown, or a number is out of range.
-    """
-    if full and steps is not None:
-        raise ConfigError("--full is 5000 steps; leave --steps out, or --full")
-    learners = [
-        name for name in STRATEGIES.names() if STRATEGIES.load(name).learns and name not in _SLOW
-    ]
-    contestants = [_contestant(text) for text in (strategies or learners)]
-    if _BASELINE not in [one.name for one in contestants]:
-        contestants.append(_contestant(_BASELINE))
-    return Asked(
-        contestants=tuple(contestants),
-        environments=tuple(environments(names)),
-        runs=(FULL_RUNS if full else RUNS) if runs is None else runs,
-        steps=(FULL_STEPS if full else STEPS) if steps is None else steps,
-        seed=seed,
+def show_replay(console: Console, found: Replay) -> None:
+    """Print the estimates of a replay, or why there are none."""
+    console.print(heading(f"Replay of {found.strategy}"))
+    choosers = ", ".join(found.choosers)
+    console.print(Text(f"{found.decisions} decisions of {choosers}, {found.outcomes} outcomes"))
+    if found.refusal:
+        console.print(Text(f"no estimate: {found.refusal}", style="yellow"))
+        return
+    for why in found.left_out.values():
+        console.print(Text(f"left out: {why}", style="yellow"))
+    console.print(
+        Text(
+            f"{found.used} outcomes count as {found.sample:.0f} of {found.strategy}'s own "
+            f"(effective sample size; the largest weight is {found.largest_weight:.1%} of all); "
+            f"{found.shared} were first tries or fallbacks, alike for every strategy, the others "
+            f"count as {found.own_sample:.0f}"
+        )
     )
+    right = ("reward", "95 % interval", "gain", "95 % interval of it")
+    made = table("", *right, right=right)
+    for one in found.estimates:
+        gain = (f"{one.gain:+.3g}", _ends(one.gain_interval)) if one.name != "logged" else ("", "")
+        made.add_row(one.label, f"{one.value:+.4g}", _ends(one.interval), *gain,
+                     style="bold" if one.name == "dr" else "")  # fmt: skip
+    console.print()
+    console.print(made)
+    console.print()
+    console.print(Text(_conclusion(found.strategy, found.estimates[-1])))
+    console.print(
+        legend(
+            "Intervals are normal. Each choice is put to the strategy once, with the history that "
+            "was logged; how it would have learnt from its own choices is not in this."
+        )
+    )
+    if found.propensity_error:
+        console.print(legend(f"Propensities have an error of up to {found.propensity_error:.2g}."))
 
 
-def regret(asked: Asked, *, jobs: int | None, picture: Path | None, json: bool) -> None:
-    """Let them choose, and show what came of it.
-
-    Raises:
-        ConfigError: if ``jobs`` is out of range or the picture cannot be drawn.
-    """
-    if jobs is not None and jobs < 1:
-        raise ConfigError(f"--jobs is {jobs}; it must be a whole number >= 1")
-    if picture is not None:
-        from esper.pictures.regret import check  # noqa: PLC0415 (needs matplotlib)
-
-        check(picture)  # now, not after minutes of work
-    with _progress(show.err()) as done:
-        trials = study(asked, jobs=jobs or os.cpu_count() or 1, done=done)
-    if json:
-        typer.echo(jsonlib.dumps(document(asked, trials), indent=2))
-    else:
-        _show(show.out(), asked, trials)
-    if picture is not None:
-        from esper.pictures.regret import draw_regret  # noqa: PLC0415 (needs matplotlib)
-
-        draw_regret(trials, picture)
-        show.err().print(Text(f"picture: {picture}"), soft_wrap=True)
+def _ends(pair: tuple[float, float]) -> str:
+    return f"{pair[0]:+.3g} to {pair[1]:+.3g}"
 
 
-def document(asked: Asked, trials: Sequence[Trial]) -> dict[str, Any]:
-    """All figures, for machines."""
-    return {
-        "seed": asked.seed,
-        "runs": asked.runs,
-        "trials": [
-            {
-                "environment": trial.environment.name,
-                "what": trial.environment.what,
-                "strategy": trial.strategy,
-                "steps": trial.steps,
-                "regret": trial.mean,
-                "stderr": trial.stderr,
-                "worst": trial.worst,
-                "gain": trial.gain,
-                "missed": trial.missed,
-                "regrets": trial.regrets.tolist(),
-                "at": trial.at.tolist(),
-                "median": _median(trial),
-            }
-            for trial in trials
-        ],
-    }
+def _conclusion(strategy: str, robust: Estimate) -> str:
+    low, high = robust.gain_interval
+    if low <= 0 <= high:
+        return f"The logs cannot tell {strategy} from what was logged."
+    return f"{strategy} would have earned {'more' if low > 0 else 'less'} than what was logged."
 
 
-def _median(trial: Trial) -> list[float]:
-    import numpy as np  # noqa: PLC0415 (only here)
-
-    return [float(value) for value in np.median(trial.paths, axis=0)]
+# --- A/B ------------------------------------------------------------------------------------------
 
 
-def _contestant(text: str) -> Contestant:
-    name, _, settings = text.partition(":")
-    return Contestant(text, strategy_of(name, settings.split(",") if settings else []))
+def show_ab(console: Console, found: AbResult) -> None:
+    """Print the verdicts of an A/B test, its arms and guardrails."""
+    style = "green" if found.balance.even else "red"
+    console.print(heading(f"A/B test {found.test!r}, by {found.unit}"))
+    for verdict in found.verdicts:
+        console.print(Text(verdict, style=style))
+    console.print()
+    console.print(_arms_table(found.arms))
+    for one in found.comparisons:
+        console.print()
+        console.print(_guardrails_table(one))
+    console.print()
+    console.print(
+        legend(
+            "reward: mean over units; failed: share of outcomes; culled: share of judged kernels; "
+            "ms: mean latency of a kernel; worse by: difference with its confidence sequence, of "
+            "latency a share of the first arm's; sd: standard deviations of the rewards"
+        )
+    )
+    console.print(Text(found.balance.advice, style="" if found.balance.even else "red"))
+
+
+def _arms_table(arms: Sequence[ArmResult]) -> Table:
+    right = ("weight", "units", "choices", "outcomes", "reward", "failed", "culled", "ms")
+    made = table("arm", "strategy", *right, right=right)
+    for arm in arms:
+        made.add_row(
+            arm.arm,
+            arm.strategy,
+            f"{arm.weight:g}",
+            str(arm.units),
+            str(arm.decisions),
+            str(arm.outcomes),
+            number(arm.mean, "+.4g"),
+            percent(arm.failure_rate),
+            percent(arm.culled_share),
+            number(arm.latency_ms, ".3g"),
+        )
+    return made
+
+
+def _guardrails_table(one: Comparison) -> Table:
+    right = ("worse by", "interval", "limit")
+    title = f"Guardrails: {one.arm} against {one.reference}"
+    made = table("", *right, "state", right=right, title=title)
+    for rail in one.guardrails:
+        made.add_row(
+            rail.name.replace("_", " "),
+            number(rail.worse_by, "+.3f"),
+            f"{number(rail.low, '+.2f')} to {number(rail.high, '+.2f')}",
+            f"{rail.limit:g}",
+            Text(rail.state, style={"crossed": "red", "kept": "green"}.get(rail.state, "dim")),
+        )
+    return made
+
+
+# --- regret ---------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _progress(console: Console) -> Iterator[Callable[[int, int, Environment], None]]:
+def progress(console: Console) -> Iterator[Callable[[int, int, Environment], None]]:
+    """Progress of a regret study: a bar in a terminal, ten lines in a log."""
     if not console.is_interactive:
-        told: set[int] = set()
+        tenths: set[int] = set()
 
-        def say(done: int, total: int, environment: Environment) -> None:
+        def print_line(done: int, total: int, environment: Environment) -> None:
             tenth = done * 10 // total
-            if tenth not in told:
-                told.add(tenth)
-                say = f"{done} of {total} blocks of runs done, now at {environment.name}"
-                console.print(Text(say), soft_wrap=True)
+            if tenth not in tenths:
+                tenths.add(tenth)
+                line = f"{done} of {total} blocks of runs done, now at {environment.name}"
+                console.print(Text(line), soft_wrap=True)
 
-        yield say
+        yield print_line
         return
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TimeRemainingColumn())
     with Progress(*columns, console=console, expand=True, transient=True) as bars:
-        task = bars.add_task("playing", total=None)
+        task = bars.add_task("starting", total=None)
 
-        def show_it(done: int, total: int, environment: Environment) -> None:
-            what = f"environment {environment.name}"
-            bars.update(task, completed=done, total=total, description=what)
+        def move_bar(done: int, total: int, environment: Environment) -> None:
+            where = f"environment {environment.name}"
+            bars.update(task, completed=done, total=total, description=where)
 
-        yield show_it
+        yield move_bar
 
 
-def _show(console: Console, asked: Asked, trials: Sequence[Trial]) -> None:
+def show_regret(
+    console: Console, spec: StudySpec, trials: Sequence[Trial], *, baseline: str
+) -> None:
+    """Print a table of regret for each environment, the best strategy first."""
     for _, group in groupby(trials, key=lambda trial: trial.environment.name):
-        console.print(_table(list(group)))
+        console.print(_regret_table(list(group), baseline))
         console.print()
-    runs = f"{asked.runs} run" + ("s" if asked.runs > 1 else "")
-    say = (
-        f"{runs}, seed {asked.seed}. Regret: mean reward of the best arm less that of the chosen "
-        "one, added up; ± is the standard error. Gain: what was earned, relative to choosing "
-        "evenly at random."
+    runs = f"{spec.runs} run" + ("s" if spec.runs > 1 else "")
+    note = (
+        f"{runs}, seed {spec.seed}. Regret: mean reward of the best arm less that of the chosen "
+        "one, added up; ± is the standard error (s.e.). Gain: sum of the rewards, relative to "
+        "choosing evenly at random."
     )
     if not all(trial.full for trial in trials if trial.environment.goal):
-        say += " Goals are for full runs: --full."
-    console.print(Text(say, style="dim"))
+        note += " Goals are for full runs: --full."
+    console.print(legend(note))
 
 
-def _table(trials: list[Trial]) -> RenderableType:
+def _regret_table(trials: list[Trial], baseline: str) -> Table:
     environment, steps = trials[0].environment, trials[0].steps
     title = f"{environment.name}: {environment.what}; {steps} steps{_goal(trials[0])}"
     right = ("regret ± s.e.", "worst", "x random", "gain")
     judged = ("goal",) if environment.goal and trials[0].full else ()
-    made = show.table("strategy", *right, *judged, right=right, title=title)
-    baseline = next(trial.mean for trial in trials if trial.strategy == _BASELINE)
+    made = table("strategy", *right, *judged, right=right, title=title)
+    scale = next(trial.mean for trial in trials if trial.strategy == baseline)
     for trial in sorted(trials, key=lambda trial: trial.mean):
+        is_baseline = trial.strategy == baseline
         made.add_row(
             trial.strategy,
             _figure(trial.mean) + ("" if trial.stderr is None else f" ± {_figure(trial.stderr)}"),
             _figure(trial.worst),
-            f"{trial.mean / baseline:.3f}" if baseline else "-",
+            f"{trial.mean / scale:.3f}" if scale else "-",
             f"{trial.gain:.2f}",
-            *[_verdict(trial) for _ in judged],
-            style="dim" if trial.strategy == _BASELINE else "",
+            *[Text("") if is_baseline else _verdict(trial) for _ in judged],
+            style="dim" if is_baseline else "",
         )
     return made
 
@@ -190,15 +200,13 @@ def _goal(trial: Trial) -> str:
     goal = trial.environment.goal
     if goal is None or not trial.full:
         return ""
-    parts = [f"mean <= {goal.mean:g}"] if goal.mean is not None else []
-    parts += [f"worst <= {goal.worst:g}"] if goal.worst is not None else []
-    parts += [f"gain >= {goal.gain:g}"] if goal.gain is not None else []
-    return f"; goal: {', '.join(parts)}"
+    limits = (("mean <=", goal.mean), ("worst <=", goal.worst), ("gain >=", goal.gain))
+    return "; goal: " + ", ".join(
+        f"{name} {limit:g}" for name, limit in limits if limit is not None
+    )
 
 
 def _verdict(trial: Trial) -> Text:
-    if trial.strategy == _BASELINE:
-        return Text("")
     if trial.missed:
         return Text(f"{' and '.join(trial.missed)} missed", style="yellow")
     return Text("met", style="green")
