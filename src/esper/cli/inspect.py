@@ -82,7 +82,7 @@ def _inspect_run(name: str, runs: Path, *, events: bool, picture: Path | None, j
         if not run.running:
             say += f"; go on with: esper train --resume {name}"
         console.print(say, style="yellow", soft_wrap=True, markup=False)
-        console.print(tables.grafts_table([dict(e.data) for e in log if e.kind == "graft"]))
+        console.print(tables.grafts_table(run_reader.grafts(log)))
     else:
         console.print(tables.result(run.result))
     chooser = run.strategy

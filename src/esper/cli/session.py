@@ -18,7 +18,7 @@ from esper.contracts.errors import ConfigError, EsperError, StoreError
 from esper.pictures.run import draw
 from esper.runs import run_folder, run_lock
 from esper.runs.run_folder import RunFolder
-from esper.runs.run_reader import Run, read_folder, read_run
+from esper.runs.run_reader import Run, grafts, read_folder, read_run
 from esper.runs.store_address import check_store, without_password
 from esper.runs.train import RunSpec, make_spec, train
 from esper.services.tamiyo.settings import load_config
@@ -142,7 +142,6 @@ def _kept(folder: RunFolder) -> Counter[tuple[str, int]]:
     """Kernels that an interrupted run has kept, by layer and seed."""
     kept: Counter[tuple[str, int]] = Counter()
     if folder.checkpoint.exists():
-        for event in read_folder(folder).events():
-            if event.kind == "graft":
-                kept[event.data["layer_name"], event.data["seed_idx"]] += bool(event.data["kept"])
+        for graft in grafts(read_folder(folder).events()):
+            kept[graft["layer_name"], graft["seed_idx"]] += bool(graft["kept"])
     return kept

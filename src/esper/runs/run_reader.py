@@ -197,6 +197,19 @@ def seed_summaries(run: Run, events: Iterable[Event]) -> list[SeedSummary]:
     return [_seed_summary(*slot, by_seed[slot[:2]]) for slot in run.slots]
 
 
+def grafts(events: Iterable[Event]) -> list[dict[str, Any]]:
+    """Grafts that ended, with the fields of ``Verdict``, in logs of any schema."""
+    ends = [event.data for event in events if event.kind == "graft"]
+    return [
+        {
+            **end,
+            "layer_name": end.get("layer", end.get("layer_name")),
+            "seed_idx": end.get("seed", end.get("seed_idx")),
+        }
+        for end in ends
+    ]
+
+
 def refusals(events: Iterable[Event]) -> list[dict[str, Any]]:
     """Grafts that were requested and refused: epoch, layer, error, reason."""
     return [dict(event.data) for event in events if event.kind == "refusal"]
@@ -257,7 +270,7 @@ def _seed_summary(
         chosen=len(chosen),
         outcomes=len(rewards),
         failures=len(data.get("failure", [])),
-        kept=sum(bool(verdict["kept"]) for verdict in data.get("verdict", [])),
+        kept=sum(end["kept"] for kind in ("graft", "verdict") for end in data.get(kind, [])),
         mean_reward=fmean(rewards) if rewards else None,
         last_decision={name: chosen[-1][name] for name in _DECISION} if chosen else None,
     )
@@ -286,12 +299,12 @@ def _summary(run: Run) -> RunSummary:
         events = run.events()
     except StoreError as error:
         return RunSummary(**head, problem=str(error))
-    grafts = [event for event in events if event.kind == "graft"]
+    ended = grafts(events)
     return RunSummary(
         **head,
         epochs_done=sum(event.kind == "epoch" for event in events),
-        kept=sum(event.data["kept"] for event in grafts),
-        judged=len(grafts),
+        kept=sum(graft["kept"] for graft in ended),
+        judged=len(ended),
     )
 
 

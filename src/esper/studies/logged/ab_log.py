@@ -155,7 +155,7 @@ def _take(kind: str, data: Mapping[str, Any], test: LoggedTest, choice: Choice) 
         choice.reward = float(data.get("reward", 0.0))
         choice.failed = kind == "failure"
         test.answered.append(choice)
-    elif kind == "verdict":
+    elif kind in ("graft", "verdict"):  # a verdict in logs of schema 0
         test.judged.append((choice.arm, not data["kept"]))
     if kind in ("outcome", "timing") and data.get("latency_ms") is not None:
         test.latencies.append((choice.arm, float(data["latency_ms"])))
