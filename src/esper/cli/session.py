@@ -3,6 +3,7 @@
 import shutil
 from collections import Counter
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,12 @@ from esper.cli import tables
 from esper.cli.errors import INTERRUPTED
 from esper.cli.options import RUNS, TrainOptions
 from esper.cli.progress import watch
-from esper.cli.resume import check_options
 from esper.contracts.errors import ConfigError, EsperError, StoreError
 from esper.pictures.run import draw
 from esper.runs import run_folder, run_lock
 from esper.runs.run_folder import RunFolder
 from esper.runs.run_reader import Run, grafts, read_folder, read_run
-from esper.runs.store_address import check_store, without_password
+from esper.runs.store_address import absolute, check_store, without_password
 from esper.runs.train import RunSpec, make_spec, train
 from esper.services.tamiyo.settings import load_config
 
@@ -67,7 +67,7 @@ def resume(name: str, options: TrainOptions, runs: Path, *, json: bool) -> None:
         typer.Exit: with code 130, if the run was interrupted.
     """
     run = read_run(runs, name)
-    check_options(options, run)
+    _check_options(options, run)
     if run.result is None:
         spec = _spec_of(run)
         _checked(spec.store, spec.task)
@@ -145,3 +145,48 @@ def _kept(folder: RunFolder) -> Counter[tuple[str, int]]:
         for graft in grafts(read_folder(folder).events()):
             kept[graft["layer_name"], graft["seed_idx"]] += bool(graft["kept"])
     return kept
+
+
+def _check_options(options: TrainOptions, run: Run) -> None:
+    """Refuse to resume a run with options that contradict it; all such options are named."""
+    found = [_contradiction(field.name, getattr(options, field.name), run)
+             for field in fields(options)]  # fmt: skip
+    if any(found):
+        raise ConfigError(
+            f"run {run.folder.name!r} cannot be resumed as another run: "
+            f"{', '.join(filter(None, found))}; leave that out"
+        )
+
+
+def _contradiction(option: str, given: Any, run: Run) -> str:
+    if given is None:
+        return ""
+    config = run.spec["config"]
+    if option == "config":
+        # Only what the file has: the task or another option may have set the rest.
+        settings = load_config(given).model_dump(mode="json", exclude_unset=True)
+        difference = _first_difference(settings, config)
+        return f"--config {given} ({difference})" if difference else ""
+    if option == "store":
+        given = without_password(absolute(given))
+        has = without_password(run.spec["store"])
+        return "" if given == has else f"--store {given} (it has {has or 'its own folder'})"
+    has = {
+        "task": run.spec["task"],
+        "strategy": run.strategy,
+        "seed": run.spec["seed"],
+        "epochs": run.spec["epochs"],
+        "budget": config["growth"]["budget"],
+    }[option]
+    flag = option if option == "task" else f"--{option}"
+    return "" if given == has else f"{flag} {given} (it has {has})"
+
+
+def _first_difference(given: Any, has: Any, path: str = "") -> str:
+    if not isinstance(given, dict) or not isinstance(has, dict):
+        return "" if given == has else f"{path} is {given!r}, it has {has!r}"
+    differences = (
+        _first_difference(value, has.get(key), f"{path}.{key}" if path else key)
+        for key, value in given.items()
+    )
+    return next(filter(None, differences), "")

@@ -82,7 +82,8 @@ def draw(run: Run, events: Sequence[Event], path: Path) -> None:
     _draw_states(states, rows, run.spec["epochs"])
     earned.sharey(states)
     draw_rewards(earned, [(layer, seed) for layer, seed, _ in rows], events, "nats")
-    _draw_title(losses, run, events)
+    losses.set_title(_subtitle(run, events), fontsize=11, color=INK, loc="left", pad=10)
+    style.title(figure, f"{run.spec['task']}, seed {run.spec['seed']}, {run.strategy}")
     style.save(figure, path)
 
 
@@ -236,24 +237,11 @@ def _look(span: Span) -> tuple[str, str]:
     return _STATES.get(span.state, _DORMANT_BESIDE_KEPT if span.kept else _DORMANT)
 
 
-def _draw_title(axes: "Axes", run: Run, events: Sequence[Event]) -> None:
-    spec = run.spec
+def _subtitle(run: Run, events: Sequence[Event]) -> str:
     if run.result is None:
         done = sum(event.kind == "epoch" for event in events)
-        what = f"after {done} of {spec['epochs']} epochs"
-    else:
-        what = "test accuracy: " + ",  ".join(
-            f"{name} {scores['test_accuracy'] * 100:.1f} % with {scores['parameters']:,} parameters"
-            for name, scores in (("grown", run.result["grown"]), ("control", run.result["control"]))
-        )
-    axes.set_title(what, fontsize=11, color=INK, loc="left", pad=10)
-    axes.annotate(
-        f"{spec['task']}, seed {spec['seed']}, {run.strategy}",
-        (0, 1),
-        xycoords="axes fraction",
-        xytext=(0, 30),
-        textcoords="offset points",
-        fontsize=13,
-        fontweight="bold",
-        color=INK,
+        return f"after {done} of {run.spec['epochs']} epochs"
+    return "test accuracy: " + ",  ".join(
+        f"{name} {scores['test_accuracy'] * 100:.1f} % with {scores['parameters']:,} parameters"
+        for name, scores in (("grown", run.result["grown"]), ("control", run.result["control"]))
     )

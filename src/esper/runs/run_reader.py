@@ -286,25 +286,21 @@ def _summary(run: Run) -> RunSummary:
         "epochs": spec["epochs"],
         "state": run.state,
     }
-    if result is not None:
-        return RunSummary(
-            **head,
-            epochs_done=spec["epochs"],
-            kept=sum(graft["kept"] for graft in result["grafts"]),
-            judged=len(result["grafts"]),
-            control_test_accuracy=result["control"]["test_accuracy"],
-            grown_test_accuracy=result["grown"]["test_accuracy"],
-        )
-    try:
-        events = run.events()
-    except StoreError as error:
-        return RunSummary(**head, problem=str(error))
-    ended = grafts(events)
+    if result is None:
+        try:
+            events = run.events()
+        except StoreError as error:
+            return RunSummary(**head, problem=str(error))
+        ended, done = grafts(events), sum(event.kind == "epoch" for event in events)
+    else:
+        ended, done = result["grafts"], spec["epochs"]
     return RunSummary(
         **head,
-        epochs_done=sum(event.kind == "epoch" for event in events),
+        epochs_done=done,
         kept=sum(graft["kept"] for graft in ended),
         judged=len(ended),
+        control_test_accuracy=result["control"]["test_accuracy"] if result else None,
+        grown_test_accuracy=result["grown"]["test_accuracy"] if result else None,
     )
 
 

@@ -1,7 +1,7 @@
 """Previews of the seeds of a run or a store, by the strategy that chose, at the end of the log."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, final
 
 from esper.contracts.config import Config, Performance
@@ -19,8 +19,6 @@ from esper.strategies import STRATEGIES, SelectionStrategy
 
 Seed = tuple[str, int]
 """Layer and seed."""
-
-_PLACE = {"layer_name", "epoch"}
 
 
 @final
@@ -185,7 +183,6 @@ def _context(
 ) -> SelectionContext:
     epoch, layer_type, parameters = 0, "", dict[int, int]()
     health: HealthSignal | None = None
-    measured = [item.name for item in fields(HealthSignal) if item.name not in _PLACE]
     for event in events:
         data = event.data
         epoch = max(epoch, data.get("epoch") or 0)
@@ -194,8 +191,8 @@ def _context(
         if event.kind == "decision":
             layer_type = data.get("layer_type", layer_type)
         elif event.kind == "health":
-            values = {name: data.get(name) for name in measured}
-            health = HealthSignal(layer_name=layer, epoch=data["epoch"], **values)
+            values: dict[str, Any] = {name: data.get(name) for name in HealthSignal.__slots__}
+            health = HealthSignal(**{**values, "layer_name": layer})
         elif event.kind == "lifecycle" and data.get("parameters"):
             parameters[data["seed"]] = data["parameters"]
     return SelectionContext(

@@ -11,6 +11,7 @@ from math import isfinite
 from typing import final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from esper.contracts.errors import ConfigError
 from esper.services.tamiyo.assignment import arm_of
@@ -18,6 +19,7 @@ from esper.studies.logged.ab_log import ArmResult, LoggedTest, find_test, gather
 from esper.studies.logged.logs import Log
 from esper.studies.logged.sequential import (
     ALPHA,
+    Array,
     Sequence,
     chi_square,
     compare,
@@ -194,9 +196,7 @@ def _balance(test: LoggedTest, arms: list[str]) -> Balance:
 
 
 def _compare(test: LoggedTest, reference: str, arm: str, alpha: float) -> Comparison:
-    rewards = [(name, reward) for name, reward in test.rewards() if name in (reference, arm)]
-    values = np.array([reward for _, reward in rewards])
-    second = np.array([name == arm for name, _ in rewards], dtype=bool)
+    values, second = _of_both(test.rewards(), reference, arm)
     path = compare(values, second, alpha=alpha)
     found = Comparison(
         arm=arm,
@@ -279,18 +279,23 @@ def _guardrails(test: LoggedTest, reference: str, arm: str, alpha: float) -> tup
     limits = test.guardrails
     found = []
     for name, events in (("failure_rate", failed), ("culled_share", test.judged)):
-        pairs = [(who, hit) for who, hit in events if who in (reference, arm)]
-        hits = np.array([hit for _, hit in pairs], dtype=bool)
-        second = np.array([who == arm for who, _ in pairs], dtype=bool)
-        path = compare_shares(hits, second, alpha=alpha)
+        hits, second = _of_both(events, reference, arm)
+        path = compare_shares(hits > 0, second, alpha=alpha)
         found.append(_guardrail(name, path, limits[name], 1.0))
-    timed = [(who, value) for who, value in test.latencies if who in (reference, arm)]
-    values = np.array([value for _, value in timed])
-    second = np.array([who == arm for who, _ in timed], dtype=bool)
-    base = float(values[~second].mean()) if timed and not second.all() else 0.0
+    values, second = _of_both(test.latencies, reference, arm)
+    base = float(values[~second].mean()) if not second.all() else 0.0
     path = compare(values, second, alpha=alpha)
     found.append(_guardrail("latency", path, limits["latency"], base))
     return tuple(found)
+
+
+def _of_both(
+    pairs: Iterable[tuple[str, float]], reference: str, arm: str
+) -> tuple[Array, NDArray[np.bool_]]:
+    """Values of two arms in order, and whether each is the second arm's."""
+    of_both = [(name, value) for name, value in pairs if name in (reference, arm)]
+    values = np.array([value for _, value in of_both], dtype=float)
+    return values, np.array([name == arm for name, _ in of_both], dtype=bool)
 
 
 def _guardrail(name: str, path: Sequence, limit: float, scale: float) -> Guardrail:
