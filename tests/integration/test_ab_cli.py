@@ -1,4 +1,4 @@
-"""``esper ab`` on the store of real runs, and as a person reads it."""
+"""``esper ab`` on the store of real runs, and as text."""
 
 import json
 from pathlib import Path

@@ -36,7 +36,7 @@ def test_plain_loop(tmp_path: Path) -> None:
     assert len((EXAMPLES / "plain_loop.py").read_text(encoding="utf-8").splitlines()) < 60
     text = printed("plain_loop.py", tmp_path)
     assert text.count("held-out loss ") > 24
-    assert "fossilized: worth +" in text
+    assert "kept: worth +" in text
     without = number(r"test loss: ([\d.]+) without growth", text)
     grown = number(r"without growth, ([\d.]+) with it", text)
     assert grown < without

@@ -1,4 +1,4 @@
-"""``esper replay`` on real runs and on a store, and as a person reads it."""
+"""``esper replay`` on real runs and on a store, and as text."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_a_person_reads_what_would_have_been_earned(store: str) -> None:
     text = esper("replay", "--store", store, "--strategy", "fixed", "--set", "seed_idx=2").stdout
     assert max(map(len, text.splitlines())) <= 80
     assert text.startswith("Replay of fixed\n400 decisions of epsilon_greedy, 400 outcomes\n")
-    for name in ("what was earned", "ips", "self-normalised", "doubly robust"):
+    for name in ("logged", "importance-weighted", "self-normalised", "doubly robust"):
         assert f"\n{name} " in text
     assert "fixed would have earned more than what was logged." in text
     assert "Intervals are normal." in text

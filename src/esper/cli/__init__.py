@@ -1,1 +1,1 @@
-"""The command line: what a person types and what a person sees."""
+"""Command line: a file for each command."""

@@ -1,4 +1,4 @@
-"""A run as it goes: a live view in a terminal, a line now and then in a log."""
+"""Progress of a run: a live view in a terminal, a line now and then in a log."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -7,34 +7,28 @@ from typing import final
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
-from rich.progress import (
-    Progress as Bars,
-)
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
 
-from esper.cli import show
+from esper.cli.tables import percent, seed_sign, states_legend
 from esper.contracts.config import chosen_by
+from esper.contracts.seeds import SeedState
 from esper.contracts.selection import Decision
 from esper.runs.train import Progress, RunSpec
-from esper.services.tamiyo.report import EpochReport, Step, Verdict
+from esper.services.tamiyo.report import EpochReport, Step, Verdict, seed_name
 from esper.services.tamiyo.tamiyo import Tamiyo
 
 
 class Watch(ABC):
-    """Shows a run while it goes; call it at the end of every epoch.
+    """Display of a run; called with its progress at the end of every epoch.
 
     Args:
-        spec: What the run was asked for.
-        name: The run's name.
-        console: Where it is shown.
+        spec: Settings of the run.
+        name: Name of the run.
+        console: Console of the display.
     """
 
     def __init__(self, spec: RunSpec, name: str, console: Console) -> None:
@@ -44,34 +38,34 @@ class Watch(ABC):
         self.last: Progress | None = None
 
     def __call__(self, progress: Progress) -> None:
-        """Take note of the end of an epoch, and show it."""
+        """Display the end of an epoch."""
         self.last = progress
         self.show(progress)
 
     @abstractmethod
     def showing(self) -> AbstractContextManager[object]:
-        """While this is entered, the run is shown."""
+        """Context in which the run is displayed."""
 
     @abstractmethod
     def show(self, progress: Progress) -> None:
-        """Show where the run stands."""
+        """Display the progress."""
 
     @property
     def where(self) -> str:
-        """How far the run came, in words."""
+        """Number of the epochs done, in words."""
         if self.last is None:
             return "before its first epoch"
-        of_what = "" if self.last.part == "grown" else " of the control"
-        return f"after {self.last.epoch + 1} of {self.last.epochs} epochs{of_what}"
+        part = "" if self.last.part == "grown" else " of the control"
+        return f"after {self.last.epoch + 1} of {self.last.epochs} epochs{part}"
 
 
 def watch(spec: RunSpec, name: str, console: Console, *, kept: Counter[tuple[str, int]]) -> Watch:
-    """The live view where the console can show it, plain lines elsewhere.
+    """Make the live view where the console can show it, plain lines elsewhere.
 
     Args:
-        spec: What the run was asked for.
-        name: The run's name.
-        console: Where it is shown.
+        spec: Settings of the run.
+        name: Name of the run.
+        console: Console of the display.
         kept: Kernels kept so far by layer and seed: of a resumed run.
     """
     if console.is_interactive:
@@ -96,14 +90,12 @@ class Lines(Watch):
                     f"control: {progress.epochs} epochs, held-out loss {progress.control_loss:.4f}"
                 )
             return
-        steps = [text for step in report.steps if (text := _step(step, report.verdicts))]
-        if report.decision is not None:
-            steps.append(f"chose {_seed(report.decision)} ({report.decision.reason.reason})")
-        if steps:
+        changes = [text for step in report.steps if (text := _change(step, report))]
+        if changes:
             self._say(
                 f"epoch {report.epoch}: held-out loss {report.holdout_loss:.4f}, control "
                 f"{progress.control_loss:.4f}, {report.used:,}/{report.budget:,} parameters: "
-                + "; ".join(steps)
+                + "; ".join(changes)
             )
 
     def _say(self, text: str) -> None:
@@ -123,16 +115,17 @@ class LiveView(Watch):
         self._bars = Bars(
             TextColumn("{task.description:8}"),
             BarColumn(bar_width=None, complete_style="cyan", finished_style="green"),
-            MofNCompleteColumn(),
+            TextColumn("{task.completed} of {task.total} epochs done"),
             TextColumn("{task.fields[loss]}"),
             TimeElapsedColumn(),
             console=console,
             expand=True,
         )
-        total = spec.epochs
-        self._control = self._bars.add_task("control", total=total, start=False, loss=_loss(None))
-        self._grown = self._bars.add_task(
-            "grown", total=total, start=False, visible=False, loss=_loss(None)
+        self._control, self._grown = (
+            self._bars.add_task(
+                part, total=spec.epochs, start=False, loss=_loss(None), visible=shown
+            )
+            for part, shown in (("control", True), ("grown", False))
         )
         self._live = Live(
             get_renderable=self.render, console=console, refresh_per_second=4, transient=True
@@ -145,25 +138,24 @@ class LiveView(Watch):
 
     @override
     def show(self, progress: Progress) -> None:
-        done = progress.epoch + 1
-        if progress.report is None:
-            loss = _loss(progress.control_loss)
-            self._bars.update(self._control, completed=done, loss=loss)
-            if done == progress.epochs:
-                self._start_grown()
+        report, done = progress.report, progress.epoch + 1
+        control_done = done if report is None else progress.epochs
+        loss = _loss(progress.control_loss)
+        self._bars.update(self._control, completed=control_done, loss=loss)
+        if control_done == progress.epochs and not self._bars.tasks[self._grown].started:
+            self._bars.start_task(self._grown)
+            self._bars.update(self._grown, visible=True)
+        if report is None:
             return
-        self._start_grown()
-        total = progress.epochs
-        self._bars.update(self._control, completed=total, loss=_loss(progress.control_loss))
-        self._bars.update(self._grown, completed=done, loss=_loss(progress.report.holdout_loss))
-        for verdict in progress.report.verdicts:
+        self._bars.update(self._grown, completed=done, loss=_loss(report.holdout_loss))
+        for verdict in report.verdicts:
             self._kept[verdict.layer_name, verdict.seed_idx] += verdict.kept
-        if progress.report.decision is not None:
-            self._decided = progress.report.decision, progress.report.reason
+        if report.decision is not None:
+            self._decided = report.decision, report.reason
         self._live.refresh()
 
     def render(self) -> RenderableType:
-        """The view as it is now."""
+        """Render the view."""
         head = Text.assemble(
             (f"{self.spec.task}", "bold"),
             f", seed {self.spec.seed}, {chosen_by(self.spec.config.model_dump())}",
@@ -178,31 +170,28 @@ class LiveView(Watch):
                 self._budget(report),
                 Text(),
                 self._seeds(self.last.tamiyo),
-                show.legend(),
+                states_legend().append("+1 kernels kept", style="green"),
                 Text(),
                 *self._decision(report),
             ]
         return Group(*parts)
-
-    def _start_grown(self) -> None:
-        if not self._bars.tasks[self._grown].started:
-            self._bars.start_task(self._grown)
-            self._bars.update(self._grown, visible=True)
 
     def _budget(self, report: EpochReport) -> RenderableType:
         accuracy = report.holdout_accuracy
         return Text.assemble(
             f"grown {report.used:,} of {report.budget:,} parameters",
             f", {sum(self._kept.values())} kernels kept",
-            "" if accuracy is None else f", held-out accuracy {show.percent(accuracy)}",
+            "" if accuracy is None else f", held-out accuracy {percent(accuracy)}",
         )
 
     def _seeds(self, tamiyo: Tamiyo) -> RenderableType:
         made = Table.grid(padding=(0, 2))
+        most = max(len(layer.seed_states) for layer in tamiyo.layers.values())
+        made.add_row("layer", *[f"seed {index}" for index in range(most)], style="dim")
         for name, layer in tamiyo.layers.items():
             slots = enumerate(zip(layer.seed_states, layer.seed_blueprints, strict=True))
             signs = [
-                show.seed_sign(state, blueprint or str(index), self._kept[name, index])
+                seed_sign(state, blueprint, self._kept[name, index])
                 for index, (state, blueprint) in slots
             ]
             made.add_row(Text(name, style="bold"), *signs)
@@ -213,8 +202,9 @@ class LiveView(Watch):
         if self._decided is None:
             return [now]
         decision, where = self._decided
+        seed = seed_name(decision.layer_name, decision.seed_idx, decision.blueprint)
         lines = [
-            Text(f"chose {_seed(decision)} at epoch {decision.epoch}: {decision.reason.reason}"),
+            Text(f"chose {seed} at the end of epoch {decision.epoch}: {decision.reason.reason}"),
             Text(f"where {where}"),
         ]
         return [*lines, now] if report.reason != where else [*lines]
@@ -224,26 +214,21 @@ def _loss(value: float | None) -> str:
     return "loss   -   " if value is None else f"loss {value:.4f}"
 
 
-def _seed(decision: Decision) -> str:
-    blueprint = f" {decision.blueprint}" if decision.blueprint else ""
-    return f"{decision.layer_name}:{decision.seed_idx}{blueprint}"
-
-
-def _step(step: Step, verdicts: tuple[Verdict, ...]) -> str:
-    """A change of state that belongs in a log; germination and waking are left out."""
-    seed = f"{step.layer_name}:{step.seed_idx} {step.blueprint}"
-    if step.new in {"blending", "training"}:
-        return f"{seed} {step.new}"
-    for verdict in verdicts:
-        if (verdict.layer_name, verdict.seed_idx) == (step.layer_name, step.seed_idx) and (
-            step.new in {"fossilized", "culled"}
-        ):
-            earned = _earned(verdict)
-            return f"{seed} {'kept' if verdict.kept else 'culled'} ({earned})"
+def _change(step: Step, report: EpochReport) -> str:
+    """Change of state that belongs in a log, in words; empty for the others."""
+    seed = seed_name(step.layer_name, step.seed_idx, step.blueprint)
+    if step.new == SeedState.GERMINATED and report.decision is not None:
+        return f"chose {seed}: {report.decision.reason.reason}"
+    if step.new == SeedState.BLENDING:
+        return f"{seed} blending"
+    if step.new in {SeedState.FOSSILIZED, SeedState.CULLED}:
+        for verdict in report.verdicts:
+            if (verdict.layer_name, verdict.seed_idx) == (step.layer_name, step.seed_idx):
+                return f"{seed} {'kept' if verdict.kept else 'culled'} ({_reward(verdict)})"
     return ""
 
 
-def _earned(verdict: Verdict) -> str:
+def _reward(verdict: Verdict) -> str:
     if verdict.reward is None or verdict.stderr is None:
         return verdict.why
     return f"{verdict.reward:+.4f} ± {verdict.stderr:.4f}"

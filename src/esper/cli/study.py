@@ -1,35 +1,30 @@
-"""``esper study``: experiments that anybody can repeat."""
+"""``esper study regret``: strategies compared in simulated environments."""
 
 # ruff: noqa: PLC0415 (imports inside commands: --help must not wait for numpy)
 
-from pathlib import Path
-from typing import Annotated
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_help_option=False,  # what typer adds itself would import pydantic; --help is below
-    add_completion=False,
-    rich_markup_mode=None,
-)
+from esper.cli.options import Help, Json, Picture, group, strategy_from
+from esper.contracts.errors import ConfigError
 
+if TYPE_CHECKING:
+    from esper.studies.simulated.regret import Contestant, StudySpec, Trial
 
-def _help(ctx: typer.Context, wanted: bool) -> None:
-    if wanted:
-        typer.echo(ctx.get_help())
-        raise typer.Exit
+app = group()
+
+_BASELINE = "random"
+_SLOW = ("neural",)
+"""Strategies that take a hundred times as long; they take part only where they are named."""
 
 
 @app.callback()
-def main(
-    show_help: Annotated[
-        bool,
-        typer.Option("--help", help="Show this message and exit.", callback=_help, is_eager=True),
-    ] = False,
-) -> None:
+def main(show_help: Help = False) -> None:
     """Repeat the experiments that Esper's defaults rest on."""
-    del show_help  # dealt with above
+    del show_help  # dealt with by its callback
 
 
 @app.command()
@@ -38,16 +33,17 @@ def regret(  # noqa: PLR0913, PLR0917 (one for each option)
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Who takes part; may be repeated, and set: thompson:posterior=gaussian,"
-            "prior_count=2. Random always does.  [default: all that learn but the slow neural]",
+            help="Strategy that takes part; may be repeated, and set: "
+            "thompson:posterior=gaussian,prior_count=2. Random always does.  [default: all that "
+            "learn but the slow neural]",
         ),
     ] = None,
     environment: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Where: A to F, H1 to H15, F-uniform, F-exponential, goals, held-out or all; may "
-            "be repeated.  [default: goals, which is A to F]",
+            help="Environment: A to F, H1 to H15, F-uniform, F-exponential, goals, held-out or "
+            "all; may be repeated.  [default: goals, which is A to F]",
         ),
     ] = None,
     runs: Annotated[
@@ -69,22 +65,81 @@ def regret(  # noqa: PLR0913, PLR0917 (one for each option)
             metavar="N", help="Processes; changes no figure.  [default: one for each core]"
         ),
     ] = None,
-    picture: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Draw regret over time into this file, .png or .svg."),
-    ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document instead of tables.")
-    ] = False,
+    picture: Picture = None,
+    json: Json = False,
 ) -> None:
     """Compare strategies where the best seed is known: what does not knowing it cost?
 
-    Shows the mean regret with its standard error and the worst run, the best strategy first. As it
-    stands it takes a minute or two and is a look: goals are for --full.
+    Shows the mean regret with its standard error and the worst run, the best strategy first. The
+    default size takes a minute or two and is a look: goals are for --full.
     """
-    from esper.cli import comparing
+    from esper.cli import study_tables, tables
+    from esper.pictures import style
+    from esper.studies.simulated.environments import environments
+    from esper.studies.simulated.regret import FULL_RUNS, FULL_STEPS, RUNS, STEPS, StudySpec, study
 
-    asked = comparing.asked(
-        strategy or [], environment or [], runs=runs, steps=steps, full=full, seed=seed
+    if full and steps is not None:
+        raise ConfigError("--full is 5000 steps; leave --steps out, or --full")
+    spec = StudySpec(
+        contestants=_contestants(strategy or []),
+        environments=tuple(environments(environment or [])),
+        runs=(FULL_RUNS if full else RUNS) if runs is None else runs,
+        steps=(FULL_STEPS if full else STEPS) if steps is None else steps,
+        seed=seed,
     )
-    comparing.regret(asked, jobs=jobs, picture=picture, json=json)
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"--jobs is {jobs}; it must be a whole number >= 1")
+    style.check(picture)  # now, not after minutes of work
+    with study_tables.progress(tables.err()) as done:
+        trials = study(spec, jobs=jobs or os.cpu_count() or 1, done=done)
+    if json:
+        tables.print_json(_document(spec, trials))
+    else:
+        study_tables.show_regret(tables.out(), spec, trials, baseline=_BASELINE)
+    if picture is not None:
+        from esper.pictures.regret import draw_regret
+
+        draw_regret(trials, picture)
+        tables.note(f"picture: {picture}")
+
+
+def _contestants(texts: Sequence[str]) -> tuple["Contestant", ...]:
+    """Contestants from options; the baseline always takes part."""
+    from esper.strategies import STRATEGIES
+    from esper.studies.simulated.regret import Contestant
+
+    def contestant(text: str) -> "Contestant":
+        name, _, settings = text.partition(":")
+        return Contestant(text, strategy_from(name, settings.split(",") if settings else []))
+
+    learners = [
+        name for name in STRATEGIES.names() if STRATEGIES.load(name).learns and name not in _SLOW
+    ]
+    names = list(texts or learners)
+    return tuple(map(contestant, names if _BASELINE in names else [*names, _BASELINE]))
+
+
+def _document(spec: "StudySpec", trials: Sequence["Trial"]) -> dict[str, Any]:
+    import numpy as np
+
+    return {
+        "seed": spec.seed,
+        "runs": spec.runs,
+        "trials": [
+            {
+                "environment": trial.environment.name,
+                "what": trial.environment.what,
+                "strategy": trial.strategy,
+                "steps": trial.steps,
+                "regret": trial.mean,
+                "stderr": trial.stderr,
+                "worst": trial.worst,
+                "gain": trial.gain,
+                "missed": trial.missed,
+                "regrets": trial.regrets.tolist(),
+                "at": trial.at.tolist(),
+                "median": np.median(trial.paths, axis=0).tolist(),
+            }
+            for trial in trials
+        ],
+    }

@@ -1,4 +1,4 @@
-"""The event log as plain facts, one dictionary for each event."""
+"""Event log as rows of plain data, one dictionary for each event, without ids and clocks."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -7,29 +7,29 @@ from typing import Any
 from esper.contracts.events import Event
 
 
-def log(events: Iterable[Event]) -> list[dict[str, Any]]:
-    """The event log as plain facts: two runs of the same spec and code give the same, to the byte.
+def rows(events: Iterable[Event]) -> list[dict[str, Any]]:
+    """Rows of the event log; two runs of the same spec and code give the same, to the byte.
 
     Returns:
         One dictionary for each event, with ``epoch``, ``kind`` and ``data``: without operation
         ids and the run's name, which differ between runs, and without ``timing`` events, the only
         ones that depend on a clock (`timings` has them).
     """
-    return [_fact(event, at) for at, event in _dated(events) if event.kind != "timing"]
+    return [_row(event, at) for at, event in _dated(events) if event.kind != "timing"]
 
 
 def timings(events: Iterable[Event]) -> list[dict[str, Any]]:
-    """What `log` leaves out: how long kernels took on the machine of the day."""
-    return [_fact(event, at) for at, event in _dated(events) if event.kind == "timing"]
+    """Rows of the ``timing`` events: latencies of kernels, which depend on the machine."""
+    return [_row(event, at) for at, event in _dated(events) if event.kind == "timing"]
 
 
-def as_lines(facts: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Facts as JSON, one a line."""
-    return (json.dumps(fact) for fact in facts)
+def as_lines(found: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """JSON lines, one for each row."""
+    return (json.dumps(row) for row in found)
 
 
 def _dated(events: Iterable[Event]) -> Iterator[tuple[int, Event]]:
-    """Each event with its epoch: that of the ``epoch`` event that comes next and closes it."""
+    """Pair each event with its epoch: that of the ``epoch`` event that comes next and closes it."""
     waiting: list[Event] = []
     last = -1
     for event in events:
@@ -41,7 +41,7 @@ def _dated(events: Iterable[Event]) -> Iterator[tuple[int, Event]]:
     yield from ((last + 1, one) for one in waiting)
 
 
-def _fact(event: Event, epoch: int) -> dict[str, Any]:
+def _row(event: Event, epoch: int) -> dict[str, Any]:
     data = dict(event.data)
     if isinstance(data.get("decision"), str):
         data["decision"] = data["decision"].removeprefix(f"{event.scope}/{event.run}/")

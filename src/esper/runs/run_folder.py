@@ -1,8 +1,8 @@
-"""The folder of a run: everything that is needed to inspect it, resume it and compare it.
+"""Folder of a run: everything that is needed to inspect it, resume it and compare it.
 
 ```
 runs/letter-s0/
-├── run.json                what was asked for: task, seed, epochs, settings, store, version
+├── run.json                the spec: task, seed, epochs, settings, store, version
 ├── history.db              the event log, unless --store put it elsewhere
 ├── control.json            the un-grown control: its losses, epoch by epoch
 ├── checkpoint.safetensors  model, optimizer and Tamiyo at the end of the last epoch
@@ -25,27 +25,23 @@ SCHEMA = 1
 @final
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """A run on disk.
-
-    Attributes:
-        path: The folder.
-    """
+    """Paths and JSON files of one run; the files need not exist yet."""
 
     path: Path
 
     @property
     def name(self) -> str:
-        """The run's name, which is the folder's."""
+        """Name of the run, which is the folder's."""
         return self.path.name
 
     @property
     def checkpoint(self) -> Path:
-        """Where the last checkpoint is, or will be."""
+        """Path of the last checkpoint."""
         return self.path / "checkpoint.safetensors"
 
     @property
     def picture(self) -> Path:
-        """Where the picture is, or will be."""
+        """Path of the picture."""
         return self.path / "run.png"
 
     def write(self, name: str, data: Mapping[str, Any]) -> None:
@@ -91,7 +87,7 @@ def create(runs: Path, task: str, seed: int) -> RunFolder:
 
 
 def find(runs: Path, name: str) -> RunFolder:
-    """The run of this name, or at this path.
+    """Find the run of this name, or at this path.
 
     Raises:
         ConfigError: if there is none; the message suggests the nearest name.
@@ -104,7 +100,7 @@ def find(runs: Path, name: str) -> RunFolder:
 
 
 def every(runs: Path) -> Iterator[RunFolder]:
-    """All runs, the oldest first."""
+    """Folders of all runs, the oldest first."""
     if runs.is_dir():
         found = [path for path in runs.iterdir() if (path / "run.json").is_file()]
         yield from map(RunFolder, sorted(found, key=lambda p: (p / "run.json").stat().st_mtime))

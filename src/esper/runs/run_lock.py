@@ -1,4 +1,4 @@
-"""One process at a time trains a run, and the others can see that it is under way.
+"""Lock of a run: one process at a time trains it, and the others can see that.
 
 The lock belongs to the process, not to the file: whatever ends the process, even a kill, frees it.
 Where the system has no such locks (Windows), nothing is locked and no run counts as under way.
@@ -20,10 +20,10 @@ _NAME = "lock"
 
 @contextmanager
 def held(folder: RunFolder) -> Iterator[None]:
-    """Be the one process that trains this run.
+    """Hold the lock of a run while it is trained.
 
     Raises:
-        ConfigError: if another process does.
+        ConfigError: if another process holds it.
     """
     if fcntl is None:
         yield
@@ -40,7 +40,7 @@ def held(folder: RunFolder) -> Iterator[None]:
 
 
 def is_held(folder: RunFolder) -> bool:
-    """Whether a process trains this run now."""
+    """Test whether a process trains this run now."""
     if fcntl is None or not (folder.path / _NAME).exists():
         return False
     with (folder.path / _NAME).open() as file:

@@ -1,4 +1,4 @@
-"""Runs read back from their folders and event logs, without torch, so that looking is quick."""
+"""Runs read back from their folders and event logs; without torch, so that it is quick."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -10,28 +10,26 @@ from esper.contracts.config import chosen_by
 from esper.contracts.errors import StoreError
 from esper.contracts.events import Event
 from esper.contracts.seeds import SeedState
-from esper.runs import event_rows as facts
-from esper.runs import run_lock
+from esper.runs import event_rows, run_lock
 from esper.runs.run_folder import RunFolder, every, find
 from esper.runs.store_address import SQLITE, without_password
-from esper.services.tamiyo.preview import SeedOutlook
+from esper.services.tamiyo.preview import SeedPreview
 from esper.stores import open_store
 
-_TOLD = ("epoch", "strategy", "score", "propensity", "reason", "fallback")
-"""What a person is told of a decision."""
+_DECISION = ("epoch", "strategy", "score", "propensity", "reason", "fallback")
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What a run's folder says.
+    """Contents of a run's folder.
 
     Attributes:
-        folder: Where it is.
-        spec: What was asked for, as ``RunSpec.to_json``, with the task's ``layers`` and ``seeds``.
+        folder: The folder.
+        spec: As ``RunSpec.to_json``, with the task's ``layers`` and ``seeds``.
         control: ``losses`` epoch by epoch and ``scores`` of the un-grown control; empty until it
             is trained.
-        result: As ``Result.to_json``; ``None`` until the run has ended.
+        result: Fields of ``Result``; ``None`` until the run has ended.
         running: Whether a process trains it now.
     """
 
@@ -43,12 +41,12 @@ class Run:
 
     @property
     def strategy(self) -> str:
-        """Who chose the seeds: a strategy, or the arms of an A/B test."""
+        """Strategy that chose the seeds, or the A/B test whose arms did."""
         return chosen_by(self.spec["config"])
 
     @property
     def slots(self) -> list[tuple[str, int, str]]:
-        """Layer, seed and blueprint of every slot, in the order of the network."""
+        """Layer, seed and blueprint of every seed, in the order of the network."""
         return [
             (layer, seed_idx, blueprint)
             for layer in self.spec["layers"]
@@ -63,7 +61,7 @@ class Run:
         return "running" if self.running else "interrupted"
 
     def events(self) -> list[Event]:
-        """The run's event log, in order; empty before the control is trained.
+        """Read the run's event log, in order; empty before the control is trained.
 
         Raises:
             StoreError: if the store cannot be read.
@@ -84,22 +82,22 @@ class Run:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """A run in one line.
+class RunSummary:
+    """Summary of a run in one line.
 
     Attributes:
-        run: Its name.
-        task: What it trained.
-        strategy: Who chose the seeds.
+        run: Name of the run.
+        task: Task that it trains.
+        strategy: Strategy that chooses the seeds.
         seed: Run seed.
-        epochs: How many were asked for.
-        epochs_done: How many the grown network has had.
+        epochs: Epochs in all.
+        epochs_done: Epochs that the grown network has had.
         state: ``"finished"``, ``"running"`` or ``"interrupted"``; the last can be resumed.
         kept: Grafts that were kept.
         judged: Grafts that ended, kept or culled.
         control_test_accuracy: Of the un-grown control, once the run has ended.
         grown_test_accuracy: Of the grown network, once the run has ended.
-        problem: Why the rest is not known; empty if it is.
+        problem: Why the run cannot be read; empty if it can.
     """
 
     run: str
@@ -118,15 +116,15 @@ class Summary:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SeedStory:
-    """What became of one seed in one run.
+class SeedSummary:
+    """Summary of one seed in one run.
 
     Attributes:
-        layer: Its layer.
-        seed: Its index.
-        blueprint: What it grows.
-        state: Where it stands.
-        chosen: How often it was chosen.
+        layer: Layer of the seed.
+        seed: Index of the seed in its layer.
+        blueprint: Blueprint bound to the seed.
+        state: State at the end of the log.
+        chosen: Choices of the seed.
         outcomes: Grafts that were measured.
         failures: Grafts that failed with an error.
         kept: Grafts that were kept.
@@ -148,7 +146,7 @@ class SeedStory:
 
 
 def read_run(runs: Path, name: str) -> Run:
-    """The run of this name in ``runs``, or at this path.
+    """Read the run of this name in ``runs``, or at this path.
 
     Raises:
         ConfigError: if there is none.
@@ -158,7 +156,7 @@ def read_run(runs: Path, name: str) -> Run:
 
 
 def read_folder(folder: RunFolder) -> Run:
-    """The run in this folder.
+    """Read the run in this folder.
 
     Raises:
         StoreError: if a file of it is missing or damaged.
@@ -180,51 +178,62 @@ def read_folder(folder: RunFolder) -> Run:
     )
 
 
-def summaries(runs: Path) -> Iterator[Summary]:
-    """Every run in one line, the oldest first; one that cannot be read says why."""
+def summaries(runs: Path) -> Iterator[RunSummary]:
+    """Summarise every run, the oldest first; one that cannot be read has a ``problem``."""
     for folder in every(runs):
         try:
             yield _summary(read_folder(folder))
         except StoreError as error:
-            yield Summary(run=folder.name, problem=str(error))
+            yield RunSummary(run=folder.name, problem=str(error))
 
 
-def seed_stories(run: Run, events: Iterable[Event]) -> list[SeedStory]:
-    """What became of every seed, those never chosen included."""
-    found: dict[tuple[str, int], _Tally] = {
-        (layer, seed_idx): _Tally() for layer, seed_idx, _ in run.slots
-    }
+def seed_summaries(run: Run, events: Iterable[Event]) -> list[SeedSummary]:
+    """Summarise every seed of a run, those never chosen included."""
+    by_seed: dict[tuple[str, int], list[Event]] = {(name, idx): [] for name, idx, _ in run.slots}
     for event in events:
-        where = (event.data.get("layer"), event.data.get("seed"))
-        if where in found:
-            found[where].take(event)
-    return [found[layer, idx].story(layer, idx, blueprint) for layer, idx, blueprint in run.slots]
+        seed = (event.data.get("layer"), event.data.get("seed"))
+        if seed in by_seed:
+            by_seed[seed].append(event)
+    return [_seed_summary(*slot, by_seed[slot[:2]]) for slot in run.slots]
+
+
+def grafts(events: Iterable[Event]) -> list[dict[str, Any]]:
+    """Grafts that ended, with the fields of ``Verdict``, in logs of any schema."""
+    ends = [event.data for event in events if event.kind == "graft"]
+    return [
+        {
+            **end,
+            "layer_name": end.get("layer", end.get("layer_name")),
+            "seed_idx": end.get("seed", end.get("seed_idx")),
+        }
+        for end in ends
+    ]
 
 
 def refusals(events: Iterable[Event]) -> list[dict[str, Any]]:
-    """Grafts that were asked for and did not come about: epoch, layer, error, reason."""
+    """Grafts that were requested and refused: epoch, layer, error, reason."""
     return [dict(event.data) for event in events if event.kind == "refusal"]
 
 
 def decisions(events: Iterable[Event]) -> list[Mapping[str, Any]]:
-    """Every choice of a seed, as it was logged; one that was only counted says nothing."""
+    """Decisions as they were logged; those without a reason, which were only counted, left out."""
     return [event.data for event in events if event.kind == "decision" and "reason" in event.data]
 
 
-def told(decision: Mapping[str, Any]) -> dict[str, Any]:
-    """What a person is told of a decision: which seed, when, by whom, how likely, why."""
-    return {name: decision[name] for name in ("layer", "seed", *_TOLD)}
+def decision_summary(decision: Mapping[str, Any]) -> dict[str, Any]:
+    """Summary of a decision: seed, epoch, strategy, score, propensity, reason."""
+    return {name: decision[name] for name in ("layer", "seed", *_DECISION)}
 
 
 def document(
-    run: Run, events: list[Event], outlooks: Mapping[tuple[str, int], SeedOutlook]
+    run: Run, events: list[Event], previews: Mapping[tuple[str, int], SeedPreview]
 ) -> dict[str, Any]:
-    """Everything about a run, for machines.
+    """JSON document of a run.
 
     Args:
         run: The run.
-        events: Its log.
-        outlooks: Layer and seed, and what the strategy thinks of it now.
+        events: Event log of the run.
+        previews: Preview of each seed, by layer and seed; missing where there is none.
     """
     made = decisions(events)
     return {
@@ -234,56 +243,40 @@ def document(
         "spec": {**run.spec, "store": without_password(run.spec["store"])},
         "result": run.result,
         "seeds": [
-            {**asdict(story), "now": asdict(now) if now else None}
-            for story in seed_stories(run, events)
-            for now in [outlooks.get((story.layer, story.seed))]
+            {**asdict(seed), "now": asdict(preview) if preview else None}
+            for seed in seed_summaries(run, events)
+            for preview in [previews.get((seed.layer, seed.seed))]
         ],
-        "latest_decision": told(made[-1]) if made else None,
+        "latest_decision": decision_summary(made[-1]) if made else None,
         "refusals": refusals(events),
-        "events": facts.log(events),
-        "timings": facts.timings(events),
+        "events": event_rows.rows(events),
+        "timings": event_rows.timings(events),
     }
 
 
-class _Tally:
-    """Adds up one seed's events."""
-
-    def __init__(self) -> None:
-        self.state = str(SeedState.DORMANT)
-        self.chosen = self.failures = self.kept = 0
-        self.rewards: list[float] = []
-        self.last: Mapping[str, Any] | None = None
-
-    def take(self, event: Event) -> None:
-        data = event.data
-        if event.kind == "lifecycle":
-            self.state = data["new"]
-        elif event.kind == "decision":
-            self.chosen += 1
-            self.last = {name: data[name] for name in _TOLD}
-        elif event.kind == "outcome":
-            self.rewards.append(data["reward"])
-        elif event.kind == "failure":
-            self.failures += 1
-        elif event.kind == "verdict":
-            self.kept += bool(data["kept"])
-
-    def story(self, layer: str, seed_idx: int, blueprint: str) -> SeedStory:
-        return SeedStory(
-            layer=layer,
-            seed=seed_idx,
-            blueprint=blueprint,
-            state=self.state,
-            chosen=self.chosen,
-            outcomes=len(self.rewards),
-            failures=self.failures,
-            kept=self.kept,
-            mean_reward=fmean(self.rewards) if self.rewards else None,
-            last_decision=self.last,
-        )
+def _seed_summary(
+    layer: str, seed_idx: int, blueprint: str, events: Iterable[Event]
+) -> SeedSummary:
+    data: dict[str, list[Mapping[str, Any]]] = {}
+    for event in events:
+        data.setdefault(event.kind, []).append(event.data)
+    steps, chosen = data.get("lifecycle", []), data.get("decision", [])
+    rewards = [outcome["reward"] for outcome in data.get("outcome", [])]
+    return SeedSummary(
+        layer=layer,
+        seed=seed_idx,
+        blueprint=blueprint,
+        state=steps[-1]["new"] if steps else str(SeedState.DORMANT),
+        chosen=len(chosen),
+        outcomes=len(rewards),
+        failures=len(data.get("failure", [])),
+        kept=sum(end["kept"] for kind in ("graft", "verdict") for end in data.get(kind, [])),
+        mean_reward=fmean(rewards) if rewards else None,
+        last_decision={name: chosen[-1][name] for name in _DECISION} if chosen else None,
+    )
 
 
-def _summary(run: Run) -> Summary:
+def _summary(run: Run) -> RunSummary:
     spec, result = run.spec, run.result
     head: dict[str, Any] = {
         "run": run.folder.name,
@@ -293,25 +286,21 @@ def _summary(run: Run) -> Summary:
         "epochs": spec["epochs"],
         "state": run.state,
     }
-    if result is not None:
-        return Summary(
-            **head,
-            epochs_done=spec["epochs"],
-            kept=sum(graft["kept"] for graft in result["grafts"]),
-            judged=len(result["grafts"]),
-            control_test_accuracy=result["control"]["test_accuracy"],
-            grown_test_accuracy=result["grown"]["test_accuracy"],
-        )
-    try:
-        events = run.events()
-    except StoreError as error:
-        return Summary(**head, problem=str(error))
-    grafts = [event for event in events if event.kind == "graft"]
-    return Summary(
+    if result is None:
+        try:
+            events = run.events()
+        except StoreError as error:
+            return RunSummary(**head, problem=str(error))
+        ended, done = grafts(events), sum(event.kind == "epoch" for event in events)
+    else:
+        ended, done = result["grafts"], spec["epochs"]
+    return RunSummary(
         **head,
-        epochs_done=sum(event.kind == "epoch" for event in events),
-        kept=sum(event.data["kept"] for event in grafts),
-        judged=len(grafts),
+        epochs_done=done,
+        kept=sum(graft["kept"] for graft in ended),
+        judged=len(ended),
+        control_test_accuracy=result["control"]["test_accuracy"] if result else None,
+        grown_test_accuracy=result["grown"]["test_accuracy"] if result else None,
     )
 
 

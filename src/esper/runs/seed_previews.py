@@ -1,7 +1,7 @@
-"""Where the seeds stand: the strategy of a log, asked what it thinks at the log's end."""
+"""Previews of the seeds of a run or a store, by the strategy that chose, at the end of the log."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, final
 
 from esper.contracts.config import Config, Performance
@@ -9,49 +9,46 @@ from esper.contracts.errors import ConfigError
 from esper.contracts.events import Event
 from esper.contracts.health import HealthSignal
 from esper.contracts.selection import SelectionContext
-from esper.runs import run_reader as lookup
-from esper.runs import store_address as addresses
+from esper.runs import run_reader, store_address
 from esper.services.tamiyo.assignment import Assignment
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
-from esper.services.tamiyo.preview import SeedOutlook, outlook
+from esper.services.tamiyo.preview import SeedPreview, preview
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.stores.memory import MemoryStore
 from esper.strategies import STRATEGIES, SelectionStrategy
 
-Seat = tuple[str, int]
+Seed = tuple[str, int]
 """Layer and seed."""
-
-_PLACE = {"layer_name", "epoch"}
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class History:
-    """The choices of one scope of a store, and where its seeds stand.
+class ScopePreview:
+    """Decisions of one scope of a store, and a preview of its seeds.
 
     Attributes:
-        scope: Whose history it is.
-        strategy: Who chose last.
-        blueprints: What each seed stands for, layer by layer.
-        outlooks: What the strategy, by its default settings, thinks of each seed.
-        decisions: Every choice, as it was logged, and ``run``, which made it.
+        scope: Name of the scope.
+        strategy: Strategy that chose last.
+        blueprints: Blueprint of each seed, layer by layer.
+        previews: Preview of each seed, by the strategy at its default settings.
+        decisions: Decisions as they were logged, each with the ``run`` that made it.
     """
 
     scope: str
     strategy: str
-    blueprints: Mapping[Seat, str]
-    outlooks: Mapping[Seat, SeedOutlook]
+    blueprints: Mapping[Seed, str]
+    previews: Mapping[Seed, SeedPreview]
     decisions: Sequence[Mapping[str, Any]]
 
 
-def of_run(run: lookup.Run, events: Sequence[Event]) -> dict[Seat, SeedOutlook]:
-    """What the run's strategy, as it was set, would think were the run to go on from its end.
+def preview_run(run: run_reader.Run, events: Sequence[Event]) -> dict[Seed, SeedPreview]:
+    """Preview every seed of a run by its strategy and settings, as if the run went on.
 
-    It knows what it knew then: of runs on the same store, what they had written by then.
+    Of other runs on the same store, what they had written by the run's last event counts.
 
     Args:
         run: The run.
-        events: Its own log.
+        events: Event log of the run.
 
     Raises:
         ConfigError: if its strategy is not installed here.
@@ -66,21 +63,20 @@ def of_run(run: lookup.Run, events: Sequence[Event]) -> dict[Seat, SeedOutlook]:
     tracker = _tracker(
         known, chooser, config.seed_selection.performance, run.spec["task"], run.spec["run"]
     )
-    found: dict[Seat, SeedOutlook] = {}
+    found: dict[Seed, SeedPreview] = {}
     for name, blueprints in layers.items():
         for seed_idx, blueprint in blueprints.items():
             tracker.bind(name, seed_idx, blueprint)
         context = _context(events, name, blueprints)
-        outlooks = outlook(chooser, tracker, name, list(blueprints), context, seed=run.spec["seed"])
-        found |= {(name, seed_idx): one for seed_idx, one in outlooks.items()}
+        seen = preview(chooser, tracker, name, list(blueprints), context, seed=run.spec["seed"])
+        found |= {(name, seed_idx): one for seed_idx, one in seen.items()}
     return found
 
 
-def of_store(url: str, scope: str | None = None) -> list[History]:
-    """Where the seeds of every scope of a store stand, by who chose last there.
+def preview_store(url: str, scope: str | None = None) -> list[ScopePreview]:
+    """Preview the seeds of every scope of a store, by the strategy that chose last there.
 
-    A store does not say how a strategy was set or which seed its selector had; by default
-    settings, then, and from seed 0.
+    A store has neither the settings of a strategy nor the run seed: defaults and 0 are used.
 
     Args:
         url: As ``open_store`` takes it, or the path of a SQLite file.
@@ -91,64 +87,64 @@ def of_store(url: str, scope: str | None = None) -> list[History]:
         StoreError: if it cannot be read.
     """
     by_scope: dict[str, list[Event]] = {}
-    for event in addresses.read(url, scope):
+    for event in store_address.read(url, scope):
         by_scope.setdefault(event.scope, []).append(event)
     found = [
-        _history(name, events) for name, events in by_scope.items() if lookup.decisions(events)
+        _scope(name, events) for name, events in by_scope.items() if run_reader.decisions(events)
     ]
     if not found:
         where = "" if scope is None else f" of scope {scope!r}"
-        raise ConfigError(f"{addresses.without_password(url)} has no choice{where} to show")
+        raise ConfigError(f"{store_address.without_password(url)} has no choice{where} to show")
     return found
 
 
-def document(history: History) -> dict[str, Any]:
-    """A history for machines: where each seed stands, and the latest decision."""
+def document(found: ScopePreview) -> dict[str, Any]:
+    """JSON document of a scope: the preview of each seed, and the latest decision."""
     return {
-        "scope": history.scope,
-        "strategy": history.strategy,
+        "scope": found.scope,
+        "strategy": found.strategy,
         "seeds": [
             {
                 "layer": layer,
                 "seed": seed_idx,
-                "blueprint": history.blueprints[layer, seed_idx],
+                "blueprint": found.blueprints[layer, seed_idx],
                 "now": asdict(one),
             }
-            for (layer, seed_idx), one in history.outlooks.items()
+            for (layer, seed_idx), one in found.previews.items()
         ],
-        "decisions": len(history.decisions),
-        "latest_decision": lookup.told(history.decisions[-1]),
+        "decisions": len(found.decisions),
+        "latest_decision": run_reader.decision_summary(found.decisions[-1]),
     }
 
 
-def _history(scope: str, events: Sequence[Event]) -> History:
+def _scope(scope: str, events: Sequence[Event]) -> ScopePreview:
     decisions = [
-        {**data, "run": event.run} for event in events for data in lookup.decisions([event])
+        {**data, "run": event.run} for event in events for data in run_reader.decisions([event])
     ]
     strategy = STRATEGIES.create(decisions[-1]["strategy"])
     tracker = _tracker(events, strategy, Performance(), scope, "")
-    blueprints: dict[Seat, str] = {}
-    outlooks: dict[Seat, SeedOutlook] = {}
+    blueprints: dict[Seed, str] = {}
+    previews: dict[Seed, SeedPreview] = {}
     for name in tracker.layer_names:
         layer = tracker.layer(name)
         bound = {idx: layer.seeds[idx].blueprint for idx in sorted(layer.seeds)} if layer else {}
         if bound:
-            seen = outlook(strategy, tracker, name, list(bound), _context(events, name, bound))
-            outlooks |= {(name, seed_idx): one for seed_idx, one in seen.items()}
+            seen = preview(strategy, tracker, name, list(bound), _context(events, name, bound))
+            previews |= {(name, seed_idx): one for seed_idx, one in seen.items()}
             blueprints |= {(name, seed_idx): blueprint for seed_idx, blueprint in bound.items()}
-    return History(
+    return ScopePreview(
         scope=scope,
         strategy=strategy.name,
         blueprints=blueprints,
-        outlooks=outlooks,
+        previews=previews,
         decisions=decisions,
     )
 
 
-def _until(events: Sequence[Event], run: lookup.Run) -> Sequence[Event]:
+def _until(events: Sequence[Event], run: run_reader.Run) -> Sequence[Event]:
     if not run.spec["store"] or not events:
         return events
-    every = addresses.read(run.spec["store"], run.spec["task"])
+    every = store_address.read(run.spec["store"], run.spec["task"])
     last = max((i for i, event in enumerate(every) if event.run == run.spec["run"]), default=-1)
     return every[: last + 1]
 
@@ -176,7 +172,9 @@ def _tracker(
         scope=scope,
         run=run,
     )
-    SeedSelector(chooser, tracker=tracker)  # has the tracker learn what the strategy needs
+    SeedSelector(
+        chooser, tracker=tracker
+    )  # makes the tracker keep the sums that the strategy needs
     return tracker
 
 
@@ -185,7 +183,6 @@ def _context(
 ) -> SelectionContext:
     epoch, layer_type, parameters = 0, "", dict[int, int]()
     health: HealthSignal | None = None
-    measured = [item.name for item in fields(HealthSignal) if item.name not in _PLACE]
     for event in events:
         data = event.data
         epoch = max(epoch, data.get("epoch") or 0)
@@ -194,8 +191,8 @@ def _context(
         if event.kind == "decision":
             layer_type = data.get("layer_type", layer_type)
         elif event.kind == "health":
-            values = {name: data.get(name) for name in measured}
-            health = HealthSignal(layer_name=layer, epoch=data["epoch"], **values)
+            values: dict[str, Any] = {name: data.get(name) for name in HealthSignal.__slots__}
+            health = HealthSignal(**{**values, "layer_name": layer})
         elif event.kind == "lifecycle" and data.get("parameters"):
             parameters[data["seed"]] = data["parameters"]
     return SelectionContext(

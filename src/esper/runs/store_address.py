@@ -11,14 +11,14 @@ SQLITE = "sqlite:///"
 
 
 def check_store(url: str, scope: str) -> str:
-    """See that a run can keep its log in the store that ``url`` names, before it starts.
+    """Check before a run starts that its log can be kept in a store.
 
     Args:
         url: As ``open_store`` takes it; ``""`` for the run's own folder.
-        scope: Whose history will be read there.
+        scope: Scope of the history that will be read there.
 
     Returns:
-        The URL, its path made absolute: a run is inspected and resumed from anywhere.
+        The URL, its path made absolute: a run is inspected and resumed from any folder.
 
     Raises:
         ConfigError: if it names no store, or one that forgets.
@@ -39,7 +39,7 @@ def check_store(url: str, scope: str) -> str:
 
 
 def absolute(url: str) -> str:
-    """The URL of a store, so written that it names the same file from every folder."""
+    """URL of a store with its path made absolute, so that it holds in every folder."""
     name = url.removeprefix(SQLITE)
     if name == url or not name.strip("/") or name.startswith((":", "/")):
         return url
@@ -47,7 +47,7 @@ def absolute(url: str) -> str:
 
 
 def without_password(url: str) -> str:
-    """A store's URL as it may be shown.
+    """URL of a store with the password masked.
 
     Example:
         >>> without_password("redis://me:secret@host:6379/0")
@@ -62,7 +62,7 @@ def without_password(url: str) -> str:
 
 
 def read(url: str, scope: str | None) -> list[Event]:
-    """All events of a store, or of one scope.
+    """Read all events of a store, or of one scope.
 
     Raises:
         ConfigError: if ``url`` names no store.

@@ -1,4 +1,4 @@
-"""A run of ``esper train``: the un-grown control first, then the same host, grown.
+"""Training run of ``esper train``: the un-grown control first, then the same host, grown.
 
 Both start from the same weights and see the same batches in the same order, so until the first
 kernel is blended in they are the same network, bit for bit; what differs afterwards is growth's
@@ -33,12 +33,12 @@ from esper.tasks.base import Task
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSpec:
-    """What a run is asked for; together with the code it settles the result.
+    """Settings of a run; together with the code they determine the result.
 
     Attributes:
         task: Name in the task table.
-        seed: Of initial weights, order of batches and every choice.
-        epochs: How long host and control train.
+        seed: Run seed of initial weights, order of batches and every choice.
+        epochs: Epochs for which host and control train.
         config: All settings.
         store: URL of the event log; empty for one in the run's folder.
         run: Name of the run in the store.
@@ -52,23 +52,23 @@ class RunSpec:
     run: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON data."""
+        """JSON data of the spec, with the version of Esper."""
         fields = {name: getattr(self, name) for name in RunSpec.__slots__}
         return {**fields, "config": self.config.model_dump(mode="json"), "version": __version__}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "RunSpec":
-        """Undo ``to_json``."""
+        """Spec from the JSON data of `to_json`."""
         fields = {name: data[name] for name in RunSpec.__slots__}
         return cls(**{**fields, "config": Config.model_validate(data["config"])})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """A network, measured.
+    """Size, losses and accuracies of a network.
 
     Attributes:
-        parameters: How many it has.
+        parameters: Trainable parameters.
         validation_loss: Mean loss on the held-out data that judged the grafts.
         validation_accuracy: Accuracy there.
         test_loss: Mean loss on data that decided nothing.
@@ -84,15 +84,15 @@ class Scores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Where a run stands, told at the end of every epoch.
+    """Progress of a run at the end of an epoch.
 
     Attributes:
         part: ``"control"`` or ``"grown"``.
         epoch: The epoch that ended, from 0.
-        epochs: How many there are.
-        control_loss: The control's validation loss at the end of that epoch.
-        report: What Tamiyo did; ``None`` for the control.
-        tamiyo: The engine, to look at; ``None`` for the control.
+        epochs: Epochs in all.
+        control_loss: Validation loss of the control at the end of that epoch.
+        report: Report of Tamiyo; ``None`` for the control.
+        tamiyo: The engine, read-only; ``None`` for the control.
     """
 
     part: str
@@ -105,7 +105,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """How a run ended.
+    """Result of a run.
 
     Attributes:
         control: The un-grown control at the end.
@@ -113,7 +113,7 @@ class Result:
         grafts: Every graft that was judged, in order.
         under_way: Grafts that the end of the run cut short.
         used: Parameters of all kernels at the end, those under way included.
-        budget: Parameters that growth might have added.
+        budget: Parameters that growth could add in all.
     """
 
     control: Scores
@@ -122,17 +122,6 @@ class Result:
     under_way: int
     used: int
     budget: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON data."""
-        return {
-            "control": asdict(self.control),
-            "grown": asdict(self.grown),
-            "grafts": [asdict(graft) for graft in self.grafts],
-            "under_way": self.under_way,
-            "used": self.used,
-            "budget": self.budget,
-        }
 
 
 OnProgress = Callable[[Progress], None]
@@ -148,7 +137,7 @@ def make_spec(
     budget: int | None = None,
     store: str = "",
 ) -> RunSpec:
-    """Fill in what was not asked for: the task's epochs and budget, the default settings.
+    """Make the spec of a run; epochs and budget default to the task's.
 
     Raises:
         ConfigError: if a name is unknown or a number out of range.
@@ -188,10 +177,10 @@ def make_spec(
 
 
 def train(spec: RunSpec, folder: RunFolder, *, on_progress: OnProgress) -> Result:
-    """Run, or go on with, what ``spec`` asks for; the folder has the result afterwards.
+    """Train the run of ``spec``, or resume it; the folder has the result afterwards.
 
-    Whatever stops it, even a kill, it can be called again: it goes on after the last epoch that
-    ended, and its event log becomes that of a run that was never stopped.
+    It can be stopped at any time, even by a kill, and called again: it resumes after the last epoch
+    that ended, and its event log becomes that of a run that was never stopped.
 
     Raises:
         StoreError: if the event log cannot be opened or the checkpoint read.
@@ -248,24 +237,21 @@ def _train(spec: RunSpec, folder: RunFolder, on_progress: OnProgress) -> Result:
         used=tamiyo.used,
         budget=spec.config.growth.budget,
     )
-    for graft in tamiyo.grafts.grafts:  # nobody will tell what came of it: wait no longer
+    for graft in tamiyo.grafts.grafts:  # its outcome will never come: stop waiting for it
         tamiyo.tracker.withdraw(graft.decision)
-    folder.write("report", result.to_json())
+    folder.write("report", asdict(result))
     tamiyo.close()
     return result
 
 
 def store_url(spec: RunSpec, folder: RunFolder) -> str:
-    """Where the run's event log is."""
+    """URL of the run's event log."""
     return spec.store or f"sqlite:///{Path(folder.path, 'history.db').resolve()}"
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """The hosts are so small that threads cost more than they give, on a busy machine many times.
-
-    It also makes the result independent of the number of cores.
-    """
+    """Use one thread: the hosts are too small for more, and no result depends on the machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -294,7 +280,7 @@ def _tamiyo(
 def _control(
     task: Task, spec: RunSpec, folder: RunFolder, on_progress: OnProgress
 ) -> dict[str, Any]:
-    """Train the un-grown control, or read what it came to if it has been trained."""
+    """Train the un-grown control, or read its losses if it has been trained."""
     known = folder.read("control")
     if known is not None and len(known["losses"]) >= spec.epochs:
         return known

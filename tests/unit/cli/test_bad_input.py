@@ -150,4 +150,4 @@ def test_a_store_in_a_folder_that_cannot_be(tmp_path: Path) -> None:
 def test_help_tells_the_true_default() -> None:
     default = Config().seed_selection.strategy
     text = " ".join(esper("train", "--help", code=0).stdout.split())
-    assert f"Who chooses the seeds; see: esper strategies. [default: {default}]" in text
+    assert f"Strategy that chooses the seeds; see: esper strategies. [default: {default}]" in text

@@ -1,4 +1,4 @@
-"""What a person sees of a run while it goes."""
+"""The progress of a run in a terminal and in a log."""
 
 import re
 from collections import Counter
@@ -11,6 +11,7 @@ from rich.console import Console
 from esper.cli.progress import Lines, LiveView, watch
 from esper.runs import run_folder
 from esper.runs.train import Progress, make_spec, train
+from esper.services.tamiyo.report import seed_name
 
 EPOCHS = 6
 
@@ -61,6 +62,7 @@ def test_it_fits_eighty_columns_and_names_every_seed(
     assert f"grown {progress.report.used:,} of 2,000 parameters" in last
     assert f"loss {progress.report.holdout_loss:.4f}" in last
     assert f"loss {progress.control_loss:.4f}" in last
+    assert f"{EPOCHS} of {EPOCHS} epochs done" in last
 
 
 def test_it_tells_the_last_decision_and_its_reason(
@@ -69,7 +71,8 @@ def test_it_tells_the_last_decision_and_its_reason(
     frames, seen = plain
     decided = [p.report.decision for p in seen if p.report is not None and p.report.decision]
     text = " ".join(frames[-1].split())
-    assert f"chose {decided[-1].layer_name}:{decided[-1].seed_idx} " in text
+    seed = seed_name(decided[-1].layer_name, decided[-1].seed_idx, decided[-1].blueprint)
+    assert f"chose {seed} at the end of epoch {decided[-1].epoch}: " in text
     assert decided[-1].reason.reason in text
 
 

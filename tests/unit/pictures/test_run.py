@@ -13,7 +13,6 @@ from esper.cli.main import app
 from esper.contracts.errors import ConfigError
 from esper.contracts.events import Event
 from esper.contracts.seeds import SeedState
-from esper.pictures import run as picture
 from esper.pictures.rewards import rewards
 from esper.pictures.run import Span, draw, spans
 from esper.runs.run_folder import RunFolder
@@ -67,17 +66,47 @@ def test_states_follow_one_another_without_a_gap(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert found["head", 0, "glu"] == [Span(0, EPOCHS, SeedState.DORMANT, 0)]
     assert found["fc1", 1, "gate"] == [
-        Span(0, 2, SeedState.DORMANT, 0),
-        Span(2, 4, SeedState.TRAINING, 0),
-        Span(4, 5, SeedState.BLENDING, 0),
-        Span(5, 10, SeedState.FOSSILIZED, 0),
-        Span(10, EPOCHS, SeedState.DORMANT, 1),
+        Span(0, 1, SeedState.DORMANT, 0),
+        Span(1, 3, SeedState.TRAINING, 0),
+        Span(3, 4, SeedState.BLENDING, 0),
+        Span(4, 9, SeedState.FOSSILIZED, 0),
+        Span(9, EPOCHS, SeedState.DORMANT, 1),
     ]
 
 
 def test_a_culled_seed_is_dormant_without_a_kernel_kept(tmp_path: Path) -> None:
     row = spans(run(tmp_path), log(kept=False))["fc1", 1, "gate"]
-    assert row[-2:] == [Span(5, 10, SeedState.CULLED, 0), Span(10, EPOCHS, SeedState.DORMANT, 0)]
+    assert row[-2:] == [Span(4, 9, SeedState.CULLED, 0), Span(9, EPOCHS, SeedState.DORMANT, 0)]
+
+
+def test_a_kernel_culled_in_the_last_epoch_is_drawn_as_culled(tmp_path: Path) -> None:
+    row = spans(run(tmp_path), log(5, kept=False))["fc1", 1, "gate"]
+    assert row[-2:] == [Span(3, 4, SeedState.BLENDING, 0), Span(4, 5, SeedState.CULLED, 0)]
+
+
+def test_a_kernel_under_way_at_the_end_is_drawn_up_to_it(tmp_path: Path) -> None:
+    unfinished = [event for event in log(5) if event.op_id != "epoch4"]
+    for events in (log(4), unfinished):  # what an interrupted epoch has done is done again
+        row = spans(run(tmp_path), events)["fc1", 1, "gate"]
+        assert row[-2:] == [Span(1, 3, SeedState.TRAINING, 0), Span(3, 4, SeedState.BLENDING, 0)]
+
+
+def test_a_kernel_that_was_rolled_back_is_culled_and_marked(tmp_path: Path) -> None:
+    events = log(5, kept=False)
+    events.insert(-1, Event("back", "rollback", data={"epoch": 4, "to_epoch": 3, "why": "ill"}))
+    assert spans(run(tmp_path), events)["fc1", 1, "gate"][-1].state is SeedState.CULLED
+    draw(run(tmp_path, finished=False), events, tmp_path / "run.svg")
+    text = words(tmp_path / "run.svg")
+    assert "host rolled back" in text
+    assert "kernel culled" in text
+    assert "kernel kept" not in text.replace("kernel kept before", "")
+
+
+def test_epochs_are_whole_and_counted_from_nought(tmp_path: Path) -> None:
+    draw(run(tmp_path), log(), tmp_path / "run.svg")
+    shown = words(tmp_path / "run.svg").split("\n")
+    first = [word.strip() for word in shown].index("0")
+    assert [word.strip() for word in shown[first : first + 3]] == ["0", "1", "2"]
 
 
 def words(path: Path) -> str:
@@ -92,7 +121,13 @@ def test_it_says_what_was_run_and_what_came_of_it(tmp_path: Path) -> None:
     text = words(tmp_path / "run.svg")
     assert "digits, seed 3, thompson" in text
     assert "grown 75.0 % with 1,234 parameters" in text
-    for word in ("control", "blend starts", "kept", "fc1:1  gate", "head:0  glu", "epochs trained"):
+    for word in (
+        "control",
+        "blending starts",
+        "kernel kept",
+        "layer fc1, seed 1 (gate)",
+        "epoch, from 0",
+    ):
         assert word in text
 
 
@@ -104,11 +139,11 @@ def test_it_shows_what_each_seed_earned_and_from_how_many_grafts(tmp_path: Path)
         Event("c", "outcome", data={"layer": "head", "seed": 0, "reward": -0.1}),
     ]
     found = rewards(events)
-    assert {seat: seed.rewards for seat, seed in found.items()} == {
+    assert {key: seed.rewards for key, seed in found.items()} == {
         ("fc1", 1): [0.3, 0.0], ("head", 0): [-0.1]
     }  # fmt: skip
     draw(run(tmp_path), [*log(), *events], tmp_path / "run.svg")
-    assert "mean reward, 95 %, n" in words(tmp_path / "run.svg")
+    assert "95 % interval" in words(tmp_path / "run.svg")
 
 
 def test_an_unfinished_run_can_be_drawn(tmp_path: Path) -> None:
@@ -149,7 +184,7 @@ def test_without_matplotlib_the_run_succeeds_and_says_what_to_install(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     hint = 'a picture needs matplotlib: pip install "esper-morph[plot]"'
     with pytest.raises(ConfigError, match=r"esper-morph\[plot\]"):
-        picture.draw(run(tmp_path), log(), tmp_path / "run.png")
+        draw(run(tmp_path), log(), tmp_path / "run.png")
     done = CliRunner().invoke(app, ["train", "digits", "--epochs", "1", "--runs", str(tmp_path)])
     assert done.exit_code == 0
     assert hint in done.stderr

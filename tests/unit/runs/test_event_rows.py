@@ -1,7 +1,7 @@
-"""Event logs read back as facts."""
+"""Event logs read back as rows."""
 
 from esper.contracts.events import Event
-from esper.runs import event_rows as facts
+from esper.runs import event_rows
 
 
 def event(kind: str, **data: object) -> Event:
@@ -17,20 +17,20 @@ EVENTS = [
 ]
 
 
-def test_a_fact_has_an_epoch_and_neither_ids_nor_the_name_of_the_run() -> None:
-    found = facts.log(EVENTS)
-    assert [(fact["epoch"], fact["kind"]) for fact in found] == [
+def test_a_row_has_an_epoch_and_neither_ids_nor_the_name_of_the_run() -> None:
+    found = event_rows.rows(EVENTS)
+    assert [(row["epoch"], row["kind"]) for row in found] == [
         (0, "epoch"),
         (1, "decision"),
         (1, "epoch"),
         (2, "failure"),  # its epoch has not ended yet
     ]
     assert found[1]["data"]["decision"] == "fc1/0"
-    assert "run-7" not in "".join(facts.as_lines(found))
+    assert "run-7" not in "".join(event_rows.as_lines(found))
 
 
 def test_what_depends_on_a_clock_stands_apart() -> None:
-    (timing,) = facts.timings(EVENTS)
+    (timing,) = event_rows.timings(EVENTS)
     assert timing == {
         "epoch": 1,
         "kind": "timing",

@@ -1,4 +1,4 @@
-"""Where seeds stand, read from a store of the selector on its own."""
+"""Previews of seeds, read from a store of the selector on its own."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from esper.contracts.errors import ConfigError, StoreError
 from esper.contracts.selection import SelectionContext
-from esper.runs import seed_previews as standing
+from esper.runs.seed_previews import document, preview_store
 from esper.services.tamiyo.performance_tracker import PerformanceDelta, PerformanceTracker
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.stores.sqlite import SqliteStore
@@ -30,33 +30,33 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/h.db"
 
 
-def test_every_scope_stands_by_who_chose_last_there(url: str) -> None:
-    lab, shop = standing.of_store(url)
+def test_every_scope_is_previewed_by_the_strategy_that_chose_last_there(url: str) -> None:
+    lab, shop = preview_store(url)
     assert [(one.scope, one.strategy) for one in (lab, shop)] == [
         ("lab", "ucb"), ("shop", "lin_ts")
     ]  # fmt: skip
     for one in (lab, shop):
-        seats = [("fc1", 0), ("fc1", 1), ("fc1", 2)]
-        assert list(one.outlooks) == list(one.blueprints) == seats
+        seeds = [("fc1", 0), ("fc1", 1), ("fc1", 2)]
+        assert list(one.previews) == list(one.blueprints) == seeds
         assert one.blueprints["fc1", 0] == "glu"
         assert len(one.decisions) == 9
-        assert sum(seed.outcomes for seed in one.outlooks.values()) == 8
-        assert sum(seed.pending for seed in one.outlooks.values()) == 1
+        assert sum(seed.outcomes for seed in one.previews.values()) == 8
+        assert sum(seed.pending for seed in one.previews.values()) == 1
 
 
 def test_a_document_has_each_seed_and_the_latest_decision(url: str) -> None:
-    (lab,) = standing.of_store(url, "lab")
-    document = standing.document(lab)
-    assert [seed["seed"] for seed in document["seeds"]] == [0, 1, 2]
-    assert document["latest_decision"]["epoch"] == 8
-    assert document["decisions"] == 9
+    (lab,) = preview_store(url, "lab")
+    shown = document(lab)
+    assert [seed["seed"] for seed in shown["seeds"]] == [0, 1, 2]
+    assert shown["latest_decision"]["epoch"] == 8
+    assert shown["decisions"] == 9
 
 
 def test_what_is_not_there_is_said(url: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no choice of scope 'elsewhere'"):
-        standing.of_store(url, "elsewhere")
+        preview_store(url, "elsewhere")
     with pytest.raises(StoreError, match="there is no file"):
-        standing.of_store(f"sqlite:///{tmp_path}/none.db")
+        preview_store(f"sqlite:///{tmp_path}/none.db")
     SqliteStore(tmp_path / "empty.db").close()
     with pytest.raises(ConfigError, match="has no choice to show"):
-        standing.of_store(f"sqlite:///{tmp_path}/empty.db")
+        preview_store(f"sqlite:///{tmp_path}/empty.db")

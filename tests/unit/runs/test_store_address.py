@@ -6,7 +6,7 @@ import pytest
 
 from esper.contracts.errors import ConfigError, StoreError
 from esper.contracts.events import Event
-from esper.runs import store_address as addresses
+from esper.runs import store_address
 from esper.stores.sqlite import SqliteStore
 
 
@@ -19,16 +19,16 @@ from esper.stores.sqlite import SqliteStore
     ],
 )
 def test_passwords_are_not_shown(url: str, shown: str) -> None:
-    assert addresses.without_password(url) == shown
+    assert store_address.without_password(url) == shown
 
 
 def test_a_store_is_named_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert addresses.check_store("sqlite:///a/h.db", "digits") == f"sqlite:///{tmp_path}/a/h.db"
-    assert addresses.check_store("", "digits") == ""
-    assert addresses.absolute("redis://host/0") == "redis://host/0"
+    assert store_address.check_store("sqlite:///a/h.db", "digits") == f"sqlite:///{tmp_path}/a/h.db"
+    assert store_address.check_store("", "digits") == ""
+    assert store_address.absolute("redis://host/0") == "redis://host/0"
     with pytest.raises(ConfigError, match="not complete"):
-        addresses.check_store("sqlite:///", "digits")
+        store_address.check_store("sqlite:///", "digits")
 
 
 def test_a_store_damaged_inside_is_found_before_the_start(tmp_path: Path) -> None:
@@ -39,4 +39,4 @@ def test_a_store_damaged_inside_is_found_before_the_start(tmp_path: Path) -> Non
     content[8192:-4096] = b"\xff" * (len(content) - 12288)
     path.write_bytes(content)
     with pytest.raises(StoreError, match="damaged"):
-        addresses.check_store(f"sqlite:///{path}", "digits")
+        store_address.check_store(f"sqlite:///{path}", "digits")

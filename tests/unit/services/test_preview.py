@@ -8,7 +8,7 @@ from esper.contracts.config import AbTest
 from esper.contracts.selection import SelectionContext
 from esper.services.tamiyo.assignment import Assignment
 from esper.services.tamiyo.performance_tracker import PerformanceDelta, PerformanceTracker
-from esper.services.tamiyo.preview import outlook
+from esper.services.tamiyo.preview import preview
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.stores.memory import MemoryStore
 from esper.strategies import STRATEGIES, SelectionStrategy
@@ -38,7 +38,7 @@ def test_the_next_choice_is_as_was_foreseen(name: str) -> None:
         for seed_idx, blueprint in context.blueprints.items():
             tracker.bind("fc1", seed_idx, blueprint)
         written = events_of(store)
-        foreseen = outlook(chooser, tracker, "fc1", SEEDS, context, seed=5)
+        foreseen = preview(chooser, tracker, "fc1", SEEDS, context, seed=5)
         assert events_of(store) == written
         chosen, reason = selector.select_seed_now("fc1", SEEDS, context)
         assert reason.strategy == foreseen[chosen].strategy
@@ -60,7 +60,7 @@ def test_it_says_what_is_known_and_what_is_waited_for() -> None:
     tracker.update_metrics_now("fc1", 1, PerformanceDelta(reward=5.0))
     ucb = STRATEGIES.create("ucb")
     decision = SeedSelector(ucb, tracker=tracker).decide("fc1", [1], SelectionContext())
-    found = outlook(ucb, tracker, "fc1", [0, 1, 2], SelectionContext())
+    found = preview(ucb, tracker, "fc1", [0, 1, 2], SelectionContext())
     assert (found[0].count, found[0].outcomes, found[0].mean) == (3, 4, 2.0)
     assert found[0].interval == pytest.approx((-0.4841377, 4.4841377))
     assert (found[1].interval, found[1].pending) == (None, 1)
@@ -70,7 +70,7 @@ def test_it_says_what_is_known_and_what_is_waited_for() -> None:
 
 
 def test_a_layer_that_nothing_is_known_of_can_be_asked_about() -> None:
-    found = outlook(
+    found = preview(
         STRATEGIES.create("ucb"), PerformanceTracker(), "fc9", [0, 1], SelectionContext()
     )
     assert [one.propensity for one in found.values()] == [0.5, 0.5]

@@ -12,7 +12,7 @@ from esper.cli.main import app
 from esper.contracts.errors import ConfigError
 from esper.strategies import STRATEGIES
 from esper.studies.simulated.environments import ENVIRONMENTS, OneLayer, SharedKinds, environments
-from esper.studies.simulated.regret import Asked, Contestant, Trial, play, study
+from esper.studies.simulated.regret import Contestant, StudySpec, Trial, play, study
 
 # The regret of choosing evenly, as the goals were set beside it; over the whole horizon.
 EVEN = {"A": 2229, "B": 75, "C": 75, "D": 2251, "E": 5.6}
@@ -25,7 +25,7 @@ def _contestants(*names: str) -> tuple[Contestant, ...]:
 def _trials(names: list[str], where: list[str], runs: int = 3, steps: int = 60) -> list[Trial]:
     found = tuple(environments(where))
     return study(
-        Asked(contestants=_contestants(*names), environments=found, runs=runs, steps=steps)
+        StudySpec(contestants=_contestants(*names), environments=found, runs=runs, steps=steps)
     )
 
 
@@ -102,7 +102,7 @@ def test_all_meet_the_same_problems_and_paths_only_rise() -> None:
 
 
 def test_the_figures_do_not_depend_on_processes() -> None:
-    asked = Asked(
+    asked = StudySpec(
         contestants=_contestants("thompson"),
         environments=tuple(environments(["B", "E"])),
         runs=12,
@@ -142,9 +142,9 @@ def test_what_cannot_be_asked_for() -> None:
     assert [one.name for one in environments([])] == list("ABCDEF")
     assert len(environments(["all"])) == len(ENVIRONMENTS)
     with pytest.raises(ConfigError, match="runs is 0"):
-        Asked(contestants=(), environments=(), runs=0)
+        StudySpec(contestants=(), environments=(), runs=0)
     with pytest.raises(ConfigError, match="may be given once"):
-        Asked(contestants=_contestants("ucb", "ucb"), environments=())
+        StudySpec(contestants=_contestants("ucb", "ucb"), environments=())
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.stores.memory import MemoryStore
 from esper.strategies import STRATEGIES, SelectionStrategy
 from esper.studies.logged.logs import Log
-from esper.studies.logged.replay import Replay, replay, steps
+from esper.studies.logged.replay import Replay, replay
+from esper.studies.logged.replay_steps import steps
 from tests.unit.studies.simulated import GAINS, log_of, record
 
 EXPLORING = STRATEGIES.create("epsilon_greedy", epsilon=0.6, decay_rate=1.0)

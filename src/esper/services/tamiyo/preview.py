@@ -1,4 +1,4 @@
-"""What a strategy thinks of a layer's seeds now: for a person to look at, before any choice."""
+"""Preview of a layer's next choice: score and probability of every seed, without choosing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ from esper.strategies.first_try import first_try
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SeedOutlook:
-    """One seed, as its strategy would see it at the next choice in the layer.
+class SeedPreview:
+    """Record, score and probability of one seed at the next choice in its layer.
 
     Attributes:
-        strategy: Whose turn it is; in an A/B test the arms take turns.
+        strategy: Strategy that would choose; in an A/B test, that of the arm whose turn it is.
         score: In the strategy's own units; ``None`` for a seed that it would try before any other.
         mean: Mean reward of the window, in the reward's own units; ``None`` without an outcome.
         interval: 95 % t interval of ``mean``; ``None`` with fewer than two outcomes.
@@ -44,7 +44,7 @@ class SeedOutlook:
     propensity_error: float
 
 
-def outlook(
+def preview(
     chooser: SelectionStrategy | Assignment,
     tracker: PerformanceTracker,
     layer_name: str,
@@ -52,16 +52,16 @@ def outlook(
     context: SelectionContext,
     *,
     seed: int = 0,
-) -> dict[int, SeedOutlook]:
-    """Ask as the selector would ask for the layer's next choice, but choose and change nothing.
+) -> dict[int, SeedPreview]:
+    """Preview the layer's next choice as the selector would make it; nothing is changed.
 
     Args:
         chooser: As it was given to the ``SeedSelector`` over this tracker.
-        tracker: What is known.
+        tracker: Outcomes so far.
         layer_name: The layer.
         seeds: All its seeds, at least one.
         context: As for a choice.
-        seed: The selector's, for strategies whose scores are drawn.
+        seed: Run seed of the selector, for strategies whose scores are drawn.
     """
     with tracker.lock:
         layer = tracker.layer(layer_name)
@@ -70,22 +70,21 @@ def outlook(
         strategy, seen = _turn(
             chooser, tracker.events.decision_id(layer_name, number), layer_name, metrics
         )
-        rng = Draws(seed, layer_name, number)
-        _, thought = strategy.decide(seeds, seen, context, rng)
+        _, reason = strategy.decide(seeds, seen, context, Draws(seed, layer_name, number))
         first = first_try(strategy, list(seeds), seen, Draws(seed, layer_name, number), context)
         if first is not None:
             chances, error = first[1].propensities, 0.0
-        elif thought.knows_propensities:
-            chances, error = thought.propensities, thought.propensity_error
+        elif reason.knows_propensities:
+            chances, error = reason.propensities, reason.propensity_error
         else:
-            tried = strategy.propensities(seeds, seen, context)
-            chances, error = tried.by_seed, tried.error
+            estimated = strategy.propensities(seeds, seen, context)
+            chances, error = estimated.by_seed, estimated.error
         untried = first[1].scores if first else {}
         found = {}
         for seed_idx in seeds:
             record = metrics.get(seed_idx) or SeedRecord(layer_name, seed_idx, "")
-            score = None if seed_idx in untried else thought.scores.get(seed_idx)
-            found[seed_idx] = SeedOutlook(
+            score = None if seed_idx in untried else reason.scores.get(seed_idx)
+            found[seed_idx] = SeedPreview(
                 strategy=strategy.name,
                 score=score if score is not None and isfinite(score) else None,
                 mean=record.mean if record.count else None,

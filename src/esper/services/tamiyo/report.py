@@ -1,23 +1,41 @@
-"""What Tamiyo tells a person at the end of an epoch."""
+"""Report of an epoch: measurements, changes of state and decision; it prints as text."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from textwrap import fill
 
 from typing_extensions import override
 
+from esper.contracts.seeds import SeedState
 from esper.contracts.selection import Decision
+
+WIDTH = 80
+
+_WORDS: Mapping[str, str] = {SeedState.GERMINATED: "chosen", SeedState.FOSSILIZED: "kept"}
+"""Plain words for states; the others are plain already."""
+
+
+def seed_name(layer_name: str, seed_idx: int, blueprint: str = "") -> str:
+    """Name of a seed in a sentence.
+
+    Example:
+        >>> seed_name("fc1", 0, "glu")
+        'layer fc1, seed 0 (glu)'
+    """
+    return f"layer {layer_name}, seed {seed_idx}" + (f" ({blueprint})" if blueprint else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """A seed changed its state.
+    """Change of a seed's state.
 
     Attributes:
-        layer_name: Its layer.
-        seed_idx: The seed.
-        blueprint: What it grows.
+        layer_name: Layer of the seed.
+        seed_idx: Index of the seed in its layer.
+        blueprint: Blueprint bound to the seed.
         old: State before.
         new: State after.
-        why: One sentence.
+        why: Reason, one sentence.
     """
 
     layer_name: str
@@ -29,24 +47,25 @@ class Step:
 
     @override
     def __str__(self) -> str:
-        return f"{self.layer_name}:{self.seed_idx} ({self.blueprint}) {self.new}: {self.why}"
+        seed = seed_name(self.layer_name, self.seed_idx, self.blueprint)
+        return f"{seed} {_WORDS.get(self.new, self.new)}: {self.why}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """How a graft ended.
+    """End of a graft.
 
     Attributes:
-        layer_name: Its layer.
-        seed_idx: The seed.
-        blueprint: What grew.
-        kernel_id: The kernel.
+        layer_name: Layer of the seed.
+        seed_idx: Index of the seed in its layer.
+        blueprint: Blueprint of the kernel.
+        kernel_id: Id of the kernel.
         parameters: Trainable parameters of the kernel.
         reward: Held-out loss that it removes, less rent; ``None`` if it failed before it was
             judged.
         stderr: Paired standard error of the counterfactual.
         kept: Whether it stays.
-        why: One sentence.
+        why: Reason, one sentence.
         began: Epoch at whose end the graft began.
         epoch: Epoch at whose end it was judged.
     """
@@ -66,10 +85,10 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochReport:
-    """What was measured and done at the end of one epoch, and why; ``print`` it.
+    """Measurements, changes and decision at the end of one epoch; ``print`` it.
 
     Attributes:
-        epoch: From 0.
+        epoch: Number of the epoch, from 0.
         holdout_loss: Mean held-out loss.
         holdout_accuracy: Mean held-out accuracy, if ``accuracy_fn`` was given.
         used: Parameters of all kernels, absorbed or under way.
@@ -99,8 +118,12 @@ class EpochReport:
             f"epoch {self.epoch}: held-out loss {self.holdout_loss:.4f}{accuracy}, "
             f"{self.used} of {self.budget} parameters grown"
         )
-        lines = [head, *(f"  {step}" for step in self.steps)]
-        if self.decision is not None:
-            lines.append(f"  chose seed {self.decision.seed_idx}: {self.decision.reason.reason}")
-        lines.append(f"  {self.reason}")
-        return "\n".join(lines)
+        # A kernel that is held is judged at once, so the next step says the same and more.
+        lines = [str(step) for step in self.steps if step.new != SeedState.HOLDING]
+        lines.append(f"{'no graft' if self.decision is None else 'why now'}: {self.reason}")
+        return "\n".join([_wrapped(head, ""), *(_wrapped(line, "  ") for line in lines)])
+
+
+def _wrapped(line: str, indent: str) -> str:
+    return fill(line, WIDTH, initial_indent=indent, subsequent_indent=indent + "  ",
+                break_on_hyphens=False)  # fmt: skip

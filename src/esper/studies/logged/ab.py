@@ -1,24 +1,25 @@
-"""What an A/B test has shown so far: a verdict that may be asked for every day.
+"""Analysis of an A/B test so far: verdicts that stay valid however often it is repeated.
 
-Arms are compared with the first one by `sequential.compare`, after every outcome in the order in
-which outcomes came; with more than two arms, the risk of error is divided among the comparisons.
-Where runs or layers are assigned, each counts once, with the mean of its outcomes: what one run or
-layer yields is not independent.
+Arms are compared with the first one, the reference, by `sequential.compare`, after every outcome in
+order; with more than two arms, the risk of error is divided among the comparisons. Where runs or
+layers are assigned, each counts once, with the mean of its outcomes, which are not independent.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from esper.contracts.errors import ConfigError
 from esper.services.tamiyo.assignment import arm_of
-from esper.studies.logged.ab_log import ArmResult, LoggedTest, gather, the_test
+from esper.studies.logged.ab_log import ArmResult, LoggedTest, find_test, gather
 from esper.studies.logged.logs import Log
 from esper.studies.logged.sequential import (
     ALPHA,
+    Array,
     Sequence,
     chi_square,
     compare,
@@ -27,10 +28,10 @@ from esper.studies.logged.sequential import (
 )
 
 ALIKE = 0.1
-"""Arms whose difference is surely less than this many standard deviations are called alike."""
+"""Difference in standard deviations below which arms are called alike."""
 
 UNEVEN = 0.001
-"""p-value below which a split is not what the weights promise (Fabijan et al. 2019, KDD)."""
+"""p-value below which a split does not fit the weights (Fabijan et al. 2019, KDD)."""
 
 _UNITS = {"run": "runs", "layer": "layers", "graft": "grafts"}
 
@@ -38,14 +39,14 @@ _UNITS = {"run": "runs", "layer": "layers", "graft": "grafts"}
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guardrail:
-    """Whether an arm does harm, compared with the first.
+    """Harm that an arm does, compared with the reference, and its limit.
 
     Attributes:
         name: ``failure_rate``, ``culled_share`` or ``latency``.
-        worse_by: How much worse it is; of latency, relative to the first arm's.
+        worse_by: Difference of the means; of latency, relative to the reference's.
         low: Low end of its confidence sequence.
         high: High end.
-        limit: How much is tolerated.
+        limit: Largest tolerated difference.
         state: ``"crossed"``, ``"kept"``, ``"not known yet"`` or ``"not measured"``.
     """
 
@@ -60,11 +61,11 @@ class Guardrail:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """One arm against the first; differences in standard deviations of the rewards within arms.
+    """One arm against the reference; differences in standard deviations within the arms.
 
     Attributes:
-        arm: The arm.
-        reference: The first arm.
+        arm: Name of the arm.
+        reference: Name of the first arm.
         difference: Mean of ``arm`` minus that of ``reference``; ``None`` before there are some.
         low: Low end of the confidence sequence; ``None`` while it is unbounded.
         high: High end.
@@ -75,8 +76,8 @@ class Comparison:
         needed: Units that are still missing, if the difference stays; ``None`` if that is not
             known or hopeless.
         verdict: All this in a sentence.
-        guardrails: Whether it does harm.
-        path: The sequence itself, for a picture, in the reward's own units.
+        guardrails: Harm that the arm does.
+        path: The whole sequence, in the reward's own units.
     """
 
     arm: str
@@ -86,9 +87,9 @@ class Comparison:
     high: float | None
     confidence: float
     state: str
-    decided_after: int | None
-    needed: int | None
-    verdict: str
+    decided_after: int | None = None
+    needed: int | None = None
+    verdict: str = ""
     guardrails: tuple[Guardrail, ...]
     path: Sequence
 
@@ -96,14 +97,14 @@ class Comparison:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Balance:
-    """Whether units were split as the weights promise.
+    """Test of the split of units against the weights.
 
     Attributes:
         chi_square: Pearson's statistic.
         p_value: Its p-value.
         moved: Units whose logged arm is not the one that salt and weights give.
         even: Whether the split can be trusted.
-        advice: What to think of it, or do.
+        advice: Sentence about the split, and the remedy if it cannot be trusted.
     """
 
     chi_square: float
@@ -116,16 +117,16 @@ class Balance:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AbResult:
-    """An A/B test so far.
+    """Result of an A/B test so far.
 
     Attributes:
-        test: Its salt.
-        unit: What was assigned: ``"run"``, ``"layer"`` or ``"graft"``.
-        arms: The arms, the first being what the others are compared with.
-        comparisons: Each other arm against it.
-        balance: Whether the split is what was asked for.
-        verdicts: What to make of it: a sentence for each comparison, and for each arm that does
-            harm; one alone if the split cannot be trusted.
+        test: Salt of the test.
+        unit: Unit of assignment: ``"run"``, ``"layer"`` or ``"graft"``.
+        arms: The arms, the reference first.
+        comparisons: Each other arm against the reference.
+        balance: Test of the split.
+        verdicts: A sentence for each comparison, and for each arm that does harm; one alone if the
+            split cannot be trusted.
     """
 
     test: str
@@ -137,17 +138,17 @@ class AbResult:
 
 
 def analyse(logs: Iterable[Log], *, test: str | None = None) -> AbResult:
-    """What the A/B test in these logs has shown so far.
+    """Analyse an A/B test in logs.
 
     Args:
         logs: The logs.
-        test: Its salt; not needed where there is one test only.
+        test: Salt of the test; not needed where there is one test only.
 
     Raises:
         ConfigError: if there is no such test, several to choose from, or only one arm.
     """
     tests = gather(logs)
-    found = the_test(tests, test)
+    found = find_test(tests, test)
     arms = found.arms()
     if len(arms) < 2:
         raise ConfigError(
@@ -195,67 +196,54 @@ def _balance(test: LoggedTest, arms: list[str]) -> Balance:
 
 
 def _compare(test: LoggedTest, reference: str, arm: str, alpha: float) -> Comparison:
-    rewards = [(name, reward) for name, reward in test.rewards() if name in (reference, arm)]
-    values = np.array([reward for _, reward in rewards])
-    second = np.array([name == arm for name, _ in rewards], dtype=bool)
+    values, second = _of_both(test.rewards(), reference, arm)
     path = compare(values, second, alpha=alpha)
-    found = _Finding.of(path, float(second.mean()) if len(second) else 0.5, alpha)
-    return Comparison(
+    found = Comparison(
         arm=arm,
         reference=reference,
-        difference=found.difference,
-        low=found.low,
-        high=found.high,
+        difference=None,
+        low=None,
+        high=None,
         confidence=1 - alpha,
-        state=found.state,
-        decided_after=found.decided_after,
-        needed=found.needed,
-        verdict=_in_words(found, arm, reference, _UNITS[test.unit], alpha),
+        state="open",
         guardrails=_guardrails(test, reference, arm, alpha),
         path=path,
     )
+    if len(path.counts) and isfinite(path.sd[-1]) and path.sd[-1] > 0:
+        found = _with_state(found, share=float(second.mean()), alpha=alpha)
+    return replace(found, verdict=_in_words(found, _UNITS[test.unit]))
 
 
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Finding:
-    difference: float | None
-    low: float | None
-    high: float | None
-    state: str
-    decided_after: int | None
-    needed: int | None
-
-    @classmethod
-    def of(cls, path: Sequence, share: float, alpha: float) -> "_Finding":
-        if not len(path.counts) or not isfinite(path.sd[-1]) or not path.sd[-1] > 0:
-            return cls(
-                difference=None, low=None, high=None, state="open", decided_after=None, needed=None
-            )
-        sd = float(path.sd[-1])
-        low, high = float(path.low[-1]) / sd, float(path.high[-1]) / sd
-        difference = float(path.difference[-1]) / sd
-        at = path.decided_at
-        needed = None
-        if at is not None:
-            state = "faded" if low <= 0 <= high else "decided"
-        elif low > -ALIKE and high < ALIKE:
-            state = "alike"
-        else:
-            state = "open"
-            if isfinite(difference) and 0 < share < 1:
-                needed = still_needed(difference, len(path.counts), share, alpha=alpha)
-        return cls(
-            difference=difference if isfinite(difference) else None,
-            low=low if isfinite(low) else None,
-            high=high if isfinite(high) else None,
-            state=state,
-            decided_after=int(path.counts[at]) if at is not None else None,
-            needed=needed,
-        )
+def _with_state(found: Comparison, *, share: float, alpha: float) -> Comparison:
+    path, sd = found.path, float(found.path.sd[-1])
+    low, high = float(path.low[-1]) / sd, float(path.high[-1]) / sd
+    difference = float(path.difference[-1]) / sd
+    at, needed = path.decided_at, None
+    if at is not None:
+        state = "faded" if low <= 0 <= high else "decided"
+    elif low > -ALIKE and high < ALIKE:
+        state = "alike"
+    else:
+        state = "open"
+        if isfinite(difference) and 0 < share < 1:
+            needed = still_needed(difference, len(path.counts), share, alpha=alpha)
+    return replace(
+        found,
+        difference=_finite(difference),
+        low=_finite(low),
+        high=_finite(high),
+        state=state,
+        decided_after=None if at is None else int(path.counts[at]),
+        needed=needed,
+    )
 
 
-def _in_words(found: _Finding, arm: str, reference: str, units: str, alpha: float) -> str:
+def _finite(value: float) -> float | None:
+    return value if isfinite(value) else None
+
+
+def _in_words(found: Comparison, units: str) -> str:
+    arm, reference = found.arm, found.reference
     if found.difference is None:
         return f"{arm} and {reference} cannot be compared yet: too few outcomes, or no spread"
     better, worse = (arm, reference) if found.difference >= 0 else (reference, arm)
@@ -264,7 +252,7 @@ def _in_words(found: _Finding, arm: str, reference: str, units: str, alpha: floa
         band = "no bound yet"
     else:
         ends = (low, high) if found.difference >= 0 else (-high, -low)
-        level = f"{100 * (1 - alpha):.3g} % confidence sequence"
+        level = f"{100 * found.confidence:.3g} % confidence sequence"
         band = f"{level} {ends[0]:.2f} to {ends[1]:.2f}"
     earns = f"{better} earns {abs(found.difference):.2f} sd more than {worse} ({band})"
     if found.state == "decided":
@@ -290,19 +278,24 @@ def _guardrails(test: LoggedTest, reference: str, arm: str, alpha: float) -> tup
     failed = [(choice.arm, choice.failed) for choice in test.answered]
     limits = test.guardrails
     found = []
-    for name, facts in (("failure_rate", failed), ("culled_share", test.judged)):
-        pairs = [(who, hit) for who, hit in facts if who in (reference, arm)]
-        hits = np.array([hit for _, hit in pairs], dtype=bool)
-        second = np.array([who == arm for who, _ in pairs], dtype=bool)
-        path = compare_shares(hits, second, alpha=alpha)
+    for name, events in (("failure_rate", failed), ("culled_share", test.judged)):
+        hits, second = _of_both(events, reference, arm)
+        path = compare_shares(hits > 0, second, alpha=alpha)
         found.append(_guardrail(name, path, limits[name], 1.0))
-    timed = [(who, value) for who, value in test.latencies if who in (reference, arm)]
-    values = np.array([value for _, value in timed])
-    second = np.array([who == arm for who, _ in timed], dtype=bool)
-    base = float(values[~second].mean()) if timed and not second.all() else 0.0
+    values, second = _of_both(test.latencies, reference, arm)
+    base = float(values[~second].mean()) if not second.all() else 0.0
     path = compare(values, second, alpha=alpha)
     found.append(_guardrail("latency", path, limits["latency"], base))
     return tuple(found)
+
+
+def _of_both(
+    pairs: Iterable[tuple[str, float]], reference: str, arm: str
+) -> tuple[Array, NDArray[np.bool_]]:
+    """Values of two arms in order, and whether each is the second arm's."""
+    of_both = [(name, value) for name, value in pairs if name in (reference, arm)]
+    values = np.array([value for _, value in of_both], dtype=float)
+    return values, np.array([name == arm for name, _ in of_both], dtype=bool)
 
 
 def _guardrail(name: str, path: Sequence, limit: float, scale: float) -> Guardrail:
@@ -319,8 +312,8 @@ def _guardrail(name: str, path: Sequence, limit: float, scale: float) -> Guardra
     return Guardrail(
         name=name,
         worse_by=float(path.difference[-1]) / scale,
-        low=low if isfinite(low) else None,
-        high=high if isfinite(high) else None,
+        low=_finite(low),
+        high=_finite(high),
         limit=limit,
         state=state,
     )
@@ -341,6 +334,6 @@ def _verdicts(balance: Balance, comparisons: tuple[Comparison, ...]) -> list[str
 
 
 def _rounded(number: int) -> str:
-    """Two digits: more would be pretence."""
+    """Number rounded to two digits; it is not known to more."""
     digits = max(len(str(number)) - 2, 0)
     return f"{round(number, -digits):,}"

@@ -1,4 +1,4 @@
-"""Decisions that are part of A/B tests, gathered from logs."""
+"""A/B tests in logs: their declarations, decisions and outcomes."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,15 +13,15 @@ _GUARDRAILS = {"failure_rate": 0.05, "culled_share": 0.10, "latency": 0.20}
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmResult:
-    """One arm so far.
+    """Figures of one arm so far.
 
     Attributes:
-        arm: Its name.
-        strategy: Who decides in it.
-        weight: Its share, relative.
-        units: What was assigned to it.
-        decisions: Choices that it made.
-        outcomes: Those whose outcome came, failures included.
+        arm: Name of the arm.
+        strategy: Strategy of the arm.
+        weight: Relative share of the units.
+        units: Units assigned to the arm.
+        decisions: Decisions of the arm.
+        outcomes: Outcomes of them, failures included.
         mean: Mean reward of its units, in the reward's own units; ``None`` before the first.
         failure_rate: Share of the outcomes that were failures.
         culled_share: Share of the judged kernels that were culled.
@@ -43,7 +43,7 @@ class ArmResult:
 @final
 @dataclass(slots=True)
 class Choice:
-    """One decision of an arm; the reward is ``None`` until its outcome comes."""
+    """Decision of an arm; the reward is ``None`` until its outcome comes."""
 
     arm: str
     unit: str
@@ -55,13 +55,13 @@ class Choice:
 @final
 @dataclass(slots=True)
 class LoggedTest:
-    """One test: how it was declared, and what was decided in it.
+    """Declarations, decisions and outcomes of one test.
 
     Attributes:
-        salt: Its name.
-        declared: What was told of it, where that differs; the last counts.
+        salt: Name of the test.
+        declared: Distinct declarations; the last counts.
         choices: Decisions by id.
-        answered: Those with an outcome, in the order of the outcomes.
+        answered: Decisions with an outcome, in the order of the outcomes.
         judged: Arm, and whether its kernel was culled, in order.
         latencies: Arm and milliseconds, in order.
     """
@@ -75,32 +75,32 @@ class LoggedTest:
 
     @property
     def unit(self) -> str:
-        """What was assigned."""
+        """Unit of assignment: ``"run"``, ``"layer"`` or ``"graft"``."""
         return str(self.declared[-1]["unit"]) if self.declared else "graft"
 
     @property
     def guardrails(self) -> dict[str, float]:
-        """What is tolerated; the defaults where the log does not say."""
+        """Limit of each guardrail; the defaults where the log does not say."""
         return _GUARDRAILS | (dict(self.declared[-1]["guardrails"]) if self.declared else {})
 
     @property
     def weights(self) -> dict[str, float]:
-        """Arm to weight, in the order of the declaration; all alike where there is none."""
+        """Weight of each arm, in the order of the declaration; 1 where there is none."""
         if self.declared:
             return {arm["arm"]: float(arm["weight"]) for arm in self.declared[-1]["arms"]}
         return dict.fromkeys(sorted({choice.arm for choice in self.choices.values()}), 1.0)
 
     def arms(self) -> list[str]:
-        """All arms, declared or seen, the one that others are compared with first."""
+        """Names of all arms, declared or seen, the reference first."""
         # An arm that only an earlier declaration had is still in the log.
         return list(dict.fromkeys([*self.weights, *(c.arm for c in self.choices.values())]))
 
     def units(self, arm: str) -> set[str]:
-        """What was assigned to an arm."""
+        """Units assigned to an arm."""
         return {choice.unit for choice in self.choices.values() if choice.arm == arm}
 
     def rewards(self) -> list[tuple[str, float]]:
-        """Arm and mean reward of every unit, in the order in which they were first heard of."""
+        """Arm and mean reward of every unit, in the order of their first outcomes."""
         by_unit: dict[tuple[str, str], list[float]] = {}
         for choice in self.answered:
             if choice.reward is not None:
@@ -108,7 +108,7 @@ class LoggedTest:
         return [(arm, sum(found) / len(found)) for (arm, _), found in by_unit.items()]
 
     def result(self, arm: str) -> ArmResult:
-        """An arm so far."""
+        """Figures of an arm so far."""
         made = [choice for choice in self.choices.values() if choice.arm == arm]
         strategies = dict.fromkeys(choice.strategy for choice in made)
         declared = {a["arm"]: a["strategy"] for a in (self.declared or [{"arms": []}])[-1]["arms"]}
@@ -129,7 +129,7 @@ class LoggedTest:
 
 
 def gather(logs: Iterable[Log]) -> dict[str, LoggedTest]:
-    """Every test in the logs, by its salt."""
+    """Gather the tests in the logs, by salt."""
     tests: dict[str, LoggedTest] = {}
     for log in logs:
         chosen: dict[str, tuple[LoggedTest, Choice]] = {}
@@ -155,14 +155,14 @@ def _take(kind: str, data: Mapping[str, Any], test: LoggedTest, choice: Choice) 
         choice.reward = float(data.get("reward", 0.0))
         choice.failed = kind == "failure"
         test.answered.append(choice)
-    elif kind == "verdict":
+    elif kind in ("graft", "verdict"):  # a verdict in logs of schema 0
         test.judged.append((choice.arm, not data["kept"]))
     if kind in ("outcome", "timing") and data.get("latency_ms") is not None:
         test.latencies.append((choice.arm, float(data["latency_ms"])))
 
 
-def the_test(tests: Mapping[str, LoggedTest], salt: str | None) -> LoggedTest:
-    """The test that is meant.
+def find_test(tests: Mapping[str, LoggedTest], salt: str | None) -> LoggedTest:
+    """Find a test by its salt, or the only one.
 
     Raises:
         ConfigError: if there is none of that name, or several to choose from.

@@ -1,4 +1,4 @@
-"""Event logs to study: of runs in their folders, or of everything in a store."""
+"""Event logs for studies, read from the folders of runs or from a store."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,20 +8,19 @@ from typing import final
 from esper.contracts.config import Performance
 from esper.contracts.errors import ConfigError
 from esper.contracts.events import Event
-from esper.runs import run_reader as lookup
-from esper.runs import store_address as addresses
+from esper.runs import run_reader, store_address
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Log:
-    """One history: all events of a scope, in order.
+    """Events of one scope, in order.
 
     Attributes:
-        name: What it is called in messages.
-        events: The events; those of other runs belong to what was known.
-        runs: The runs that are asked about; ``None`` for all.
-        performance: How the history of a seed was summed up when choices were made.
+        name: Name for messages.
+        events: The events; those of other runs are part of the history.
+        runs: Runs whose decisions are studied; ``None`` for all.
+        performance: Settings of the tracker when the decisions were made.
     """
 
     name: str
@@ -30,17 +29,17 @@ class Log:
     performance: Performance = field(default_factory=Performance)
 
 
-def of_runs(folder: Path, names: Sequence[str]) -> list[Log]:
-    """The logs of runs; runs that shared a store and a scope learnt from one history.
+def read_runs(folder: Path, names: Sequence[str]) -> list[Log]:
+    """Read the logs of runs; runs that share a store and a scope are one log.
 
     Raises:
         ConfigError: if there is no such run.
         StoreError: if a run or its log cannot be read.
     """
     logs: list[Log] = []
-    shared: dict[tuple[str, str], list[lookup.Run]] = {}
+    shared: dict[tuple[str, str], list[run_reader.Run]] = {}
     for name in dict.fromkeys(names):
-        run = lookup.read_run(folder, name)
+        run = run_reader.read_run(folder, name)
         if run.spec["store"]:
             shared.setdefault((run.spec["store"], run.spec["task"]), []).append(run)
         else:
@@ -49,7 +48,7 @@ def of_runs(folder: Path, names: Sequence[str]) -> list[Log]:
         logs.append(
             Log(
                 name=" ".join(run.folder.name for run in runs),
-                events=addresses.read(url, scope),
+                events=store_address.read(url, scope),
                 runs=frozenset(run.spec["run"] for run in runs),
                 performance=_performance(runs[0]),
             )
@@ -57,8 +56,8 @@ def of_runs(folder: Path, names: Sequence[str]) -> list[Log]:
     return logs
 
 
-def of_store(url: str, scope: str | None) -> list[Log]:
-    """The logs in a store, one for each scope.
+def read_store(url: str, scope: str | None) -> list[Log]:
+    """Read the logs in a store, one for each scope.
 
     Args:
         url: As ``open_store`` takes it, or the path of a SQLite file.
@@ -69,9 +68,9 @@ def of_store(url: str, scope: str | None) -> list[Log]:
         StoreError: if it cannot be read.
     """
     by_scope: dict[str, list[Event]] = {}
-    for event in addresses.read(url, None):
+    for event in store_address.read(url, None):
         by_scope.setdefault(event.scope, []).append(event)
-    shown = addresses.without_password(url)
+    shown = store_address.without_password(url)
     if not by_scope:
         raise ConfigError(f"{shown} is empty: no event was ever written to it")
     if scope is not None and scope not in by_scope:
@@ -84,5 +83,5 @@ def of_store(url: str, scope: str | None) -> list[Log]:
     ]
 
 
-def _performance(run: lookup.Run) -> Performance:
+def _performance(run: run_reader.Run) -> Performance:
     return Performance.model_validate(run.spec["config"]["seed_selection"]["performance"])

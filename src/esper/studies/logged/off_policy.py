@@ -1,4 +1,4 @@
-"""What another policy would have earned, from choices whose probabilities were logged.
+"""Off-policy estimates of a mean reward, from choices whose propensities were logged.
 
 Each estimator averages one number for each decision ``i``, with reward ``r``, weight
 ``w = target propensity / logged propensity`` of the chosen seed, and a model ``q`` of rewards:
@@ -27,6 +27,13 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+_LABELS = {
+    "logged": "logged",
+    "ips": "importance-weighted",
+    "snips": "self-normalised",
+    "dr": "doubly robust",
+}
+
 Z = 1.959963984540054
 """Half width of a 95 % normal interval, in standard errors."""
 
@@ -34,7 +41,7 @@ Z = 1.959963984540054
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A mean reward per decision and its 95 % interval, in the reward's own units.
+    """Mean reward per decision and its 95 % interval, in the reward's own units.
 
     The interval is normal: 1.96 standard errors of the mean of the decisions' numbers on both
     sides, for ``snips`` by the delta method. Decisions that depend on earlier outcomes, as a
@@ -44,7 +51,7 @@ class Estimate:
         name: ``"logged"``, ``"ips"``, ``"snips"`` or ``"dr"``.
         value: The estimate.
         stderr: Its standard error.
-        gain: ``value`` minus the mean of what was earned.
+        gain: ``value`` minus the mean of the logged rewards.
         gain_stderr: Standard error of ``gain``, the decisions paired.
     """
 
@@ -53,6 +60,11 @@ class Estimate:
     stderr: float
     gain: float = 0.0
     gain_stderr: float = 0.0
+
+    @property
+    def label(self) -> str:
+        """Name in tables and pictures."""
+        return _LABELS[self.name]
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -66,7 +78,7 @@ class Estimate:
 
 
 def effective_sample_size(weights: Array) -> float:
-    """``(sum w)**2 / sum w**2``: as many equally weighted decisions would say as much.
+    """Effective sample size ``(sum w)**2 / sum w**2`` of weighted decisions.
 
     Source:
         Kish (1965), Survey Sampling, section 11.2.
@@ -80,13 +92,13 @@ def effective_sample_size(weights: Array) -> float:
 
 
 def estimates(rewards: Array, weights: Array, expected: Array, predicted: Array) -> list[Estimate]:
-    """What was earned, and three estimates of what the target would have earned.
+    """Logged mean, and three estimates of the target policy's mean.
 
     Args:
         rewards: Reward of each decision, shape (N,), N >= 2.
         weights: Target propensity over logged propensity of the chosen seed, shape (N,).
-        expected: What the model expects of the target at each decision, shape (N,).
-        predicted: What the model expects of the chosen seed, shape (N,).
+        expected: Reward that the model expects of the target at each decision, shape (N,).
+        predicted: Reward that the model expects of the chosen seed, shape (N,).
 
     Example:
         Two decisions, weights 2 and 0, rewards 1 and 5, a model that expects 1 throughout:

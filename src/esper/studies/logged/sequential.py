@@ -1,4 +1,4 @@
-"""Tests that may be looked at whenever one likes, and stopped at any look.
+"""Sequential tests: valid at every look, however often, and whenever they are stopped.
 
 The test of two means is a mixture sequential probability ratio test on Student's t. With ``n_a``
 and ``n_b`` outcomes, ``m = n_a * n_b / (n_a + n_b)``, ``v = n_a + n_b - 2`` and ``tau`` the
@@ -118,7 +118,7 @@ def compare(
         values: Rewards in the order in which they came, shape (N,).
         second: Whether each is the second arm's, shape (N,).
         alpha: Probability of ever excluding the true difference.
-        least_sd: What the standard deviation counts for at each look where it is less.
+        least_sd: Lower limit of the standard deviation at each look.
 
     Example:
         >>> rewards, second = np.tile([0.0, 2.0, 0.2, 1.8], 6), np.arange(24) % 2 == 1
@@ -200,7 +200,7 @@ def still_needed(effect: float, count: int, share: float, *, alpha: float = ALPH
 
 
 def chi_square(counts: list[int], weights: list[float]) -> tuple[float, float]:
-    """Pearson's chi-square of counts against what the weights promise, and its p-value.
+    """Pearson's chi-square of counts against weights, and its p-value.
 
     Example:
         60 and 40 where 50 and 50 were promised: ``100 / 50 + 100 / 50``.

@@ -1,13 +1,13 @@
-"""Where strategies are tried: made-up layers whose best seed is known at every step.
+"""Simulated environments: layers whose best seed is known at every step.
 
-An environment is a course of the arms' mean rewards, the noise on top, and how an outcome comes
-back. A to F have goals; the held-out ones are of the same kinds and nothing is tuned on them. The
-arms are permuted in every run, so that no strategy gains by the order of its seeds.
+An environment has a path of mean rewards, a noise, and a delay of outcomes. A to F have goals; the
+held-out ones are of the same kinds and nothing is tuned on them. Arms are permuted in every run, so
+that no strategy gains by the order of its seeds.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import final
 from zlib import crc32
 
@@ -17,14 +17,14 @@ from typing_extensions import override
 
 from esper.contracts.errors import ConfigError, unknown_name
 from esper.studies.simulated.mean_paths import (
-    ArmMoves,
-    Course,
-    Drifting,
+    Constant,
     InTurn,
-    Irregular,
-    Shuffled,
-    Still,
-    Walking,
+    MeanPath,
+    OneArmChanges,
+    Permuted,
+    PermutedIrregularly,
+    RandomWalk,
+    Sinusoidal,
 )
 from esper.studies.simulated.reward_noise import (
     Bernoulli,
@@ -41,10 +41,10 @@ Table = npt.NDArray[np.float64]
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """What was asked for in an environment, over its whole horizon and 100 runs.
+    """Goal of an environment, over its whole horizon and 100 runs.
 
     Attributes:
-        mean: Mean regret, at most; ``None`` where a gain is asked for.
+        mean: Mean regret, at most; ``None`` where the goal is a gain.
         worst: Regret of the worst run, at most.
         gain: Gain relative to random, at least.
     """
@@ -57,14 +57,14 @@ class Goal:
 @final
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One run of an environment: what every arm would earn at every step.
+    """Means and rewards of every arm at every step of one run.
 
     Attributes:
         means: Mean reward, (steps, arms).
         rewards: Reward with its noise, (steps, arms).
-        delays: Steps until the outcome of a choice is told, (steps,); 0 is before the next one.
-        kinds: What the arms of each layer are, one row per layer, (layers, arms); arms of one kind
-            have something in common across layers. Step ``t`` is layer ``t % layers``'s.
+        delays: Steps until the outcome of a choice comes, (steps,); 0 is before the next choice.
+        kinds: Kind of each arm, one row per layer, (layers, arms); arms of one kind are worth about
+            the same in all layers. Step ``t`` is layer ``t % layers``'s.
     """
 
     means: Table
@@ -73,81 +73,89 @@ class Problem:
     kinds: tuple[tuple[str, ...], ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Environment(ABC):
-    """Something to choose in, many times over.
+    """Distribution of problems.
 
     Attributes:
         name: Short name, as on the command line.
-        what: One line for a person.
+        what: Description in one line.
         horizon: Steps in a full run.
         epochs_apart: Epochs from one choice to the next; if not 0, choices go through a
             `SeedSelector` with the default constraints.
-        goal: What was asked for, where something was.
-        held_out: Whether it was never tuned on.
+        goal: The goal; ``None`` of an environment that is held out.
     """
 
     name: str
     what: str
+    _: KW_ONLY
     horizon: int = 5000
     epochs_apart: int = 0
     goal: Goal | None = None
-    held_out: bool = False
+
+    @property
+    def held_out(self) -> bool:
+        """True if nothing was tuned on it."""
+        return self.goal is None
 
     @abstractmethod
     def problem(self, seed: int, run: int, steps: int) -> Problem:
-        """One run; the same for every strategy.
+        """Draw one run; it is the same for every strategy.
 
         Args:
-            seed: Of the study, >= 0.
+            seed: Seed of the study, >= 0.
             run: Number of the run, >= 0.
-            steps: How many, >= 1.
+            steps: Number of steps, >= 1.
         """
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class OneLayer(Environment):
-    """The arms of one layer.
+    """Arms of one layer.
 
     Attributes:
-        course: The mean rewards.
-        noise: What is drawn around them.
-        delay: Least and most steps until an outcome is told, drawn evenly; 0, 0 is at once.
+        path: Mean rewards.
+        noise: Distribution of rewards around them.
+        delay: Least and most steps until an outcome comes, drawn evenly; 0, 0 is at once.
     """
 
-    course: Course
+    path: MeanPath
     noise: Noise
+    _: KW_ONLY
     delay: tuple[int, int] = (0, 0)
 
     @override
     def problem(self, seed: int, run: int, steps: int) -> Problem:
         generator = _generator(seed, run, self.name)
-        means = self.course.means(generator, run, steps)
+        means = self.path.means(generator, run, steps)
         rewards = self.noise.draw(generator, means)
         low, high = self.delay
         return Problem(means, rewards, generator.integers(low, high + 1, steps))
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class SharedKinds(Environment):
-    """Layers whose arms are of the same kinds: what one layer learns helps the next.
+    """Layers whose arms are of the same kinds, so that outcomes of one layer help in the next.
 
-    A kind is worth between `least` and `most`, whatever the layer; the layer multiplies that by a
-    lognormal factor. Every layer has the kinds in an order of its own.
+    A kind is worth between `least` and `most`, times a lognormal factor of the layer. Every layer
+    has the kinds in another order.
 
     Attributes:
-        spread: How the kinds' worths are drawn: ``"loguniform"``, ``"uniform"``, ``"exponential"``.
-        layers: How many.
-        kinds: How many, and arms in each layer.
-        least: Smallest gain.
-        most: Largest gain.
+        spread: Distribution of the worths: ``"loguniform"``, ``"uniform"`` or ``"exponential"``.
+        layers: Number of layers.
+        kinds: Number of kinds, and of arms in each layer.
+        least: Smallest worth.
+        most: Largest worth.
         scatter: Standard deviation of the logarithm of a layer's factor.
-        sds: Range of the noise's standard deviation; drawn once a run.
+        sds: Range of the noise's standard deviation, which is drawn once a run.
     """
 
-    spread: str = "loguniform"
+    spread: str
+    _: KW_ONLY
+    horizon: int = 30
+    epochs_apart: int = 6
     layers: int = 6
     kinds: int = 5
     least: float = 0.001
@@ -186,204 +194,75 @@ _SD = Gaussian(0.02)
 _SHARED = "6 layers x 5 arms of shared kinds, {} worths 0.001 to 0.18, 30 choices in all"
 
 _TABLE: tuple[Environment, ...] = (
-    OneLayer(
-        name="A",
-        what="Bernoulli, means .05, .1, .2 ... .9",
-        course=Still((0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)),
-        noise=Bernoulli(),
-        goal=Goal(mean=35, worst=90),
-    ),
-    OneLayer(
-        name="B",
-        what="Gaussian, 8 even means from 0 to 0.03, sd 0.02",
-        course=Still(_EVEN),
-        noise=_SD,
-        goal=Goal(mean=1.5, worst=4),
-    ),
-    OneLayer(
-        name="C",
-        what="as B, permuted every 500 steps so that the best arm moves",
-        course=Shuffled(_EVEN, 500),
-        noise=_SD,
-        goal=Goal(mean=15),
-    ),
-    OneLayer(
-        name="D",
-        what="as C, Bernoulli, means .1, .15 ... .5 and .8",
-        course=Shuffled(_RATES, 500),
-        noise=Bernoulli(),
-        goal=Goal(mean=290),
-    ),
-    OneLayer(
-        name="E",
-        what="4 arms, 500 choices 6 epochs apart, within the default constraints",
-        course=InTurn((0.020, 0.0, 0.010, 0.005)),
-        noise=_SD,
-        horizon=500,
-        epochs_apart=6,
-        goal=Goal(mean=0.8),
-    ),
-    SharedKinds(
-        name="F",
-        what=_SHARED.format("loguniform"),
-        horizon=30,
-        epochs_apart=6,
-        goal=Goal(gain=2.0),
-    ),
-    SharedKinds(
-        name="F-uniform",
-        what=_SHARED.format("uniform"),
-        horizon=30,
-        epochs_apart=6,
-        spread="uniform",
-        held_out=True,
-    ),
-    SharedKinds(
-        name="F-exponential",
-        what=_SHARED.format("exponential"),
-        horizon=30,
-        epochs_apart=6,
-        spread="exponential",
-        held_out=True,
-    ),
-    OneLayer(
-        name="H1",
-        what="2 arms, Bernoulli .48 and .55",
-        course=Still((0.48, 0.55)),
-        noise=Bernoulli(),
-        held_out=True,
-    ),
-    OneLayer(
-        name="H2",
-        what="16 arms, Gaussian, half a standard deviation apart",
-        course=Still((0.0,) * 8 + (0.01,) * 7 + (0.02,)),
-        noise=_SD,
-        held_out=True,
-    ),
-    OneLayer(
-        name="H3",
-        what="5 arms, Student-t noise with 4 degrees of freedom",
-        course=Still((0.0, 0.01, 0.02, 0.03, 0.04)),
-        noise=StudentT(0.04, 4),
-        held_out=True,
-    ),
-    OneLayer(
-        name="H4",
-        what="6 arms, skewed (exponential) noise",
-        course=Still((0.0, 0.5, 1.0, 1.5, 2.0, 3.0)),
-        noise=Skewed(2.0),
-        held_out=True,
-    ),
-    OneLayer(
-        name="H5",
-        what="the worst arm becomes the best after a third; nothing else moves",
-        course=ArmMoves(_SIX, rank=0, to=0.045, after=1 / 3),
-        noise=_SD,
-        held_out=True,
-    ),
-    OneLayer(
-        name="H6",
-        what="the best arm becomes the worst half-way; nothing else moves",
-        course=ArmMoves(_SIX, rank=-1, to=0.0, after=1 / 2),
-        noise=_SD,
-        held_out=True,
-    ),
-    OneLayer(
-        name="H7",
-        what="6 arms on slow sinusoids",
-        course=Drifting(6, level=0.015, swing=0.015, periods=(2000, 5000)),
-        noise=_SD,
-        held_out=True,
-    ),
-    OneLayer(
-        name="H8",
-        what="5 arms on random walks",
-        course=Walking(5, start_sd=0.015, step_sd=0.0004),
-        noise=_SD,
-        held_out=True,
-    ),
-    OneLayer(
-        name="H9",
-        what="as B, outcomes 10 to 50 steps late",
-        course=Still(_EVEN),
-        noise=_SD,
-        delay=(10, 50),
-        held_out=True,
-    ),
-    OneLayer(
-        name="H10",
-        what="as D, outcomes 10 to 50 steps late",
-        course=Shuffled(_RATES, 500),
-        noise=Bernoulli(),
-        delay=(10, 50),
-        held_out=True,
-    ),
-    OneLayer(
-        name="H11",
-        what="6 arms, nine in ten rewards are 0, the rest exponential",
-        course=Still((0.2, 0.4, 0.6, 0.8, 1.0, 1.5)),
-        noise=Sparse(0.1),
-        held_out=True,
-    ),
-    OneLayer(
-        name="H12",
-        what="4 arms, permuted at irregular times, about every 850 steps",
-        course=Irregular((0.0, 0.01, 0.02, 0.05), least=50, more=800),
-        noise=Gaussian(0.03),
-        held_out=True,
-    ),
-    OneLayer(
-        name="H13",
-        what="6 arms, rare successes: Bernoulli .01 to .05",
-        course=Still((0.01, 0.01, 0.02, 0.02, 0.03, 0.05)),
-        noise=Bernoulli(),
-        held_out=True,
-    ),
-    OneLayer(
-        name="H14",
-        what="as B, hardly any noise, sd 0.0005",
-        course=Still(_EVEN),
-        noise=Gaussian(0.0005),
-        held_out=True,
-    ),
-    OneLayer(
-        name="H15",
-        what="4 arms, much noise, sd 0.1",
-        course=Still((0.0, 0.01, 0.02, 0.03)),
-        noise=Gaussian(0.1),
-        held_out=True,
-    ),
-)
+    OneLayer("A", "Bernoulli, means .05, .1, .2 ... .9",
+             Constant((0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)), Bernoulli(),
+             goal=Goal(mean=35, worst=90)),
+    OneLayer("B", "Gaussian, 8 even means from 0 to 0.03, sd 0.02",
+             Constant(_EVEN), _SD, goal=Goal(mean=1.5, worst=4)),
+    OneLayer("C", "as B, permuted every 500 steps so that the best arm moves",
+             Permuted(_EVEN, 500), _SD, goal=Goal(mean=15)),
+    OneLayer("D", "as C, Bernoulli, means .1, .15 ... .5 and .8",
+             Permuted(_RATES, 500), Bernoulli(), goal=Goal(mean=290)),
+    OneLayer("E", "4 arms, 500 choices 6 epochs apart, within the default constraints",
+             InTurn((0.020, 0.0, 0.010, 0.005)), _SD, horizon=500, epochs_apart=6,
+             goal=Goal(mean=0.8)),
+    SharedKinds("F", _SHARED.format("loguniform"), "loguniform", goal=Goal(gain=2.0)),
+    SharedKinds("F-uniform", _SHARED.format("uniform"), "uniform"),
+    SharedKinds("F-exponential", _SHARED.format("exponential"), "exponential"),
+    OneLayer("H1", "2 arms, Bernoulli .48 and .55", Constant((0.48, 0.55)), Bernoulli()),
+    OneLayer("H2", "16 arms, Gaussian, half a standard deviation apart",
+             Constant((0.0,) * 8 + (0.01,) * 7 + (0.02,)), _SD),
+    OneLayer("H3", "5 arms, Student-t noise with 4 degrees of freedom",
+             Constant((0.0, 0.01, 0.02, 0.03, 0.04)), StudentT(0.04, 4)),
+    OneLayer("H4", "6 arms, skewed (exponential) noise",
+             Constant((0.0, 0.5, 1.0, 1.5, 2.0, 3.0)), Skewed(2.0)),
+    OneLayer("H5", "the worst arm becomes the best after a third; nothing else moves",
+             OneArmChanges(_SIX, rank=0, to=0.045, after=1 / 3), _SD),
+    OneLayer("H6", "the best arm becomes the worst half-way; nothing else moves",
+             OneArmChanges(_SIX, rank=-1, to=0.0, after=1 / 2), _SD),
+    OneLayer("H7", "6 arms on slow sinusoids",
+             Sinusoidal(6, level=0.015, swing=0.015, periods=(2000, 5000)), _SD),
+    OneLayer("H8", "5 arms on random walks",
+             RandomWalk(5, start_sd=0.015, step_sd=0.0004), _SD),
+    OneLayer("H9", "as B, outcomes 10 to 50 steps late", Constant(_EVEN), _SD, delay=(10, 50)),
+    OneLayer("H10", "as D, outcomes 10 to 50 steps late",
+             Permuted(_RATES, 500), Bernoulli(), delay=(10, 50)),
+    OneLayer("H11", "6 arms, nine in ten rewards are 0, the rest exponential",
+             Constant((0.2, 0.4, 0.6, 0.8, 1.0, 1.5)), Sparse(0.1)),
+    OneLayer("H12", "4 arms, permuted at irregular times, about every 850 steps",
+             PermutedIrregularly((0.0, 0.01, 0.02, 0.05), least=50, more=800), Gaussian(0.03)),
+    OneLayer("H13", "6 arms, rare successes: Bernoulli .01 to .05",
+             Constant((0.01, 0.01, 0.02, 0.02, 0.03, 0.05)), Bernoulli()),
+    OneLayer("H14", "as B, hardly any noise, sd 0.0005", Constant(_EVEN), Gaussian(0.0005)),
+    OneLayer("H15", "4 arms, much noise, sd 0.1",
+             Constant((0.0, 0.01, 0.02, 0.03)), Gaussian(0.1)),
+)  # fmt: skip
 
 ENVIRONMENTS: Mapping[str, Environment] = {one.name: one for one in _TABLE}
-"""Every environment by its name, those with a goal first."""
+"""Environments by name, those with a goal first."""
+
+
+_GROUPS: Mapping[str, Sequence[Environment]] = {
+    "goals": [one for one in _TABLE if not one.held_out],
+    "held-out": [one for one in _TABLE if one.held_out],
+    "all": _TABLE,
+}
 
 
 def environments(names: Sequence[str]) -> list[Environment]:
-    """The environments that are asked for, each once, in the order of the table.
+    """Look up environments by name, each once, in the order of the table.
 
     Args:
-        names: Their names in any case; ``held-out`` and ``all`` stand for many. None at all: those
-            with a goal.
+        names: Names in any case; ``goals``, ``held-out`` and ``all`` stand for many. If empty,
+            those with a goal.
 
     Raises:
         ConfigError: if there is no such environment; the message suggests the nearest.
     """
-    known = {name.lower(): name for name in ENVIRONMENTS}
+    known = {name.lower(): [one] for name, one in ENVIRONMENTS.items()} | dict(_GROUPS)
     wanted = set()
     for name in names or ["goals"]:
-        if name.lower() in _GROUPS:
-            group = name.lower()
-            wanted |= {one.name for one in _TABLE if group == "all" or _group(one) == group}
-        elif name.lower() in known:
-            wanted.add(known[name.lower()])
-        else:
+        if name.lower() not in known:
             raise ConfigError(unknown_name("environment", name, [*ENVIRONMENTS, *_GROUPS]))
+        wanted |= {one.name for one in known[name.lower()]}
     return [one for one in _TABLE if one.name in wanted]
-
-
-_GROUPS = ("goals", "held-out", "all")
-
-
-def _group(environment: Environment) -> str:
-    return "held-out" if environment.held_out else "goals"

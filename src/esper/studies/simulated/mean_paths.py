@@ -1,4 +1,4 @@
-"""How the mean rewards of arms stay or move over the steps of a run."""
+"""Mean paths: the mean reward of every arm at every step of a run."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -11,24 +11,24 @@ from typing_extensions import override
 Table = npt.NDArray[np.float64]
 
 
-class Course(ABC):
-    """Draws the mean reward of every arm at every step."""
+class MeanPath(ABC):
+    """Source of the mean reward of every arm at every step."""
 
     @abstractmethod
     def means(self, generator: np.random.Generator, run: int, steps: int) -> Table:
-        """Mean rewards, (steps, arms).
+        """Draw the mean rewards, (steps, arms).
 
         Args:
             generator: The only randomness.
-            run: Number of the run, for a course that takes turns over runs.
+            run: Number of the run, for a path that takes turns over runs.
             steps: Length of the run, >= 1.
         """
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Still(Course):
-    """The means stay; which arm has which is drawn."""
+class Constant(MeanPath):
+    """Constant means, permuted over the arms."""
 
     levels: tuple[float, ...]
 
@@ -39,8 +39,8 @@ class Still(Course):
 
 @final
 @dataclass(frozen=True, slots=True)
-class InTurn(Course):
-    """The means stay; the first level is at arm ``run % arms``, so best at every place in turn."""
+class InTurn(MeanPath):
+    """Constant means; arm ``run % arms`` has the first level, the others are permuted."""
 
     levels: tuple[float, ...]
 
@@ -52,8 +52,8 @@ class InTurn(Course):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Shuffled(Course):
-    """The means are permuted anew every ``every`` steps; each time another arm is the best."""
+class Permuted(MeanPath):
+    """Means permuted anew every ``every`` steps; each time another arm is the best."""
 
     levels: tuple[float, ...]
     every: int
@@ -66,8 +66,8 @@ class Shuffled(Course):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Irregular(Course):
-    """As `Shuffled`, after ``least`` steps and an exponential number, ``more`` on average."""
+class PermutedIrregularly(MeanPath):
+    """As `Permuted`, after ``least`` steps and an exponential number, ``more`` on average."""
 
     levels: tuple[float, ...]
     least: int
@@ -83,14 +83,14 @@ class Irregular(Course):
 
 @final
 @dataclass(frozen=True, slots=True)
-class ArmMoves(Course):
-    """One arm changes for good, the others stay.
+class OneArmChanges(MeanPath):
+    """Constant means, except for one arm that changes once.
 
     Attributes:
         levels: Mean rewards before.
-        rank: Which arm, counted from the worst, 0, or the best, -1.
-        to: What it is worth afterwards.
-        after: Share of the run after which it moves, in (0, 1).
+        rank: Rank of that arm, counted from the worst, 0, or the best, -1.
+        to: Mean reward of it afterwards.
+        after: Share of the run after which it changes, in (0, 1).
     """
 
     levels: tuple[float, ...]
@@ -108,13 +108,13 @@ class ArmMoves(Course):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Drifting(Course):
-    """Sinusoids, each arm with a phase and a period of its own.
+class Sinusoidal(MeanPath):
+    """Sinusoids, each arm with another phase and period.
 
     Attributes:
-        arms: How many.
-        level: What each is worth on average.
-        swing: How far it goes up and down.
+        arms: Number of arms.
+        level: Mean of every sinusoid.
+        swing: Amplitude.
         periods: Least and most steps of a period.
     """
 
@@ -132,7 +132,7 @@ class Drifting(Course):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Walking(Course):
+class RandomWalk(MeanPath):
     """Random walks that begin ``start_sd`` apart and move ``step_sd`` a step."""
 
     arms: int

@@ -1,7 +1,7 @@
-"""What strategies lose by not knowing the best seed, in environments where it is known.
+"""Regret of strategies in environments where the best seed is known.
 
 Regret is the pseudo-regret: at every step the mean reward of the best arm less that of the chosen
-one, so luck in the rewards does not count. All strategies meet the same problems, reward by reward.
+one, so luck in the rewards does not count. All strategies get the same problems, reward by reward.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,16 +22,16 @@ from esper.strategies import SelectionStrategy
 from esper.studies.simulated.environments import Environment, Problem
 
 RUNS, STEPS = 20, 1500
-"""How much is tried by default; a look, not a verdict."""
+"""Default size of a study; too small to judge a goal."""
 
 FULL_RUNS, FULL_STEPS = 100, 5000
-"""How much is tried to hold strategies to their goals."""
+"""Size of a study that judges the goals."""
 
 _POINTS = 100
-"""Points of a path, at most."""
+"""Largest number of points of a path."""
 
 _BLOCK = 10
-"""Runs that one process does in one go."""
+"""Runs of one job."""
 
 Numbers = npt.NDArray[np.float64]
 
@@ -39,7 +39,7 @@ Numbers = npt.NDArray[np.float64]
 @final
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """A strategy under the name by which the tables call it."""
+    """Strategy and its name in the tables."""
 
     name: str
     strategy: SelectionStrategy
@@ -47,18 +47,18 @@ class Contestant:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What a study is asked for.
+class StudySpec:
+    """Settings of a study.
 
     Attributes:
-        contestants: Who is compared; names must differ.
-        environments: Where.
-        runs: Independent runs of each in each, >= 1.
+        contestants: Strategies that are compared; names must differ.
+        environments: Environments.
+        runs: Independent runs of each strategy in each environment, >= 1.
         steps: Choices in a run, >= 1; at most the environment's horizon.
-        seed: Of problems and choices, >= 0: same seed, same figures.
+        seed: Seed of problems and choices, >= 0: same seed, same figures.
 
     Raises:
-        ConfigError: if a number is out of range or a name stands there twice.
+        ConfigError: if a number is out of range or a name is given twice.
     """
 
     contestants: tuple[Contestant, ...]
@@ -80,16 +80,16 @@ class Asked:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """What one strategy did in one environment.
+    """Result of one strategy in one environment.
 
     Attributes:
         strategy: Name of the contestant.
-        environment: Where.
+        environment: The environment.
         steps: Choices in each run.
-        at: Steps at which the paths were looked at, (points,).
+        at: Steps of the points of the paths, (points,).
         paths: Regret so far, (runs, points); the last point is the end.
         earned: Sum of the chosen arms' means, (runs,).
-        even: The same for choosing evenly at random, its expectation, (runs,).
+        even: Expected sum for choosing evenly at random, (runs,).
     """
 
     strategy: str
@@ -123,56 +123,53 @@ class Trial:
 
     @property
     def gain(self) -> float:
-        """What was earned, relative to choosing evenly at random; all runs added up."""
+        """Sum of the rewards of all runs, relative to choosing evenly at random."""
         return float(self.earned.sum() / self.even.sum())
 
     @property
     def full(self) -> bool:
-        """Whether runs were as long as the environment's goal means them to be."""
+        """True if runs had the environment's whole horizon."""
         return self.steps == self.environment.horizon
 
     @property
     def missed(self) -> list[str]:
-        """Which parts of the goal were missed; empty where there is none, or runs were cut."""
+        """Parts of the goal that were missed; empty without a goal or a full run."""
         goal = self.environment.goal if self.full else None
         if goal is None:
             return []
-        missed = [
-            name
-            for name, found, most in (
-                ("mean", self.mean, goal.mean),
-                ("worst", self.worst, goal.worst),
-            )
-            if most is not None and found > most
-        ]
-        return missed + (["gain"] if goal.gain is not None and self.gain < goal.gain else [])
+        missed = {
+            "mean": goal.mean is not None and self.mean > goal.mean,
+            "worst": goal.worst is not None and self.worst > goal.worst,
+            "gain": goal.gain is not None and self.gain < goal.gain,
+        }
+        return [name for name, is_missed in missed.items() if is_missed]
 
 
 def study(
-    asked: Asked, *, jobs: int = 1, done: Callable[[int, int, Environment], None] | None = None
+    spec: StudySpec, *, jobs: int = 1, done: Callable[[int, int, Environment], None] | None = None
 ) -> list[Trial]:
-    """Let every contestant choose in every environment.
+    """Run every contestant in every environment.
 
     Args:
-        asked: Who, where, how often and how long.
+        spec: Settings of the study.
         jobs: Processes to spread the runs over, >= 1; the figures do not depend on it.
-        done: Told how many blocks of runs are done, of how many, and where the latest was.
+        done: Callback with the blocks of runs that are done, all blocks, and the environment.
 
     Returns:
         One trial for each pair, environment by environment.
     """
     blocks = [
-        _Block(contestant, environment, first, min(first + _BLOCK, asked.runs), asked)
-        for environment in asked.environments
-        for contestant in asked.contestants
-        for first in range(0, asked.runs, _BLOCK)
+        _Block(contestant, environment, first, min(first + _BLOCK, spec.runs), spec)
+        for environment in spec.environments
+        for contestant in spec.contestants
+        for first in range(0, spec.runs, _BLOCK)
     ]
-    played: dict[int, list[_Played]] = {}
-    for index, result in _play_all(blocks, jobs):
+    played: dict[int, list[_RunResult]] = {}
+    for index, result in _results_of(blocks, jobs):
         played[index] = result
         if done is not None:
             done(len(played), len(blocks), blocks[index].environment)
-    per_trial = -(-asked.runs // _BLOCK)
+    per_trial = -(-spec.runs // _BLOCK)
     return [
         _trial(blocks[at], [one for part in range(at, at + per_trial) for one in played[part]])
         for at in range(0, len(blocks), per_trial)
@@ -182,24 +179,26 @@ def study(
 def play(
     strategy: SelectionStrategy, environment: Environment, problem: Problem, seed: int
 ) -> list[int]:
-    """Let a strategy choose at every step of a problem; returns the arms it chose.
+    """Run a strategy on a problem; every arm is tried once first, as `SeedSelector` has it.
 
-    Every arm is tried once first, as `SeedSelector` has it. Where the environment asks for
-    constraints the selector itself is used; elsewhere only what it does to records and strategy,
-    without store, events and reservations.
+    Where choices are epochs apart, a `SeedSelector` with the default constraints chooses, elsewhere
+    a `Bandit`: the same records and strategy without store, events and constraints.
 
     Args:
-        strategy: Who chooses.
-        environment: Where the problem is from.
+        strategy: The strategy.
+        environment: Environment of the problem.
         problem: One of its runs.
-        seed: Of the strategy's own randomness.
+        seed: Seed of the strategy's draws.
+
+    Returns:
+        Arms chosen, one for each step.
     """
     if environment.epochs_apart:
-        return _through_selector(strategy, environment, problem, seed)
-    return _alone(strategy, environment.name, problem, seed)
+        return _with_selector(strategy, environment, problem, seed)
+    return _with_bandit(strategy, environment.name, problem, seed)
 
 
-def _alone(strategy: SelectionStrategy, name: str, problem: Problem, seed: int) -> list[int]:
+def _with_bandit(strategy: SelectionStrategy, name: str, problem: Problem, seed: int) -> list[int]:
     bare = Bandit(strategy, problem.rewards.shape[1], seed=seed, name=name)
     delays = problem.delays.tolist()
     waiting: dict[int, list[tuple[Decision, float]]] = {}
@@ -214,7 +213,7 @@ def _alone(strategy: SelectionStrategy, name: str, problem: Problem, seed: int) 
     return chosen
 
 
-def _through_selector(
+def _with_selector(
     strategy: SelectionStrategy, environment: Environment, problem: Problem, seed: int
 ) -> list[int]:
     selector = SeedSelector(strategy, seed=seed, constraints=SelectionConstraints())
@@ -244,29 +243,29 @@ class _Block:
     environment: Environment
     first: int
     end: int
-    asked: Asked
+    spec: StudySpec
 
     @property
     def steps(self) -> int:
-        return min(self.asked.steps, self.environment.horizon)
+        return min(self.spec.steps, self.environment.horizon)
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class _Played:
+class _RunResult:
     path: Numbers
     earned: float
     even: float
 
 
-def _play_all(blocks: Sequence[_Block], jobs: int) -> Iterator[tuple[int, list[_Played]]]:
+def _results_of(blocks: Sequence[_Block], jobs: int) -> Iterator[tuple[int, list[_RunResult]]]:
     if jobs <= 1:
         for index, block in enumerate(blocks):
-            yield index, _play_block(block)
+            yield index, _result_of(block)
         return
     # Spawned: a fork would copy threads that others may have started.
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        begun = {pool.submit(_play_block, block): index for index, block in enumerate(blocks)}
+        begun = {pool.submit(_result_of, block): index for index, block in enumerate(blocks)}
         try:
             for future in as_completed(begun):
                 yield begun[future], future.result()
@@ -275,8 +274,8 @@ def _play_all(blocks: Sequence[_Block], jobs: int) -> Iterator[tuple[int, list[_
             raise
 
 
-def _play_block(block: _Block) -> list[_Played]:
-    environment, seed, steps = block.environment, block.asked.seed, block.steps
+def _result_of(block: _Block) -> list[_RunResult]:
+    environment, seed, steps = block.environment, block.spec.seed, block.steps
     found = []
     for run in range(block.first, block.end):
         problem = environment.problem(seed, run, steps)
@@ -284,20 +283,20 @@ def _play_block(block: _Block) -> list[_Played]:
         got = problem.means[np.arange(steps), chosen]
         path = np.cumsum(problem.means.max(axis=1) - got)
         even = float(problem.means.mean(axis=1).sum())
-        found.append(_Played(path[_looked_at(steps) - 1], float(got.sum()), even))
+        found.append(_RunResult(path[_points(steps) - 1], float(got.sum()), even))
     return found
 
 
-def _looked_at(steps: int) -> npt.NDArray[np.int64]:
+def _points(steps: int) -> npt.NDArray[np.int64]:
     return np.unique(np.linspace(1, steps, min(steps, _POINTS)).round().astype(np.int64))
 
 
-def _trial(block: _Block, played: Sequence[_Played]) -> Trial:
+def _trial(block: _Block, played: Sequence[_RunResult]) -> Trial:
     return Trial(
         strategy=block.contestant.name,
         environment=block.environment,
         steps=block.steps,
-        at=_looked_at(block.steps),
+        at=_points(block.steps),
         paths=np.stack([one.path for one in played]),
         earned=np.array([one.earned for one in played]),
         even=np.array([one.even for one in played]),

@@ -1,4 +1,4 @@
-"""What rewards look like around their means."""
+"""Distributions of the rewards around their means."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ Table = npt.NDArray[np.float64]
 
 
 class Noise(ABC):
-    """Draws a reward for every mean; independent, and the means are the rewards' means."""
+    """Distribution of independent rewards with given means."""
 
     @abstractmethod
     def draw(self, generator: np.random.Generator, means: Table) -> Table:
-        """Rewards, of the shape of ``means``, (steps, arms)."""
+        """Draw rewards of the shape of ``means``, (steps, arms)."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Bernoulli(Noise):
-    """1 with the mean's probability, else 0."""
+    """Reward 1 with the probability ``mean``, else 0."""
 
     @override
     def draw(self, generator: np.random.Generator, means: Table) -> Table:
@@ -33,7 +33,7 @@ class Bernoulli(Noise):
 @final
 @dataclass(frozen=True, slots=True)
 class Gaussian(Noise):
-    """Normal, of standard deviation ``sd``."""
+    """Normal rewards of standard deviation ``sd``."""
 
     sd: float
 
@@ -59,7 +59,7 @@ class StudentT(Noise):
 @final
 @dataclass(frozen=True, slots=True)
 class Skewed(Noise):
-    """Exponential less its mean, of standard deviation ``sd``."""
+    """Exponential noise less its mean, of standard deviation ``sd``."""
 
     sd: float
 
@@ -71,7 +71,7 @@ class Skewed(Noise):
 @final
 @dataclass(frozen=True, slots=True)
 class Sparse(Noise):
-    """0, except for a share of the rewards, which are exponential."""
+    """Rewards of 0, except for a share of them, which are exponential."""
 
     share: float
 

@@ -1,4 +1,4 @@
-"""Where every error ends: one clear line on stderr and an exit code, a traceback on request."""
+"""Top-level error handler: one line on stderr and an exit code, a traceback on request."""
 
 import errno
 import sys
@@ -16,12 +16,12 @@ INTERRUPTED = 130
 
 
 @final
-class Outermost(TyperGroup):
-    """Runs a command; what it raises on purpose becomes a line, not a traceback."""
+class ErrorHandler(TyperGroup):
+    """Group of commands whose expected errors become one line instead of a traceback."""
 
     @override
     def invoke(self, ctx: Any) -> Any:
-        _write_anything()
+        _replace_unknown_characters()
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -41,7 +41,7 @@ class Outermost(TyperGroup):
 
 
 def say_error(message: str) -> None:
-    """One line on stderr, red where there are colours."""
+    """Print one line on stderr, red where there are colours."""
     from rich.console import Console  # noqa: PLC0415 (not needed for --help)
     from rich.text import Text  # noqa: PLC0415
 
@@ -49,7 +49,7 @@ def say_error(message: str) -> None:
     console.print(Text.assemble(("esper: ", "bold red"), (message, "red")))
 
 
-def _write_anything() -> None:
+def _replace_unknown_characters() -> None:
     # In a terminal that knows only ASCII, ± becomes ? instead of an error.
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)

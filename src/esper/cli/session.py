@@ -1,0 +1,192 @@
+"""Session of ``esper train``: train with progress, draw the picture, print the result."""
+
+import shutil
+from collections import Counter
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.text import Text
+
+from esper.cli import tables
+from esper.cli.errors import INTERRUPTED
+from esper.cli.options import RUNS, TrainOptions
+from esper.cli.progress import watch
+from esper.contracts.errors import ConfigError, EsperError, StoreError
+from esper.pictures.run import draw
+from esper.runs import run_folder, run_lock
+from esper.runs.run_folder import RunFolder
+from esper.runs.run_reader import Run, grafts, read_folder, read_run
+from esper.runs.store_address import absolute, check_store, without_password
+from esper.runs.train import RunSpec, make_spec, train
+from esper.services.tamiyo.settings import load_config
+
+
+def start(options: TrainOptions, runs: Path, *, json: bool) -> None:
+    """Start a run, and show its result when it ends.
+
+    Raises:
+        ConfigError: if an option is wrong.
+        StoreError: if the store cannot be used.
+        typer.Exit: with code 130, if the run was interrupted.
+    """
+    if options.task is None:
+        raise ConfigError("name a task, as in: esper train letter (esper tasks lists them)")
+    settings: dict[str, Any] = {
+        "seed": options.seed or 0,
+        "epochs": options.epochs,
+        "config": None if options.config is None else load_config(options.config),
+        "strategy": options.strategy,
+        "budget": options.budget,
+    }
+    make_spec(options.task, **settings)  # before a store is made for a run that cannot be
+    store = _checked(options.store or "", options.task)
+    spec = make_spec(options.task, **settings, store=store)
+    made_runs = not runs.exists()
+    folder = run_folder.create(runs, spec.task, spec.seed)
+    try:
+        _train(spec, folder, runs)
+    except (EsperError, OSError):
+        if not folder.checkpoint.exists():  # not one epoch to go on from
+            shutil.rmtree(folder.path)
+            if made_runs:
+                with suppress(OSError):  # another run may be in it by now
+                    runs.rmdir()
+        raise
+    _show(folder, runs, json)
+
+
+def resume(name: str, options: TrainOptions, runs: Path, *, json: bool) -> None:
+    """Resume a run, and show its result when it ends; one that has ended is shown at once.
+
+    Raises:
+        ConfigError: if there is no such run, or an option contradicts it.
+        StoreError: if the store cannot be used, or the run is damaged.
+        typer.Exit: with code 130, if the run was interrupted.
+    """
+    run = read_run(runs, name)
+    _check_options(options, run)
+    if run.result is None:
+        spec = _spec_of(run)
+        _checked(spec.store, spec.task)
+        _train(spec, run.folder, runs)
+    else:
+        tables.note(f"run {run.folder.name} has ended; there is nothing to resume")
+    _show(run.folder, runs, json)
+
+
+def _checked(url: str, scope: str) -> str:
+    if not url:
+        return url
+    with tables.err().status(f"opening {without_password(url)}"):  # a lock may take a while
+        return check_store(url, scope)
+
+
+def _spec_of(run: Run) -> RunSpec:
+    try:
+        return RunSpec.from_json(dict(run.spec))
+    except (KeyError, ValueError) as error:
+        raise StoreError(f"{run.folder.path / 'run.json'} is damaged: {error}") from error
+
+
+def _train(spec: RunSpec, folder: RunFolder, runs: Path) -> None:
+    """Train, and draw the picture; Ctrl-C says how to go on."""
+    watching = watch(spec, folder.name, tables.err(), kept=_kept(folder))
+    try:
+        with run_lock.held(folder), watching.showing():
+            train(spec, folder, on_progress=watching)
+    except KeyboardInterrupt:
+        command = f"esper train --resume {folder.name}{_where(runs)}"
+        tables.note(f"interrupted {watching.where}; go on with: {command}", style="yellow")
+        raise typer.Exit(INTERRUPTED) from None
+    run = read_folder(folder)
+    try:
+        draw(run, run.events(), folder.picture)
+    except EsperError as error:  # matplotlib is an extra; the run is complete without a picture
+        tables.note(str(error), style="yellow")
+
+
+def _show(folder: RunFolder, runs: Path, json: bool) -> None:
+    run = read_folder(folder)
+    picture = str(folder.picture) if folder.picture.exists() else None
+    if json:
+        tables.print_json(
+            {
+                "run": folder.name,
+                "folder": str(folder.path),
+                "picture": picture,
+                "spec": {**run.spec, "store": without_password(run.spec["store"])},
+                "result": run.result,
+            }
+        )
+        return
+    console = tables.out()
+    if run.result is not None:
+        console.print(tables.result(run.result))
+    console.print()
+    for name, value in (
+        ("run folder", str(folder.path)),
+        ("picture", picture or "none"),
+        ("look closer", f"esper inspect {folder.name}{_where(runs)}"),
+    ):
+        console.print(Text.assemble((f"{name:12}", "dim"), value), soft_wrap=True)
+
+
+def _where(runs: Path) -> str:
+    return "" if runs == RUNS else f" --runs {runs}"
+
+
+def _kept(folder: RunFolder) -> Counter[tuple[str, int]]:
+    """Kernels that an interrupted run has kept, by layer and seed."""
+    kept: Counter[tuple[str, int]] = Counter()
+    if folder.checkpoint.exists():
+        for graft in grafts(read_folder(folder).events()):
+            kept[graft["layer_name"], graft["seed_idx"]] += bool(graft["kept"])
+    return kept
+
+
+def _check_options(options: TrainOptions, run: Run) -> None:
+    """Refuse to resume a run with options that contradict it; all such options are named."""
+    found = [_contradiction(field.name, getattr(options, field.name), run)
+             for field in fields(options)]  # fmt: skip
+    if any(found):
+        raise ConfigError(
+            f"run {run.folder.name!r} cannot be resumed as another run: "
+            f"{', '.join(filter(None, found))}; leave that out"
+        )
+
+
+def _contradiction(option: str, given: Any, run: Run) -> str:
+    if given is None:
+        return ""
+    config = run.spec["config"]
+    if option == "config":
+        # Only what the file has: the task or another option may have set the rest.
+        settings = load_config(given).model_dump(mode="json", exclude_unset=True)
+        difference = _first_difference(settings, config)
+        return f"--config {given} ({difference})" if difference else ""
+    if option == "store":
+        given = without_password(absolute(given))
+        has = without_password(run.spec["store"])
+        return "" if given == has else f"--store {given} (it has {has or 'its own folder'})"
+    has = {
+        "task": run.spec["task"],
+        "strategy": run.strategy,
+        "seed": run.spec["seed"],
+        "epochs": run.spec["epochs"],
+        "budget": config["growth"]["budget"],
+    }[option]
+    flag = option if option == "task" else f"--{option}"
+    return "" if given == has else f"{flag} {given} (it has {has})"
+
+
+def _first_difference(given: Any, has: Any, path: str = "") -> str:
+    if not isinstance(given, dict) or not isinstance(has, dict):
+        return "" if given == has else f"{path} is {given!r}, it has {has!r}"
+    differences = (
+        _first_difference(value, has.get(key), f"{path}.{key}" if path else key)
+        for key, value in given.items()
+    )
+    return next(filter(None, differences), "")

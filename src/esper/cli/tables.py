@@ -1,0 +1,329 @@
+"""Tables of runs, grafts and seeds in a terminal; consoles, numbers and signs."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import typer
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from esper.contracts.seeds import SeedState
+from esper.runs.run_reader import Run, RunSummary
+from esper.runs.store_address import without_password
+from esper.services.tamiyo.preview import SeedPreview
+
+STATES: Mapping[str, tuple[str, str]] = {
+    SeedState.DORMANT: ("·", "dim"),
+    SeedState.GERMINATED: ("○", "cyan"),
+    SeedState.TRAINING: ("◔", "cyan"),
+    SeedState.BLENDING: ("◑", "yellow"),
+    SeedState.HOLDING: ("◕", "yellow"),
+    SeedState.FOSSILIZED: ("●", "green"),
+    SeedState.CULLED: ("✕", "red"),
+}
+"""Sign and colour of every state; the sign alone is enough where there are no colours."""
+
+_RUN_STATES = {"finished": "green", "running": "cyan", "interrupted": "yellow"}
+
+_LATEST = 20
+"""Choices that are shown; --json has all."""
+
+
+def out() -> Console:
+    """Console for results."""
+    return Console(highlight=False)
+
+
+def err() -> Console:
+    """Console for progress and notes."""
+    return Console(stderr=True, highlight=False)
+
+
+def note(text: str, style: str = "") -> None:
+    """Print a line on stderr."""
+    err().print(Text(text, style=style), soft_wrap=True)
+
+
+def print_json(document: object) -> None:
+    """Print a JSON document on stdout."""
+    typer.echo(json.dumps(document, indent=2))
+
+
+def heading(text: str) -> Text:
+    """Text of a heading."""
+    return Text(text, style="bold")
+
+
+def legend(text: str) -> Text:
+    """Text below a table that explains its columns and signs."""
+    return Text(text, style="dim")
+
+
+def seed_sign(state: str, text: str, kept: int = 0) -> Text:
+    """Seed in the sign and colour of its state: ``◑ glu``, and its kept kernels: ``+1``."""
+    sign, style = STATES[state]
+    label = Text(f"{sign} {text}", style=style)
+    return label.append(f" +{kept}", style="green") if kept else label
+
+
+def states_legend() -> Text:
+    """Legend of the signs of states."""
+    text = Text()
+    for state in (s for s in STATES if s not in {SeedState.GERMINATED, SeedState.HOLDING}):
+        sign, style = STATES[state]
+        text.append(f"{sign} {'kept' if state == SeedState.FOSSILIZED else state}  ", style=style)
+    return text
+
+
+def number(value: float | None, form: str = ",d") -> str:
+    """Number, or a dash where there is none."""
+    return "-" if value is None else format(value, form)
+
+
+def percent(value: float | None) -> str:
+    """Share in percent, or a dash where there is none."""
+    return "-" if value is None else f"{value * 100:.1f} %"
+
+
+def table(*columns: str, right: Iterable[str] = (), title: str = "") -> Table:
+    """Empty table; the columns in ``right`` hold numbers."""
+    made = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 0),
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+    )
+    for name in columns:
+        made.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    return made
+
+
+def grafts_table(grafts: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Table of the grafts that were judged: seed, size, reward and verdict."""
+    if not grafts:
+        return Text("No graft was judged.")
+    columns = ("epoch", "layer", "seed", "blueprint", "param.", "reward ± s.e.", "verdict")
+    right = ("epoch", "seed", "param.", "reward ± s.e.")
+    made = table(*columns, right=right, title="Grafts")
+    for graft in grafts:
+        word, style = ("kept", "green") if graft["kept"] else ("culled", "red")
+        reward, stderr = graft["reward"], number(graft["stderr"], ".4f")
+        made.add_row(
+            str(graft["epoch"]),
+            graft["layer_name"],
+            str(graft["seed_idx"]),
+            graft["blueprint"],
+            f"{graft['parameters']:,}",
+            "not judged" if reward is None else f"{reward:+.4f} ± {stderr}",
+            Text.assemble((word, style), f": {_short(graft['why'])}"),
+        )
+    note = (
+        "epoch: at whose end the graft was judged, from 0; reward: held-out loss that the kernel "
+        "removes, in nats, with its standard error (s.e.)"
+    )
+    return Group(made, legend(note))
+
+
+def result(found: Mapping[str, Any]) -> RenderableType:
+    """Tables of a run that has ended: its grafts, and the grown network beside the control."""
+    kept = sum(graft["kept"] for graft in found["grafts"])
+    cut_short = f", {found['under_way']} cut short by the end" if found["under_way"] else ""
+    return Group(
+        grafts_table(found["grafts"]),
+        Text(
+            f"{kept} of {len(found['grafts'])} grafts kept{cut_short}; "
+            f"{found['used']:,} of {found['budget']:,} parameters grown"
+        ),
+        Text(),
+        _comparison(found["control"], found["grown"]),
+    )
+
+
+def _comparison(control: Mapping[str, Any], grown: Mapping[str, Any]) -> RenderableType:
+    measures = {
+        "val. loss": "validation_loss",
+        "val. acc.": "validation_accuracy",
+        "test loss": "test_loss",
+        "test acc.": "test_accuracy",
+    }
+    columns = ("parameters", *measures)
+    title = "Grown against the un-grown control (loss in nats)"
+    made = table("", *columns, right=columns, title=title)
+    for name, row in (("control", control), ("grown", grown)):
+        made.add_row(
+            name,
+            f"{row['parameters']:,}",
+            *[
+                f"{row[key]:.4f}" if key.endswith("loss") else percent(row[key])
+                for key in measures.values()
+            ],
+            style="bold" if name == "grown" else "",
+        )
+    made.add_row(
+        "difference",
+        f"{grown['parameters'] - control['parameters']:+,}",
+        *[_difference(key, grown[key] - control[key]) for key in measures.values()],
+    )
+    return made
+
+
+def spec(run: Run) -> RenderableType:
+    """Settings of a run."""
+    of_run = run.spec
+    store = without_password(of_run["store"])
+    made = Table.grid(padding=(0, 2))
+    for name, value in (
+        ("task", of_run["task"]),
+        ("seed", str(of_run["seed"])),
+        ("strategy", run.strategy),
+        ("epochs", str(of_run["epochs"])),
+        ("budget", f"{of_run['config']['growth']['budget']:,} parameters"),
+        ("event log", f"{store}, as {of_run['run']}" if store else "in the run's folder"),
+        ("folder", str(run.folder.path)),
+    ):
+        made.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
+    return made
+
+
+def refusals_table(found: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Table of the grafts that were requested and refused."""
+    if not found:
+        return Text("No graft was refused.")
+    made = table("epoch", "layer", "why", right=("epoch",), title="Refusals")
+    for refusal in found:
+        made.add_row(str(refusal["epoch"]), refusal["layer"], refusal["reason"])
+    return made
+
+
+def runs_table(found: Sequence[RunSummary]) -> RenderableType:
+    """Table of runs, one line for each."""
+    right = ("seed", "epochs", "kept", "control", "grown")
+    columns = ("run", "task", "seed", "strategy", "epochs", "state", "kept", "control", "grown")
+    made = table(*columns, right=right)
+    for run in found:
+        if run.problem:
+            continue
+        made.add_row(
+            run.run,
+            run.task,
+            str(run.seed),
+            run.strategy,
+            f"{number(run.epochs_done)}/{number(run.epochs)}",
+            Text(run.state, _RUN_STATES[run.state]),
+            f"{number(run.kept)}/{number(run.judged)}",
+            percent(run.control_test_accuracy),
+            percent(run.grown_test_accuracy),
+        )
+    note = "epochs: done, of all; kept: of the grafts judged; control, grown: test accuracy"
+    problems = [Text(f"{run.run}: {run.problem}", style="red") for run in found if run.problem]
+    return Group(made, legend(note), *problems)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class SeedRow:
+    """Line of the table of seeds; state, kept kernels and preview where they are known."""
+
+    layer: str
+    seed: int
+    blueprint: str
+    state: str = ""
+    kept: int | None = None
+    preview: SeedPreview | None = None
+
+
+def seeds_table(rows: Sequence[SeedRow], chooser: str, unit: str = "") -> RenderableType:
+    """Table of seeds: mean reward with its interval, and probability of the next choice.
+
+    Args:
+        rows: The seeds.
+        chooser: Name of the strategy.
+        unit: Unit of the rewards, as in ``", in nats"``.
+    """
+    of_run = any(row.state for row in rows)
+    columns = ("n", *(("kept",) if of_run else ()), "mean", "95 % interval", "score", "p", "open")
+    title = f"Seeds, as {chooser} sees them now"
+    made = table("layer", "seed", "blueprint", *columns, right=("seed", *columns), title=title)
+    for row in rows:
+        count, *cells = _cells(row.preview)
+        made.add_row(
+            row.layer,
+            str(row.seed),
+            seed_sign(row.state, row.blueprint) if row.state else row.blueprint,
+            count,
+            *([number(row.kept)] if of_run else []),
+            *cells,
+        )
+    note = legend(
+        f"mean: of the last n rewards{unit}, with its t interval; p: probability of being chosen "
+        "next, were all seeds of the layer free; score: the strategy's own, - for a first try; "
+        "open: choices whose outcome has not come"
+    )
+    return Group(made, states_legend(), note) if of_run else Group(made, note)
+
+
+def choices_table(decisions: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Table of the latest choices with their reasons, and their runs where there are several."""
+    if not decisions:
+        return Text("No seed was chosen.")
+    shown = decisions[-_LATEST:]
+    cut = f", the last {len(shown)} of {len(decisions):,}" if len(shown) < len(decisions) else ""
+    several = len({data.get("run") for data in decisions}) > 1
+    columns = (*(("run",) if several else ()), "epoch", "layer", "seed", "p", "score", "why")
+    made = table(*columns, right=("epoch", "seed", "p", "score"), title=f"Choices{cut}")
+    for data in shown:
+        made.add_row(
+            *([data["run"]] if several else []),
+            str(data["epoch"]),
+            data["layer"],
+            str(data["seed"]),
+            f"{data['propensity']:.2f}",
+            number(data["score"], ".2f"),
+            f"{data['reason']}{' (fallback)' if data['fallback'] else ''}",
+        )
+    note = (
+        "epoch: at whose end the seed was chosen, from 0; p: probability of the choice; score: "
+        "the strategy's own, - for a first try; sd: standard deviations of the rewards"
+    )
+    return Group(made, legend(note))
+
+
+def _cells(now: SeedPreview | None) -> tuple[str, ...]:
+    if now is None:
+        return ("-",) * 6
+    return (
+        str(now.count),
+        _reward(now.mean),
+        "-" if now.interval is None else " to ".join(map(_reward, now.interval)),
+        number(now.score, ".2f"),
+        ("~" if now.propensity_error >= 0.005 else "") + f"{now.propensity:.2f}",
+        str(now.pending),
+    )
+
+
+def _reward(value: float | None) -> str:
+    if value is None:
+        return "-"
+    plain = not value or 5e-4 <= abs(value) < 1e3
+    return f"{value:+.4f}" if plain else f"{value:+.1e}"
+
+
+def _short(why: str) -> str:
+    # "worth +0.2075 ± 0.0214 of held-out loss: more than 2 standard errors": the numbers have
+    # a column of their own.
+    _, colon, after = why.partition(" of held-out loss: ")
+    short = (after if colon else why).replace("standard errors", "s.e.")
+    return short.replace("not more than", "≤").replace("more than", ">")
+
+
+def _difference(key: str, value: float) -> Text:
+    loss = key.endswith("loss")
+    better = value < 0 if loss else value > 0
+    text = f"{value:+.4f}" if loss else f"{value * 100:+.1f} pt"
+    return Text(text, style="green" if better else "red" if value else "")
