@@ -73,7 +73,8 @@ class KasminaLayer(nn.Module):
         self.spec: LayerSpec | None = None
         like = next((p for p in host.parameters() if p.is_floating_point()), like)
         self.seeds = nn.ModuleList(
-            Seed(f"{name}:{index}", blueprint, like) for index, blueprint in enumerate(seeds)
+            Seed(f"{index} of layer {name!r}", blueprint, like)
+            for index, blueprint in enumerate(seeds)
         )
         self.fossils = nn.ModuleList()
         self._fossil_records: list[dict[str, Any]] = []
@@ -189,7 +190,9 @@ class KasminaLayer(nn.Module):
         seed = self.seed(seed_idx)
         lifecycle.check(seed.name, seed.state, SeedState.GERMINATED)
         if not isinstance(kernel, Kernel):
-            kernel = Kernel(module=kernel, kernel_id=f"{seed.name}:{type(kernel).__name__}")
+            kernel = Kernel(
+                module=kernel, kernel_id=f"{self.name}:{seed_idx}:{type(kernel).__name__}"
+            )
         if any(module is kernel.module for module in self.modules()):
             raise KernelError(
                 f"kernel {kernel.kernel_id!r} is in layer {self.name!r} already; load a copy"

@@ -36,7 +36,7 @@ def check(seed: str, old: SeedState, new: SeedState) -> None:
         LifecycleError: naming the seed, both states, and the allowed steps.
 
     Example:
-        >>> check("fc1:2", SeedState.DORMANT, SeedState.GERMINATED)
+        >>> check("2 of layer 'fc1'", SeedState.DORMANT, SeedState.GERMINATED)
     """
     if new not in TRANSITIONS[old]:
         allowed = ", ".join(TRANSITIONS[old])

@@ -15,7 +15,7 @@ class Seed(nn.Module):
     """Slot of a layer.
 
     Args:
-        name: ``"layer:index"``, for messages.
+        name: As in ``"2 of layer 'fc1'"``, for messages.
         blueprint: Name of the blueprint that it is bound to; empty for none.
         like: Tensor whose device and floating-point type alpha, and then the kernel, take on.
     """

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Iterator
 from functools import partial
 from hashlib import blake2b
+from operator import attrgetter
 from secrets import token_hex
 from typing import Any, final
 
@@ -22,6 +23,7 @@ from esper.stores.base import MetricsStore
 from esper.stores.journal import Journal
 
 _MEASUREMENTS = ("accuracy_delta", "loss_delta", "latency_ms", "memory_mb", "reward_stderr", "rent")
+_measured = attrgetter(*_MEASUREMENTS)
 
 
 @final
@@ -191,8 +193,11 @@ def place_data(record: SeedRecord, decision_id: str) -> dict[str, Any]:
 
 def measured_data(delta: PerformanceDelta) -> dict[str, float]:
     """A measurement as JSON data, its reward apart; without what was not measured."""
-    values = [(name, getattr(delta, name)) for name in _MEASUREMENTS]
-    return {name: float(value) for name, value in values if value is not None}
+    return {
+        name: float(value)
+        for name, value in zip(_MEASUREMENTS, _measured(delta), strict=True)
+        if value is not None
+    }
 
 
 def _decision_event(op_id: str, scope: str, run: str, decision: Decision) -> Event:

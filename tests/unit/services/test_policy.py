@@ -52,7 +52,9 @@ def test_among_layers_of_equally_many_grafts_the_largest_gradient_times_input_gr
     assert request.kernel_budget == 100
     assert request.epoch == 5
     assert request.reason == reason
-    assert reason.startswith("a has had fewest grafts, 0 (0 kept), and 75% of gradient x input")
+    assert reason.startswith(
+        "layer a has had fewest grafts, 0 (0 kept), and 75% of gradient x input"
+    )
     assert reason.endswith("over 2 layer(s) that can grow; the held-out loss falls 1.0% an epoch")
 
 

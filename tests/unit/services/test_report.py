@@ -33,7 +33,8 @@ def test_a_beginning_says_what_grows_where_and_why_once(reports: list[str]) -> N
     assert f"{seed} chosen: bottleneck of 44 parameters: untried" in text
     assert f"{seed} training: it trains in the shadow of the host" in text
     assert re.search(
-        r"why now: fc1 has had fewest grafts, 0 \(0 kept\), and \d\d% of gradient x input", text
+        r"why now: layer fc1 has had fewest grafts, 0 \(0 kept\), and \d\d% of gradient x input",
+        text,
     )
     assert text.count("untried") == 1
 

@@ -111,11 +111,7 @@ class PerformanceTracker:
     def record_selection(
         self, layer_name: str, seed_idx: int, *, decision: Decision | None = None
     ) -> SeedRecord:
-        """Count a choice; with its decision, also wait for the outcome. Written soon.
-
-        Returns:
-            The live record of the seed.
-        """
+        """Count a choice, and wait for the outcome of its decision; the seed's live record."""
         history, events = self._history, self.events
         with self.lock:
             layer = history.layers.get(layer_name)
@@ -131,10 +127,8 @@ class PerformanceTracker:
                 if history.begin is not None:
                     history.open[decision.decision_id] = decision
                 history.writers.add(events.name)
-                if events.journal is not None:
-                    events.write_decision(decision)
-        if events.journal is not None:
-            events.flush_soon()
+                events.write_decision(decision)
+        events.flush_soon()
         return record
 
     def update_metrics_now(

@@ -59,7 +59,7 @@ class HeuristicPolicy(Policy):
         urgency = promises[layer_name] / total if total > 0 else 1 / len(promises)
         record = now.records[layer_name]
         reason = (
-            f"{layer_name} has had fewest grafts, {record.judged} ({record.kept} kept), and "
+            f"layer {layer_name} has had fewest grafts, {record.judged} ({record.kept} kept), and "
             f"{urgency:.0%} of gradient x input over {len(promises)} layer(s) that can grow; "
             f"{_trend_in_words(loss_trend(now.losses, self.growth.plateau_window))}"
         )
