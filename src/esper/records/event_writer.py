@@ -191,13 +191,11 @@ def place_data(record: SeedRecord, decision_id: str) -> dict[str, Any]:
     }
 
 
-def measured_data(delta: PerformanceDelta) -> dict[str, float]:
-    """A measurement as JSON data, its reward apart; without what was not measured."""
-    return {
-        name: float(value)
-        for name, value in zip(_MEASUREMENTS, _measured(delta), strict=True)
-        if value is not None
-    }
+def add_measured(data: dict[str, Any], delta: PerformanceDelta) -> None:
+    """Add a measurement to an event's data, its reward apart, without what was not measured."""
+    for name, value in zip(_MEASUREMENTS, _measured(delta), strict=True):
+        if value is not None:
+            data[name] = float(value)
 
 
 def _decision_event(op_id: str, scope: str, run: str, decision: Decision) -> Event:

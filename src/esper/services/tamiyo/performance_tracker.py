@@ -13,7 +13,7 @@ from esper.contracts.performance import (
     reward,
 )
 from esper.contracts.selection import Decision, require_seed
-from esper.records.event_writer import EventWriter, measured_data, place_data, read_history
+from esper.records.event_writer import EventWriter, add_measured, place_data, read_history
 from esper.records.fold import fold
 from esper.records.history import BeginKnowledge, History
 from esper.records.layer import LayerRecord
@@ -181,15 +181,7 @@ class PerformanceTracker:
     ) -> None:
         """Record that a graft failed: nothing gained, an outcome of reward 0.
 
-        Args:
-            layer_name: The layer.
-            seed_idx: The seed.
-            error: What went wrong, in words.
-            decision: As for `update_metrics_now`; a decision that has an outcome is not counted
-                again.
-
-        Raises:
-            SelectionError: as `update_metrics_now`.
+        Args, and errors, are those of `update_metrics_now`; ``error`` says what went wrong.
         """
         with self.lock:
             record, decision_id = self._history.answered(layer_name, seed_idx, decision)
@@ -243,8 +235,10 @@ class PerformanceTracker:
             MeasurementError: if a measurement is NaN or infinite.
         """
         delta = PerformanceDelta(latency_ms=latency_ms, memory_mb=memory_mb)
+        facts: dict[str, Any] = {}
         require_finite(delta)
-        self._record("timing", layer_name, seed_idx, decision, measured_data(delta), stored=stored)
+        add_measured(facts, delta)
+        self._record("timing", layer_name, seed_idx, decision, facts, stored=stored)
 
     def withdraw(self, decision: Decision) -> None:
         """No longer wait for the outcome of a decision that came to nothing."""
@@ -361,9 +355,12 @@ class PerformanceTracker:
                 record.kernel_id = kernel_id
             self._history.learn(record, decision_id, value, delta)
             if self.events.journal is not None:
-                facts = place_data(record, decision_id) | measured_data(delta) | {"reward": value}
-                more = {} if kernel_id is None else {"kernel": kernel_id}
-                self.events.write("outcome", facts | more)
+                facts = place_data(record, decision_id)
+                add_measured(facts, delta)
+                facts["reward"] = value
+                if kernel_id is not None:
+                    facts["kernel"] = kernel_id
+                self.events.write("outcome", facts)
             return value
 
     def _record(
