@@ -1,4 +1,4 @@
-"""``esper strategies``, ``esper blueprints``, ``esper tasks``: the tables of names."""
+"""``esper strategies``, ``policies``, ``blueprints``, ``tasks``: the tables of names."""
 
 # ruff: noqa: PLC0415 (imports inside commands: --help must not wait for them)
 
@@ -19,6 +19,16 @@ def strategies(json: Json = False) -> None:
     for row in rows:
         row["when"] = row["when"] or row["description"]  # a strategy of another package has none
     _print(rows, json, ("name", "when", "settings"))
+
+
+def policies(json: Json = False) -> None:
+    """List the policies: who decides where and when to grow."""
+    from esper.services.tamiyo.policies import POLICIES
+
+    rows = _rows(POLICIES, ("when",))
+    for row in rows:
+        del row["settings"]  # all policies have the settings of ``growth:``
+    _print(rows, json, ("name", "when"))
 
 
 def blueprints(json: Json = False) -> None:

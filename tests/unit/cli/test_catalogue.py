@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from esper.blueprints import BLUEPRINTS
 from esper.cli.main import app
 from esper.registry import Registry
+from esper.services.tamiyo.policies import POLICIES
 from esper.strategies import STRATEGIES
 from esper.tasks import TASKS
 
@@ -21,7 +22,12 @@ def esper(*arguments: str) -> str:
 
 @pytest.mark.parametrize(
     ("command", "table"),
-    [("strategies", STRATEGIES), ("blueprints", BLUEPRINTS), ("tasks", TASKS)],
+    [
+        ("strategies", STRATEGIES),
+        ("policies", POLICIES),
+        ("blueprints", BLUEPRINTS),
+        ("tasks", TASKS),
+    ],
 )
 def test_every_name_is_described(command: str, table: Registry[Any]) -> None:
     rows = json.loads(esper(command, "--json"))

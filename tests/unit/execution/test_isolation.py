@@ -465,7 +465,7 @@ def test_a_loss_that_does_not_see_the_layer() -> None:
 def test_an_empty_seed_has_no_shadow() -> None:
     model, layer = noisy(SeedState.TRAINING)
     optimizer = torch.optim.SGD(layer.seed(0).parameters(), lr=0.1)
-    with pytest.raises(LifecycleError, match="fc2:1 is dormant and has no kernel"):
+    with pytest.raises(LifecycleError, match="seed 1 of layer 'fc2' is dormant and has no kernel"):
         shadow_step(model, layer, 1, loss_fn=losses, batch=batches(1)[0], optimizer=optimizer)
     with pytest.raises(LifecycleError, match="has no kernel"):
         counterfactual(model, layer, 1, loss_fn=losses, holdout=batches(1))

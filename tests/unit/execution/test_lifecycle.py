@@ -57,7 +57,7 @@ def test_every_step(old: SeedState, new: SeedState) -> None:
         layer.advance(0, new)
         assert layer.seed_states[0] is new
         return
-    with pytest.raises(LifecycleError, match="seed 0:0"):
+    with pytest.raises(LifecycleError, match="seed 0 of layer '0'"):
         layer.advance(0, new)
     assert layer.seed_states == (old, SeedState.DORMANT)
     assert torch.equal(layer(x), before)

@@ -198,6 +198,20 @@ class Assignment:
             arm.load_state_dict(state[name])
 
 
+Chooser = SelectionStrategy | Assignment
+"""A strategy, or an A/B test in which several take turns."""
+
+
+def strategy_in_turn(
+    chooser: Chooser, decision_id: str, layer_name: str, metrics: Mapping[int, SeedRecord]
+) -> tuple[SelectionStrategy, Mapping[int, SeedRecord], Assigned | None]:
+    """Strategy whose turn a decision is, the records as it sees them, and its part in a test."""
+    if not isinstance(chooser, Assignment):
+        return chooser, metrics, None
+    assigned, strategy = chooser.turn(decision_id, layer_name)
+    return strategy, chooser.seen_by(assigned.arm, metrics), assigned
+
+
 @final
 class KnowledgeOfArms(LayerKnowledge):
     """Knowledge of several arms' strategies about one layer; all learn from all outcomes.

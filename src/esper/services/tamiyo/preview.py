@@ -10,9 +10,8 @@ from esper.records.draws import Draws
 from esper.records.interval import mean_interval
 from esper.records.layer import LayerMetrics
 from esper.records.seed import SeedRecord
-from esper.services.tamiyo.assignment import Assignment
+from esper.services.tamiyo.assignment import Chooser, strategy_in_turn
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
-from esper.strategies.base import SelectionStrategy
 from esper.strategies.first_try import first_try
 
 
@@ -45,7 +44,7 @@ class SeedPreview:
 
 
 def preview(
-    chooser: SelectionStrategy | Assignment,
+    chooser: Chooser,
     tracker: PerformanceTracker,
     layer_name: str,
     seeds: Sequence[int],
@@ -67,9 +66,8 @@ def preview(
         layer = tracker.layer(layer_name)
         metrics: Mapping[int, SeedRecord] = layer.seeds if layer else LayerMetrics(None)
         number = layer.choices if layer else 0
-        strategy, seen = _turn(
-            chooser, tracker.events.decision_id(layer_name, number), layer_name, metrics
-        )
+        decision_id = tracker.events.decision_id(layer_name, number)
+        strategy, seen, _ = strategy_in_turn(chooser, decision_id, layer_name, metrics)
         _, reason = strategy.decide(seeds, seen, context, Draws(seed, layer_name, number))
         first = first_try(strategy, list(seeds), seen, Draws(seed, layer_name, number), context)
         if first is not None:
@@ -96,15 +94,3 @@ def preview(
                 propensity_error=error,
             )
         return found
-
-
-def _turn(
-    chooser: SelectionStrategy | Assignment,
-    decision_id: str,
-    layer_name: str,
-    metrics: Mapping[int, SeedRecord],
-) -> tuple[SelectionStrategy, Mapping[int, SeedRecord]]:
-    if not isinstance(chooser, Assignment):
-        return chooser, metrics
-    assigned, strategy = chooser.turn(decision_id, layer_name)
-    return strategy, chooser.seen_by(assigned.arm, metrics)

@@ -16,7 +16,7 @@ from esper.contracts.selection import (
 )
 from esper.records.draws import Draws
 from esper.records.seed import SeedRecord
-from esper.services.tamiyo.assignment import Assignment
+from esper.services.tamiyo.assignment import Assignment, strategy_in_turn
 from esper.services.tamiyo.occupancy import Occupancy, Sifted, occupancy_from
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.strategies.base import Choice, SelectionStrategy
@@ -220,11 +220,9 @@ class SeedSelector:
             metrics: Mapping[int, SeedRecord] = layer.seeds if layer else {}
             number = layer.choices if layer else 0
             decision_id = tracker.events.decision_id(layer_name, number)
-            assigned, strategy = None, self.strategy
-            if isinstance(strategy, Assignment):
-                test = strategy
-                assigned, strategy = test.turn(decision_id, layer_name)
-                metrics = test.seen_by(assigned.arm, metrics)
+            strategy, metrics, assigned = strategy_in_turn(
+                self.strategy, decision_id, layer_name, metrics
+            )
             if not viable:
                 seed_idx, reason = _fall_back(strategy, layer_name, cooling, book.freed, epoch)
             else:
