@@ -61,7 +61,8 @@ class SelectionContext:
     parameters: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _require_whole("current_epoch", self.current_epoch, 0)
+        if self.current_epoch.__class__ is not int or self.current_epoch < 0:
+            _require_whole("current_epoch", self.current_epoch, 0)
         if self.layer_type.__class__ is not str:
             raise ConfigError(f"layer_type is {self.layer_type!r}; it must be a name, or empty")
         if self.health is not None and not isinstance(self.health, HealthSignal):

@@ -126,7 +126,8 @@ class SeedRecord:
             Id of the decision that expires thereby; empty if none does.
         """
         self.total_activations += 1
-        self.last_activation_epoch = max(self.last_activation_epoch, epoch)
+        if epoch > self.last_activation_epoch:
+            self.last_activation_epoch = epoch
         if not decision_id:
             return ""
         waiting = self.open
@@ -142,11 +143,11 @@ class SeedRecord:
 
     def answer(self) -> str:
         """Remove the latest open decision and return its id; empty if none is open."""
-        if not self.open:
+        waiting = self.open
+        if not waiting:
             return ""
-        *rest, latest = self.open
-        self.open = tuple(rest)
-        return latest
+        self.open = waiting[:-1]
+        return waiting[-1]
 
     def add(
         self,

@@ -77,13 +77,11 @@ def pick_best(scores: Mapping[int, float], rng: Draws) -> tuple[int, float]:
         >>> pick_best({0: 0.7, 1: 0.7}, Draws(0, "fc1", 0))[1]
         0.5
     """
-    values = list(scores.values())
-    ordered = sorted(values)
-    best = ordered[-1]
-    if len(ordered) == 1 or ordered[-2] < best - TIE:
-        return list(scores)[values.index(best)], 1.0
-    tied = sorted([seed for seed, score in scores.items() if score >= best - TIE])
-    return tied[rng.index(len(tied))], 1 / len(tied)
+    least = max(scores.values()) - TIE
+    tied = [seed for seed, score in scores.items() if score >= least]
+    if len(tied) == 1:
+        return tied[0], 1.0
+    return sorted(tied)[rng.index(len(tied))], 1 / len(tied)
 
 
 def draw_best(scores: Mapping[int, float], rng: Draws) -> tuple[int, dict[int, float]]:
