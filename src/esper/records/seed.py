@@ -126,8 +126,7 @@ class SeedRecord:
             Id of the decision that expires thereby; empty if none does.
         """
         self.total_activations += 1
-        if epoch > self.last_activation_epoch:
-            self.last_activation_epoch = epoch
+        self.last_activation_epoch = max(self.last_activation_epoch, epoch)
         if not decision_id:
             return ""
         waiting = self.open
