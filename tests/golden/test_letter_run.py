@@ -42,6 +42,7 @@ def printed() -> str:
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 
+@pytest.mark.trains
 def test_the_log_is_the_one_that_was_kept(printed: str) -> None:
     found = [json.loads(line) for line in printed.splitlines()]
     wanted = [json.loads(line) for line in LOG.read_text(encoding="utf-8").splitlines()]
@@ -50,6 +51,7 @@ def test_the_log_is_the_one_that_was_kept(printed: str) -> None:
     assert len(found) == len(wanted)
 
 
+@pytest.mark.trains
 def test_two_processes_write_the_same_bytes(printed: str) -> None:
     assert printed == "".join(f"{line}\n" for line in lines())
 

@@ -109,7 +109,7 @@ def test_training_runs_take_part_as_the_settings_say(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'history.db'}"
     for seed in ("0", "1"):
         esper(
-            "train", "digits", "--epochs", "8", "--config", str(tmp_path / "ab.yaml"),
+            "train", "digits", "--epochs", "6", "--config", str(tmp_path / "ab.yaml"),
             "--store", url, "--runs", str(tmp_path / "runs"), "--seed", seed, "--json",
         )  # fmt: skip
     document: dict[str, Any] = json.loads(esper("ab", url, "--json").stdout)

@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 from esper.cli.main import app
 
-EPOCHS = 10
+EPOCHS = 8
 ESPER = (sys.executable, "-m", "esper")
 TRAIN = ("train", "digits", "--epochs", str(EPOCHS))
 
@@ -68,7 +68,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def log(place: Path) -> str:
     """The event log of a run that nothing stopped."""
-    return esper("inspect", "digits-s0", "--events", cwd=place).stdout
+    return inside("inspect", "digits-s0", "--events", cwd=place).stdout
 
 
 def inspected(place: Path, run: str = "digits-s0") -> dict[str, Any]:
@@ -87,6 +87,7 @@ def test_json_is_one_document_and_says_where_everything_is(place: Path) -> None:
     assert result["used"] <= result["budget"] == 2000
 
 
+@pytest.mark.trains
 def test_tables_tell_what_json_tells(place: Path) -> None:
     text = (place / "second.out").read_text(encoding="utf-8")
     result = inspected(place)["result"]
@@ -106,6 +107,7 @@ def test_tables_tell_what_json_tells(place: Path) -> None:
     assert "esper inspect digits-s0-2" in text
 
 
+@pytest.mark.trains
 def test_progress_in_a_log_is_a_line_for_epochs_in_which_something_happened(place: Path) -> None:
     lines = (place / "first.err").read_text(encoding="utf-8").splitlines()
     assert lines[0].startswith(f"digits-s0 control: {EPOCHS} epochs, held-out loss ")
@@ -115,6 +117,7 @@ def test_progress_in_a_log_is_a_line_for_epochs_in_which_something_happened(plac
     assert any(" kept (+" in line for line in lines)
 
 
+@pytest.mark.trains
 def test_the_same_seed_writes_the_same_log_to_the_byte(place: Path, log: str) -> None:
     assert inside("inspect", "digits-s0-2", "--events", cwd=place).stdout == log
     kinds = {json.loads(line)["kind"] for line in log.splitlines()}
@@ -183,7 +186,7 @@ def test_a_store_is_inspected_by_its_address(place: Path) -> None:
 
 
 def test_a_run_on_a_shared_store_stands_as_it_stood_at_its_end(tmp_path: Path) -> None:
-    train = ("train", "digits", "--epochs", "6", "--store", "sqlite:///h.db", "--seed")
+    train = ("train", "digits", "--epochs", "5", "--store", "sqlite:///h.db", "--seed")
     inside(*train, "0", cwd=tmp_path)
     before = inspected(tmp_path)["seeds"]
     inside(*train, "1", cwd=tmp_path)
@@ -261,7 +264,7 @@ def test_a_run_stopped_twice_resumes_and_its_log_is_that_of_one_never_stopped(
 
     code, told = stop(resume, "digits-s0 epoch ", signal.SIGKILL, tmp_path)
     assert code == -signal.SIGKILL, told
-    esper(*resume, cwd=tmp_path)
+    inside(*resume, cwd=tmp_path)
     assert inside("inspect", "digits-s0", "--events", cwd=tmp_path).stdout == log
     assert inspected(tmp_path)["result"] == inspected(place)["result"]
 

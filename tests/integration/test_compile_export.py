@@ -1,6 +1,7 @@
 """Compiled and exported models: no graph break, no needless recompile, no silent way to eager."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.probes import probe
 from esper.execution.shapes import observe_shapes
 from esper.execution.surgery import kasmina_layers, wrap
+from tests.pairwise import every_pair
 from tests.unit.execution.models import CASES, Case, Noisy, batches, grow, losses, wrapped
 
 # Dynamo itself looks at the .grad of tensors that are no leaves.
@@ -53,22 +55,25 @@ def in_place(model: nn.Module, backend: Any) -> Callable[..., Tensor]:
     return model
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.name in NAMES], ids=str)
-@pytest.mark.parametrize("grad", [True, False])
-def test_whole_graph_dormant_active_and_kept(case: Case, *, grad: bool) -> None:
+@pytest.mark.parametrize(
+    ("case", "state", "grad"),
+    every_pair(
+        [case for case in CASES if case.name in NAMES],
+        [SeedState.DORMANT, SeedState.BLENDING, SeedState.FOSSILIZED],
+        [True, False],
+    ),
+    ids=str,
+)
+def test_whole_graph_dormant_active_and_kept(case: Case, state: SeedState, *, grad: bool) -> None:
     model = case.model().eval()
     layer = wrapped(model, case.layer, 1, case.x())
-    for state in (SeedState.DORMANT, SeedState.BLENDING, SeedState.FOSSILIZED):
-        if state is SeedState.FOSSILIZED:
-            layer.advance(0, SeedState.HOLDING)
-            layer.advance(0, state)
-        elif state is not SeedState.DORMANT:
-            grow(layer, 0, state)
-        counter = CompileCounter()
-        with torch.set_grad_enabled(grad):
-            found = whole(model, counter)(case.x())
-            assert counter.frame_count == 1
-            assert torch.allclose(found, model(case.x()), atol=1e-6)
+    if state is not SeedState.DORMANT:
+        grow(layer, 0, state)
+    counter = CompileCounter()
+    with torch.set_grad_enabled(grad):
+        found = whole(model, counter)(case.x())
+        assert counter.frame_count == 1
+        assert torch.allclose(found, model(case.x()), atol=1e-6)
 
 
 def test_gradients_of_a_compiled_model() -> None:
@@ -86,7 +91,12 @@ def test_gradients_of_a_compiled_model() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-def test_the_default_backend() -> None:
+def test_the_default_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Code compiled for one processor must not be found by a run on another, and to ask which vector
+    # instructions g++ knows takes four times as long as all the rest.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("torch._inductor.config.cpp.vec_isa_ok", False)
+    monkeypatch.setattr("torch._inductor.config.cpp_cache_precompile_headers", False)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     grow(wrapped(model, "0", 1, torch.randn(4, 6)), 0, SeedState.BLENDING)
@@ -155,14 +165,14 @@ def test_passes_on_the_side_compile_nothing_and_stay_right(
 
 
 @pytest.mark.parametrize("make", [whole, in_place])
-def test_fourteen_growths_of_one_model_are_all_compiled(make: Callable[..., Any]) -> None:
+def test_ten_growths_of_one_model_are_all_compiled(make: Callable[..., Any]) -> None:
     """Dynamo gives a function up after eight graphs."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 4))
     layer = wrapped(model, "0", 1, torch.randn(4, 6))
     counter = CompileCounter()
     run, x = make(model, counter), torch.randn(5, 6)
-    for growth in range(14):
+    for growth in range(10):
         grow(layer, 0, SeedState.BLENDING, seed=growth)
         for _ in range(2):
             run(x)
@@ -187,11 +197,11 @@ def test_a_layer_that_only_germinates_compiles_nothing_anew() -> None:
     assert counter.frame_count == 1
 
 
-def test_fourteen_layers_of_different_width_compiled_one_by_one() -> None:
+def test_ten_layers_of_different_width_compiled_one_by_one() -> None:
     """They run the same code, so they would use up one limit of eight."""
     torch.manual_seed(0)
-    model = nn.Sequential(*(nn.Linear(width, width + 1) for width in range(2, 16)))
-    layers = kasmina_layers(wrap(model, [str(i) for i in range(14)], ["lowrank"]))
+    model = nn.Sequential(*(nn.Linear(width, width + 1) for width in range(2, 12)))
+    layers = kasmina_layers(wrap(model, [str(i) for i in range(10)], ["lowrank"]))
     counter = CompileCounter()
     for layer in layers.values():
         layer.compile(backend=counter)
@@ -201,7 +211,7 @@ def test_fourteen_layers_of_different_width_compiled_one_by_one() -> None:
     assert counter.frame_count == 0
     for _ in range(2):
         assert torch.equal(model(x), expected)
-    assert counter.frame_count == 14
+    assert counter.frame_count == 10
     for state in (SeedState.GERMINATED, SeedState.TRAINING, SeedState.BLENDING):
         for name in ("3", "7"):
             if state is SeedState.GERMINATED:
@@ -209,7 +219,7 @@ def test_fourteen_layers_of_different_width_compiled_one_by_one() -> None:
             else:
                 layers[name].advance(0, state)
     model(x)  # growth drops all graphs, and all of them are compiled again
-    assert counter.frame_count == 2 * 14
+    assert counter.frame_count == 2 * 10
 
 
 def test_wrapping_a_compiled_model() -> None:

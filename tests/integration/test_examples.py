@@ -1,28 +1,27 @@
 """The examples run as they stand, and print what they promise."""
 
-import os
 import re
-import subprocess
-import sys
+import runpy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+pytestmark = [pytest.mark.slow, pytest.mark.trains]
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def printed(name: str, folder: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(EXAMPLES / name)],
-        cwd=folder,
-        check=False,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert list(folder.iterdir()) == []  # nothing is left behind
-    return done.stdout
+@pytest.fixture
+def printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str], str]:
+    def run(name: str) -> str:
+        monkeypatch.chdir(tmp_path)
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        assert list(tmp_path.iterdir()) == []  # nothing is left behind
+        return capsys.readouterr().out
+
+    return run
 
 
 def number(pattern: str, text: str) -> float:
@@ -31,10 +30,9 @@ def number(pattern: str, text: str) -> float:
     return float(found[1])
 
 
-@pytest.mark.slow
-def test_plain_loop(tmp_path: Path) -> None:
+def test_plain_loop(printed: Callable[[str], str]) -> None:
     assert len((EXAMPLES / "plain_loop.py").read_text(encoding="utf-8").splitlines()) < 60
-    text = printed("plain_loop.py", tmp_path)
+    text = printed("plain_loop.py")
     assert text.count("held-out loss ") > 24
     assert "kept: worth +" in text
     without = number(r"test loss: ([\d.]+) without growth", text)
@@ -44,9 +42,8 @@ def test_plain_loop(tmp_path: Path) -> None:
     assert number(r"parameters: 460 (\d+)", text) > 460
 
 
-@pytest.mark.slow
-def test_frozen_host(tmp_path: Path) -> None:
-    text = printed("frozen_host.py", tmp_path)
+def test_frozen_host(printed: Callable[[str], str]) -> None:
+    text = printed("frozen_host.py")
     before = number(r"trained and frozen: test loss ([\d.]+)", text)
     assert number(r"grown: test loss ([\d.]+)", text) < 0.9 * before
     assert 0 < number(r", (\d+) parameters added", text) <= 800

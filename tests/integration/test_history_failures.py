@@ -16,7 +16,7 @@ from esper.stores.sqlite import SqliteStore
 from tests.servers import RedisServer
 from tests.unit.services.small_run import SmallRun, same, settings
 
-EPOCHS = 12
+EPOCHS = 10
 GROWTH = settings(max_active=1, keep_stderrs=1.0)
 
 

@@ -3,6 +3,7 @@
 import io
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 from esper.contracts.errors import ConfigError
 from esper.contracts.seeds import SeedState
 from esper.services.tamiyo.settings import config_from
-from tests.unit.services.small_run import BATCHES_PER_EPOCH, SmallRun, host, same
+from tests.unit.services.small_run import BATCHES_PER_EPOCH, CULLED, KEPT, SmallRun, host, same
 
 EPOCHS = 16
 CONFIG = config_from(
@@ -24,7 +25,6 @@ CONFIG = config_from(
             "plateau_threshold": 1.0,
             "probe_every": 7,
             "max_active": 2,
-            "keep_stderrs": 1.0,
         },
         "seed_selection": {"constraints": {"min_dormant_epochs": 3}},
     }
@@ -40,6 +40,7 @@ def a_run(**options: Any) -> SmallRun:
         config=options.pop("config", CONFIG),
         make_scheduler=options.pop("make_scheduler", fade),
         make_optimizer=options.pop("make_optimizer", lambda m: Adam(m.parameters(), lr=0.02)),
+        worth=(KEPT, CULLED),
         options=options,
     )
 
@@ -91,17 +92,22 @@ class Trail:
     states: list[dict[str, Any]]
 
 
+def trail(epochs: int, **options: Any) -> Trail:
+    run = a_run(**options)
+    found = Trail([saved(run)], [everything(run)])
+    for epoch in range(epochs):
+        run.epoch(epoch)
+        found.checkpoints.append(saved(run))
+        found.states.append(everything(run))
+    return found
+
+
 @pytest.fixture(scope="module")
 def uninterrupted() -> Trail:
-    run = a_run()
-    trail = Trail([saved(run)], [everything(run)])
-    for epoch in range(EPOCHS):
-        run.epoch(epoch)
-        trail.checkpoints.append(saved(run))
-        trail.states.append(everything(run))
-    return trail
+    return trail(EPOCHS)
 
 
+@pytest.mark.trains
 def test_the_boundaries_see_every_state_that_lasts(uninterrupted: Trail) -> None:
     seen = set()
     for checkpoint in uninterrupted.checkpoints:
@@ -113,7 +119,7 @@ def test_the_boundaries_see_every_state_that_lasts(uninterrupted: Trail) -> None
 @pytest.mark.parametrize("boundary", range(EPOCHS))
 def test_continuing_from_any_boundary_is_exact(boundary: int, uninterrupted: Trail) -> None:
     resumed = restore(a_run(), uninterrupted.checkpoints[boundary])
-    for epoch in range(boundary, min(boundary + 3, EPOCHS)):
+    for epoch in range(boundary, min(boundary + 2, EPOCHS)):
         resumed.epoch(epoch)
         ours, theirs = everything(resumed), uninterrupted.states[epoch + 1]
         for name in theirs:
@@ -121,13 +127,13 @@ def test_continuing_from_any_boundary_is_exact(boundary: int, uninterrupted: Tra
 
 
 def test_a_stored_run_that_is_taken_up_again_leaves_one_log(tmp_path: Path) -> None:
-    whole = a_run(store=f"sqlite:///{tmp_path}/whole.db", run="night").run(EPOCHS)
-    broken = a_run(store=f"sqlite:///{tmp_path}/broken.db", run="night").run(7)
+    whole = a_run(store=f"sqlite:///{tmp_path}/whole.db", run="night").run(11)
+    broken = a_run(store=f"sqlite:///{tmp_path}/broken.db", run="night").run(6)
     checkpoint = saved(broken)
-    broken.run(11, first=7)  # four more epochs, which the checkpoint does not know
+    broken.run(9, first=6)  # three more epochs, which the checkpoint does not know
     broken.engine.close()
     again = restore(a_run(store=f"sqlite:///{tmp_path}/broken.db", run="night"), checkpoint)
-    again.run(EPOCHS, first=7)
+    again.run(11, first=6)
     assert {event.op_id: event for event in again.events()} == {
         event.op_id: event for event in whole.events()
     }
@@ -166,28 +172,27 @@ def test_a_history_that_was_lost_does_not_stop_the_resumed_run(tmp_path: Path) -
     again.engine.close()
 
 
+OTHERS: dict[str, dict[str, Any]] = {
+    "sgd": {"make_optimizer": lambda m: SGD(m.parameters(), lr=0.02, momentum=0.9)},
+    "named-fused-adamw": {
+        "make_optimizer": lambda m: AdamW(m.named_parameters(), lr=0.02, fused=True)
+    },
+    "one-cycle": {"make_scheduler": lambda o: OneCycleLR(o, max_lr=0.05, total_steps=EPOCHS)},
+}
+
+
+@cache
+def other(name: str) -> Trail:
+    return trail(9, **OTHERS[name])
+
+
+@pytest.mark.trains
 @pytest.mark.parametrize("boundary", [3, 4, 6])
-@pytest.mark.parametrize(
-    ("make_optimizer", "make_scheduler"),
-    [
-        (lambda m: SGD(m.parameters(), lr=0.02, momentum=0.9), fade),
-        (lambda m: AdamW(m.named_parameters(), lr=0.02, fused=True), fade),
-        (
-            lambda m: Adam(m.parameters(), lr=0.02),
-            lambda o: OneCycleLR(o, max_lr=0.05, total_steps=EPOCHS),
-        ),
-    ],
-    ids=["sgd", "named-fused-adamw", "one-cycle"],
-)
-def test_other_optimizers_and_schedulers_continue_exactly(
-    boundary: int, make_optimizer: Any, make_scheduler: Any
-) -> None:
-    given = {"make_optimizer": make_optimizer, "make_scheduler": make_scheduler}
-    whole = a_run(**given).run(boundary)
-    checkpoint = saved(whole)
-    whole.run(9, first=boundary)
-    resumed = restore(a_run(**given), checkpoint).run(9, first=boundary)
-    assert same(everything(resumed), everything(whole))
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_optimizers_and_schedulers_continue_exactly(name: str, boundary: int) -> None:
+    resumed = restore(a_run(**OTHERS[name]), other(name).checkpoints[boundary])
+    resumed.run(boundary + 3, first=boundary)
+    assert same(everything(resumed), other(name).states[boundary + 3])
 
 
 def test_rent_on_latency_is_charged_after_a_resume_too() -> None:

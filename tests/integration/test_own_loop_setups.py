@@ -18,6 +18,7 @@ from esper.contracts.errors import ConfigError
 from tests.unit.services.small_run import (
     BATCH_SIZE,
     BATCHES_PER_EPOCH,
+    KEPT,
     Batch,
     SmallRun,
     host,
@@ -25,10 +26,11 @@ from tests.unit.services.small_run import (
     same,
     settings,
     teacher,
+    tell,
 )
 
-EPOCHS = 10
-KEEP_ALL = settings(keep_stderrs=0.0, train_epochs=1)
+EPOCHS = 7
+SOON = settings(train_epochs=1)
 
 
 def grew(run: SmallRun) -> bool:
@@ -62,6 +64,7 @@ def grouped(model: nn.Module) -> Optimizer:
     return AdamW(groups, lr=0.02)
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize(
     "make_optimizer",
     [
@@ -75,25 +78,28 @@ def grouped(model: nn.Module) -> Optimizer:
     ids=["sgd-momentum", "adamw-fused", "rmsprop", "adam-tensor-lr", "named", "groups"],
 )
 def test_optimizers(make_optimizer: Callable[[nn.Module], Optimizer]) -> None:
-    run = SmallRun(config=KEEP_ALL, make_optimizer=make_optimizer).run(EPOCHS)
+    run = SmallRun(config=SOON, worth=[KEPT], make_optimizer=make_optimizer).run(EPOCHS)
     assert grew(run)
     assert held_once(run)
     assert run.reports[-1].holdout_loss < run.reports[0].holdout_loss
 
 
+@pytest.mark.trains
 def test_named_parameters_stay_unique_when_a_slot_grows_twice() -> None:
     run = SmallRun(
-        config=settings(keep_stderrs=0.0, train_epochs=1),
+        config=SOON,
+        worth=[KEPT],
         make_optimizer=named_adam,
         layers=("fc1",),
         seeds=["lowrank"],
-    ).run(12)
+    ).run(6)
     names = [name for group in run.optimizer.param_groups for name in group["param_names"]]
     assert len(run.engine.layers["fc1"].fossils) >= 2
     assert len(set(names)) == len(names)
     assert held_once(run)
 
 
+@pytest.mark.trains
 def test_an_optimizer_that_cannot_be_made_again_is_an_error_at_once() -> None:
     class Odd(SGD):
         def __init__(self, params: Any, speed: float) -> None:
@@ -141,7 +147,7 @@ def test_schedulers_drive_kernels_as_they_drive_the_host(
         return [float(group["lr"]) for group in optimizer.param_groups]
 
     control = SmallRun(grown=False, make_scheduler=make_scheduler)
-    run = SmallRun(config=settings(keep_stderrs=0.0, train_epochs=1), make_scheduler=make_scheduler)
+    run = SmallRun(config=SOON, worth=[KEPT], make_scheduler=make_scheduler)
     by_batch = isinstance(run.scheduler, schedulers.OneCycleLR)
     for epoch in range(EPOCHS):
         for batch in run.train_batches():
@@ -166,20 +172,18 @@ def test_schedulers_drive_kernels_as_they_drive_the_host(
 # --- models ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_compiled_model_grows_as_the_plain_one_does(backend: str) -> None:
-    def run(*, compiled: bool) -> list[Any]:
+def test_a_compiled_model_grows_as_the_plain_one_does() -> None:
+    def run(backend: str) -> tuple[list[str], list[float]]:
         torch.manual_seed(0)
         model = esper.wrap(host(restless=False), ["fc1", "fc2"], ["glu", "lowrank"])
-        used: Any = torch.compile(model, backend=backend) if compiled else model
+        used: Any = torch.compile(model, backend=backend) if backend else model
         optimizer = Adam(model.parameters(), lr=0.02)
         holdout = [teacher(96, seed=2)]
-        tamiyo = esper.Tamiyo(
-            used, optimizer, loss_fn=loss_fn, holdout=holdout, config=settings(keep_stderrs=0.0)
-        )
-        inputs, targets = teacher(320, seed=1)
-        for epoch in range(7):
+        tamiyo = esper.Tamiyo(used, optimizer, loss_fn=loss_fn, holdout=holdout, config=settings())
+        tell(tamiyo, [KEPT])
+        inputs, targets = teacher(BATCHES_PER_EPOCH * BATCH_SIZE, seed=1)
+        for epoch in range(6):
             for batch in zip(torch.split(inputs, 32), torch.split(targets, 32), strict=True):
                 optimizer.zero_grad()
                 loss_fn(used, batch).mean().backward()  # type: ignore[no-untyped-call]
@@ -187,16 +191,20 @@ def test_a_compiled_model_grows_as_the_plain_one_does(backend: str) -> None:
                 tamiyo.on_batch_end(batch)
             tamiyo.on_epoch_end(epoch)
         assert tamiyo.tracker.events.scope == "Sequential"
-        return [dict(event.data) for event in tamiyo.events() if event.kind == "graft"]
+        kept = [event.data["kernel_id"] for event in tamiyo.events() if event.kind == "graft"]
+        losses = [event.data["holdout_loss"] for event in tamiyo.events() if event.kind == "epoch"]
+        return kept, losses
 
-    torch._dynamo.reset()
-    ours, theirs = run(compiled=True), run(compiled=False)
-    assert ours
-    for one, other in zip(ours, theirs, strict=True):
-        assert one["kernel_id"] == other["kernel_id"]
-        assert one["reward"] == pytest.approx(other["reward"], rel=1e-3, abs=1e-5)
+    kept, losses = run("")
+    assert kept
+    for backend in ("eager", "aot_eager"):
+        torch._dynamo.reset()
+        ours, found = run(backend)
+        assert ours == kept
+        assert found == pytest.approx(losses, rel=1e-3)
 
 
+@pytest.mark.trains
 def test_a_float64_model_whether_converted_before_or_after_wrapping() -> None:
     before = SmallRun(model=host().double(), dtype=torch.float64).run(7)
     model = esper.wrap(host(), ["fc1", "fc2"], list(SmallRun.seeds)).double()
@@ -209,6 +217,7 @@ def test_a_float64_model_whether_converted_before_or_after_wrapping() -> None:
     assert before.facts("graft") == inner.facts("graft")
 
 
+@pytest.mark.trains
 def test_a_frozen_host_learns_through_its_kernels_alone() -> None:
     model = SmallRun(grown=False, model=host(restless=False)).run(12).model
     frozen = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -231,6 +240,7 @@ def test_a_frozen_host_learns_through_its_kernels_alone() -> None:
 # --- loops ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.trains
 def test_clipping_and_accumulation_leave_the_law_whole() -> None:
     def train(run: SmallRun, epochs: int) -> SmallRun:
         for epoch in range(epochs):
@@ -271,6 +281,7 @@ class Loud(Dataset[Batch]):
         return self.inputs[index], self.targets[index]
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_a_data_loader_as_holdout_leaves_the_law_whole(shuffle: bool) -> None:
     loader = DataLoader(Loud(), batch_size=40, shuffle=shuffle)
@@ -283,15 +294,25 @@ def test_a_data_loader_as_holdout_leaves_the_law_whole(shuffle: bool) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), others[1], strict=True))  # noqa: NPY002
 
 
+PAIRED = settings(train_epochs=1, keep_stderrs=1e6)  # the same verdicts in both
+
+
+@pytest.fixture(scope="module")
+def in_order() -> SmallRun:
+    return SmallRun(config=PAIRED).run(7)
+
+
+@pytest.mark.trains
 @pytest.mark.parametrize("own", [True, False])
-def test_examples_are_paired_though_the_holdout_is_shuffled_at_every_pass(own: bool) -> None:
+def test_examples_are_paired_though_the_holdout_is_shuffled_at_every_pass(
+    own: bool, in_order: SmallRun
+) -> None:
     draws = torch.Generator().manual_seed(3) if own else None
     examples = TensorDataset(*teacher(96, seed=2))
     loader = DataLoader(examples, batch_size=40, shuffle=True, generator=draws)
-    shuffled = SmallRun(config=KEEP_ALL, options={"holdout": loader}).run(7)
-    plain = SmallRun(config=KEEP_ALL).run(7)
-    assert plain.facts("graft")
-    for ours, theirs in zip(shuffled.facts("graft"), plain.facts("graft"), strict=True):
+    shuffled = SmallRun(config=PAIRED, options={"holdout": loader}).run(7)
+    assert in_order.facts("graft")
+    for ours, theirs in zip(shuffled.facts("graft"), in_order.facts("graft"), strict=True):
         assert ours["reward"] == pytest.approx(theirs["reward"], rel=1e-3, abs=1e-5)
         assert ours["stderr"] == pytest.approx(theirs["stderr"], rel=1e-3)
 

@@ -3,6 +3,7 @@
 from itertools import pairwise
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,6 +31,7 @@ CONSTRAINTS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.trains
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     growth=GROWTH,

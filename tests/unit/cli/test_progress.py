@@ -13,6 +13,7 @@ from esper.runs import run_folder
 from esper.runs.train import Progress, make_spec, train
 from esper.services.tamiyo.report import seed_name
 
+pytestmark = pytest.mark.trains
 EPOCHS = 6
 
 

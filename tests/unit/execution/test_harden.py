@@ -16,6 +16,7 @@ from esper.execution.harden import harden
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.kernel import Kernel, Recipe
 from esper.execution.surgery import kasmina_layers, wrap
+from tests.pairwise import every_pair
 from tests.unit.execution.models import CASES, Case, Noisy, grow, wrapped
 
 STATES = [
@@ -25,6 +26,7 @@ STATES = [
     SeedState.HOLDING,
     SeedState.FOSSILIZED,
 ]
+YES_NO = [True, False]
 
 
 def grown(case: Case, state: SeedState) -> nn.Module:
@@ -38,23 +40,22 @@ def grown(case: Case, state: SeedState) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("case", "state", "training", "grad"), every_pair(CASES, STATES, YES_NO, YES_NO), ids=str
+)
 def test_equal_outputs_and_nothing_of_esper(
-    case: Case, state: SeedState, *, training: bool
+    case: Case, state: SeedState, *, training: bool, grad: bool
 ) -> None:
     model = grown(case, state).train(training)
     before = copy.deepcopy(model.state_dict())
     plain = harden(model)
-    for grad in (True, False):
-        outputs = []
-        for each in (model, plain):
-            # Batch norm moves its statistics in each, so each runs on a copy.
-            torch.manual_seed(4)
-            with torch.set_grad_enabled(grad):
-                outputs.append(copy.deepcopy(each)(case.x()))
-        assert torch.equal(*outputs)
+    outputs = []
+    for each in (model, plain):
+        # Batch norm moves its statistics in each, so each runs on a copy.
+        torch.manual_seed(4)
+        with torch.set_grad_enabled(grad):
+            outputs.append(copy.deepcopy(each)(case.x()))
+    assert torch.equal(*outputs)
     assert model.state_dict().keys() == before.keys()
     assert isinstance(model.get_submodule(case.layer), KasminaLayer)
     for module in plain.modules():

@@ -15,6 +15,7 @@ from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.kernel import Kernel
 from esper.execution.shapes import observe_shapes
 from esper.execution.surgery import unwrap, wrap
+from tests.pairwise import every_pair
 from tests.unit.execution.models import CASES, Case, Copies, Gated, grow, kernel, squares, wrapped
 
 every_host = pytest.mark.parametrize("case", CASES, ids=str)
@@ -30,9 +31,9 @@ def run(model: nn.Module, x: Tensor, *, training: bool, grad: bool = True) -> Te
     return y
 
 
-@every_host
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize(
+    ("case", "training", "grad"), every_pair(CASES, [True, False], [True, False]), ids=str
+)
 def test_hidden_seeds_leave_the_output_bit_for_bit(
     case: Case, *, training: bool, grad: bool
 ) -> None:
@@ -64,9 +65,9 @@ def test_hidden_seeds_leave_the_gradients_bit_for_bit(case: Case, *, training: b
         assert torch.equal(parameter.grad, gradient)
 
 
-@every_host
-@pytest.mark.parametrize("state", SHOWN)
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("case", "state", "training"), every_pair(CASES, SHOWN, [True, False]), ids=str
+)
 def test_shown_seeds_are_added_with_their_alpha(
     case: Case, state: SeedState, *, training: bool
 ) -> None:

@@ -21,6 +21,7 @@ from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.probes import probe
 from esper.execution.shapes import observe_shapes
 from esper.execution.surgery import kasmina_layers, wrap
+from tests.pairwise import every_pair
 from tests.unit.execution.models import (
     CASES,
     Case,
@@ -126,10 +127,10 @@ def noisy(state: SeedState) -> tuple[nn.Module, KasminaLayer]:
     return model, layer
 
 
-@pytest.mark.parametrize("name", PASSES)
-@pytest.mark.parametrize("state", [SeedState.TRAINING, SeedState.BLENDING])
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("fails", [True, False])
+@pytest.mark.parametrize(
+    ("name", "state", "training", "fails"),
+    every_pair(PASSES, [SeedState.TRAINING, SeedState.BLENDING], [True, False], [True, False]),
+)
 def test_a_pass_on_the_side_leaves_no_trace(
     name: str, state: SeedState, *, training: bool, fails: bool
 ) -> None:
@@ -149,6 +150,7 @@ def test_a_pass_on_the_side_leaves_no_trace(
     assert equal(before, trace.take())
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("how", ["plain", "checkpointed"])
 def test_law_until_blending_the_host_is_its_control_bit_for_bit(how: str) -> None:
     """Weights, buffers, optimizer state and losses, with dropout, batch norm and Adam."""
@@ -192,6 +194,7 @@ def host_of(model: nn.Module) -> list[nn.Parameter]:
     return [p for name, p in model.named_parameters() if ".seeds." not in name]
 
 
+@pytest.mark.trains
 def test_a_seed_learns_what_its_host_cannot() -> None:
     torch.manual_seed(0)
     model = wrap(nn.Sequential(nn.Linear(6, 3)), ["0"], ["bottleneck"])
@@ -220,6 +223,7 @@ def test_a_seed_learns_what_its_host_cannot() -> None:
     assert effect.gain > 5 * effect.stderr > 0
 
 
+@pytest.mark.trains
 def test_a_seed_that_learns_nothing_true_has_no_gain() -> None:
     torch.manual_seed(0)
     model = wrap(nn.Sequential(nn.Linear(6, 3)), ["0"], ["bottleneck"])

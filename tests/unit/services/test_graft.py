@@ -8,8 +8,9 @@ import torch
 from esper.contracts.config import Growth
 from esper.contracts.seeds import SeedState
 from esper.services.tamiyo.graft import Graft
-from tests.unit.services.small_run import SmallRun, settings
+from tests.unit.services.small_run import BATCHES_PER_EPOCH, KEPT, SmallRun, settings
 
+pytestmark = pytest.mark.trains
 GROWTH: dict[str, Any] = {"train_epochs": 3, "blend_epochs": 2, "max_active": 1}
 
 
@@ -59,7 +60,8 @@ def test_alpha_goes_up_in_equal_steps_over_all_blending_epochs() -> None:
         for batch in run.train_batches():
             run.step(batch)
             alphas.append(float(graft.layer.seed(graft.decision.seed_idx).alpha))
-    assert alphas == pytest.approx([i / 20 for i in range(1, 21)])
+    ramp = 2 * BATCHES_PER_EPOCH
+    assert alphas == pytest.approx([i / ramp for i in range(1, ramp + 1)])
     run.step(next(run.train_batches()))
     assert float(graft.layer.seed(graft.decision.seed_idx).alpha) == 1.0
 
@@ -73,7 +75,7 @@ def test_its_optimizer_state_goes_over_to_the_users() -> None:
     }
     run.model.eval()
     graft.layer.advance(graft.decision.seed_idx, SeedState.BLENDING)
-    graft.blend(3, ramp_batches=10)
+    graft.blend(3, ramp_batches=BATCHES_PER_EPOCH)
     for name, p in graft.kernel.module.named_parameters():
         assert torch.equal(run.optimizer.state[p]["exp_avg"], gathered[name])
         assert any(p is held for held in run.optimizer.param_groups[-1]["params"])
@@ -88,6 +90,6 @@ def test_a_seed_optimizer_of_the_users_is_used() -> None:
         made.append(torch.optim.SGD(parameters, lr=0.01, momentum=0.5))
         return made[-1]
 
-    run = SmallRun(config=settings(keep_stderrs=0.0), options={"seed_optimizer": make}).run(10)
+    run = SmallRun(config=settings(), worth=[KEPT], options={"seed_optimizer": make}).run(10)
     assert len(made) == 1 + len(run.facts("decision"))  # one to see that it can be made
     assert any(graft["kept"] for graft in run.facts("graft"))
