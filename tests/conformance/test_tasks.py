@@ -6,7 +6,6 @@ from esper.tasks.base import Task
 from esper.testing.task_laws import TaskLaws
 
 
-@pytest.mark.trains
 class TestEveryTask(TaskLaws):
     @pytest.fixture(params=TASKS.names())
     @override

@@ -87,7 +87,6 @@ def test_json_is_one_document_and_says_where_everything_is(place: Path) -> None:
     assert result["used"] <= result["budget"] == 2000
 
 
-@pytest.mark.trains
 def test_tables_tell_what_json_tells(place: Path) -> None:
     text = (place / "second.out").read_text(encoding="utf-8")
     result = inspected(place)["result"]
@@ -107,7 +106,6 @@ def test_tables_tell_what_json_tells(place: Path) -> None:
     assert "esper inspect digits-s0-2" in text
 
 
-@pytest.mark.trains
 def test_progress_in_a_log_is_a_line_for_epochs_in_which_something_happened(place: Path) -> None:
     lines = (place / "first.err").read_text(encoding="utf-8").splitlines()
     assert lines[0].startswith(f"digits-s0 control: {EPOCHS} epochs, held-out loss ")
@@ -117,7 +115,6 @@ def test_progress_in_a_log_is_a_line_for_epochs_in_which_something_happened(plac
     assert any(" kept (+" in line for line in lines)
 
 
-@pytest.mark.trains
 def test_the_same_seed_writes_the_same_log_to_the_byte(place: Path, log: str) -> None:
     assert inside("inspect", "digits-s0-2", "--events", cwd=place).stdout == log
     kinds = {json.loads(line)["kind"] for line in log.splitlines()}

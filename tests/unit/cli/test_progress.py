@@ -13,7 +13,6 @@ from esper.runs import run_folder
 from esper.runs.train import Progress, make_spec, train
 from esper.services.tamiyo.report import seed_name
 
-pytestmark = pytest.mark.trains
 EPOCHS = 6
 
 
@@ -48,6 +47,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], list[Pro
     return shown(tmp_path_factory.mktemp("live"), colour=False)
 
 
+@pytest.mark.trains
 def test_it_fits_eighty_columns_and_names_every_seed(
     plain: tuple[list[str], list[Progress]],
 ) -> None:
@@ -66,6 +66,7 @@ def test_it_fits_eighty_columns_and_names_every_seed(
     assert f"{EPOCHS} of {EPOCHS} epochs done" in last
 
 
+@pytest.mark.trains
 def test_it_tells_the_last_decision_and_its_reason(
     plain: tuple[list[str], list[Progress]],
 ) -> None:
@@ -77,6 +78,7 @@ def test_it_tells_the_last_decision_and_its_reason(
     assert decided[-1].reason.reason in text
 
 
+@pytest.mark.trains
 def test_signs_tell_the_states_where_there_are_no_colours(
     plain: tuple[list[str], list[Progress]],
 ) -> None:
