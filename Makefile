@@ -22,8 +22,7 @@ default: test
 run: .venv/.run
 	$(BIN)/esper train letter
 
-# What trains a network is run twice, first as on a processor without vector instructions: no test may
-# hang on the last digits of a training.
+# Twice: what trains must come out alike on processors with and without AVX-512.
 test: check
 	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default $(BIN)/pytest -q -m trains tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest

@@ -114,7 +114,7 @@ def test_a_strategy_that_looks_sees_how_large_each_kernel_would_be(strategy: str
 @pytest.mark.trains
 def test_in_a_run_a_strategy_that_looks_sees_health_and_size() -> None:
     config = settings(strategy="linucb", constraints={"min_dormant_epochs": 0}, budget=2000)
-    run = SmallRun(config=config, layers=("fc1",)).run(24)
+    run = SmallRun(config=config, layers=("fc1",)).run(16)
     looked = [data["features"] for data in run.facts("decision") if data["features"]]
     assert looked
     for seen in looked:
