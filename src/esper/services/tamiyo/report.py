@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from esper.contracts.seeds import SeedState
 from esper.contracts.selection import Decision
+from esper.contracts.site import Site
 
 WIDTH = 80
 
@@ -81,6 +82,11 @@ class Verdict:
     why: str
     began: int
     epoch: int
+
+    @property
+    def site(self) -> Site:
+        """Site of the kernel; ``layer_name`` is its text."""
+        return Site.parse(self.layer_name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,17 @@
+"""Where a kernel sits: one value in request, decision, event, checkpoint and report."""
+
+from esper.contracts.selection import decision_data, decision_from
+from esper.contracts.site import Site
+from tests.unit.services.small_run import KEPT, SmallRun, settings
+
+
+def test_the_site_of_a_graft_is_the_same_everywhere() -> None:
+    run = SmallRun(config=settings(max_active=1), layers=("fc1",), worth=(KEPT,)).run(8)
+    verdict = next(verdict for report in run.reports for verdict in report.verdicts)
+    decision = next(report.decision for report in run.reports if report.decision)
+    [site] = {verdict.site, decision.site, decision_from(decision_data(decision)).site}
+    assert site == Site("fc1", "layer")
+    for kind in ("request", "decision", "lifecycle", "outcome", "graft"):
+        assert {Site.parse(data["layer"]) for data in run.facts(kind)} == {site}
+    for saved in run.engine.state_dict()["grafts"]["grafts"]:
+        assert decision_from(saved["decision"]).site == site
