@@ -70,6 +70,19 @@ def test_an_event_of_a_newer_schema_is_refused_with_the_way_out() -> None:
         PerformanceTracker(store=store)
 
 
+def test_an_event_of_a_newer_schema_is_never_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+    store, data = MemoryStore(), {"decision": "", "layer": "fc1", "seed": 0, "blueprint": ""}
+    tracker = PerformanceTracker(store=store)
+    store.append(
+        [Event(f"r/tracker/{n}", "failure", data=data, schema=s) for n, s in enumerate((1, 2, 1))]
+    )
+    for _ in range(2):
+        tracker.refresh()
+        assert "has schema 2, this version reads up to 1" in caplog.text
+        assert tracker.get_layer_metrics("fc1")[0].total_outcomes == 1
+        caplog.clear()
+
+
 def test_an_event_carries_its_schema() -> None:
     assert event_data(Event("a", "epoch"))["schema"] == 1
     assert event_from({"op_id": "a", "kind": "epoch"}).schema == 0
