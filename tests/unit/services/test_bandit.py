@@ -66,6 +66,26 @@ def test_a_bad_argument_is_refused(given: dict[str, Any], match: str) -> None:
         Bandit(**({"strategy": "ucb"} | given))
 
 
+@pytest.mark.parametrize(
+    ("context", "says"),
+    [
+        ({"current_epoch": 1}, "give a SelectionContext"),
+        (SelectionContext(blueprints={0: "glu", 3: "gate"}), "there is no arm 3"),
+    ],
+)
+def test_a_bad_context_is_refused(bandit: Bandit, context: Any, says: str) -> None:
+    with pytest.raises(SelectionError, match=says):
+        bandit.choose(context=context)
+    assert len(bandit.state_dict()["history"]["layers"][0]["seeds"]) == 3
+
+
+def test_a_decision_of_another_bandit_is_refused(bandit: Bandit) -> None:
+    for other in (Bandit("ucb", 3, name="other"), deepcopy(bandit)):
+        decision = other.decide()
+        with pytest.raises(SelectionError, match="was never made by this bandit, 'bandit'"):
+            bandit.update(decision.seed_idx, 0.1, decision=decision)
+
+
 def test_numbers_of_numpy_are_numbers(bandit: Bandit) -> None:
     twin = deepcopy(bandit)
     bandit.update(np.int64(2), np.float32(0.5))  # type: ignore[arg-type]
