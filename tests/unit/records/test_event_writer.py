@@ -2,7 +2,7 @@
 
 import pytest
 
-from esper.contracts.errors import StoreError
+from esper.contracts.errors import ConfigError, StoreError
 from esper.contracts.events import Event, event_data, event_from
 from esper.contracts.performance import PerformanceDelta
 from esper.records.event_writer import EventWriter
@@ -95,6 +95,11 @@ def test_a_reward_is_computed_once_and_less_the_rent() -> None:
     [outcome] = [event.data for event in tracker.events.read_run()]
     assert (outcome["reward"], outcome["rent"]) == (0.375, 0.125)
     assert tracker.get_layer_metrics("fc1")[0].rewards == [0.375]
+
+
+def test_a_tracker_names_what_is_no_store() -> None:
+    with pytest.raises(ConfigError, match="store is 5; give a URL"):
+        PerformanceTracker(store=5)  # type: ignore[arg-type]  # that is the mistake
 
 
 def test_a_tracker_takes_the_url_of_a_store(tmp_path: object) -> None:
