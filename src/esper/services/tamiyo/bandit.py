@@ -212,10 +212,16 @@ class Bandit:
         self._layer: LayerRecord = history.layer(self.name)
 
     def _checked(self, viable: Sequence[int]) -> list[int]:
-        seeds = checked_seeds(self.name, viable)
-        if seeds[-1] >= self.arms:
-            raise _refusal(seeds[-1], self.arms, 0.0)
-        return list(seeds)
+        try:
+            arms = list(checked_seeds(self.name, viable))
+        except SelectionError:
+            arms = []
+        if not arms or arms[-1] >= self.arms:
+            raise SelectionError(
+                f"viable is {viable!r}; give a list of arms, at least one, each once: arms are "
+                f"numbered from 0 to {self.arms - 1}"
+            )
+        return arms
 
     def _answered(self, arm: int, decision: Decision) -> tuple[SeedRecord, str]:
         number = decision.decision_id
