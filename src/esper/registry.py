@@ -41,13 +41,22 @@ class Registry(Generic[T]):
         """Class of this name.
 
         Raises:
-            ConfigError: if there is no such name; the message suggests the nearest.
+            ConfigError: if there is no such name, with the nearest suggested; or if the class of
+                another package is not where its entry point says.
         """
         place = self._everything().get(name)
         if place is None:
             raise ConfigError(unknown_name(self.kind, name, self.names()))
         module, _, attribute = place.partition(":")
-        return cast("type[T]", getattr(import_module(module), attribute))
+        try:
+            return cast("type[T]", getattr(import_module(module), attribute))
+        except (ImportError, AttributeError) as error:
+            if name in self._table:
+                raise
+            raise ConfigError(
+                f"{self.kind} {name!r} of another package, {place}, cannot be imported: {error}; "
+                "repair or uninstall that package"
+            ) from error
 
     def create(self, name: str, **settings: Any) -> T:
         """Instance of the class of this name, with the given settings.

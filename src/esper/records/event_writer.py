@@ -147,9 +147,9 @@ class EventWriter:
         if self.journal is None:
             return
         for place, event in self.journal.read(self._cursor, scope=self.scope, kinds=KINDS):
-            self._cursor = place
             if not event.op_id.startswith(self._numbered("")):
                 yield event
+            self._cursor = place  # last, so that an event that cannot be folded is met again
 
     def read_run(self) -> list[Event]:
         """Every event that this run has written so far, in order."""

@@ -19,13 +19,14 @@ from torch.optim import Optimizer
 from esper import __version__
 from esper.contracts.config import Config
 from esper.contracts.errors import ConfigError
+from esper.contracts.schema import require_schema
 from esper.execution import checkpoint
 from esper.execution.counterfactual import evaluate
 from esper.execution.kernel import count_parameters
 from esper.execution.surgery import wrap
 from esper.runs.run_folder import RunFolder
 from esper.services.tamiyo.report import EpochReport, Verdict
-from esper.services.tamiyo.tamiyo import Tamiyo
+from esper.services.tamiyo.tamiyo import SCHEMA, Tamiyo
 from esper.strategies import STRATEGIES
 from esper.tasks import TASKS
 from esper.tasks.base import Task
@@ -193,11 +194,13 @@ def train(spec: RunSpec, folder: RunFolder, *, on_progress: OnProgress) -> Resul
 def _train(spec: RunSpec, folder: RunFolder, on_progress: OnProgress) -> Result:
     task = TASKS.create(spec.task)
     seeds = {"layers": list(task.layers), "seeds": list(task.seeds)}
+    saved = checkpoint.load(folder.checkpoint) if folder.checkpoint.exists() else None
+    if saved is not None:  # before anything is written that its own version could not read
+        require_schema(saved["tamiyo"], "Tamiyo", SCHEMA)
     folder.write("run", {**spec.to_json(), **seeds})
     control = _control(task, spec, folder, on_progress)
     losses = control["losses"]
     model = wrap(task.host(spec.seed), task.layers, task.seeds)
-    saved = checkpoint.load(folder.checkpoint) if folder.checkpoint.exists() else None
     optimizer = task.optimizer(model)
     tamiyo = _tamiyo(task, spec, folder, model=model, optimizer=optimizer)
     first = 0

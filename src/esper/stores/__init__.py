@@ -66,7 +66,11 @@ def opened(
         StoreError: as `open_store`.
     """
     if redis_client is None:
-        return open_store(store) if isinstance(store, str) else store
+        if isinstance(store, str):
+            return open_store(store)
+        if store is None or hasattr(store, "read"):
+            return store
+        raise ConfigError(f"store is {store!r}; give a URL, as 'sqlite:///history.db', or a store")
     if store is not None:
         raise ConfigError("give redis_client or store, not both; a history has one place")
     from esper.stores.redis import RedisStore  # noqa: PLC0415 (redis is an extra)

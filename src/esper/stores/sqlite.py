@@ -58,7 +58,8 @@ class SqliteStore(MetricsStore):
     Safe to use from several threads; each process opens its own. Every append is one transaction
     that takes the write lock first (``BEGIN IMMEDIATE``): writers queue instead of failing, and
     positions grow in the order of commits. An append that has returned survives the death of the
-    process, not a loss of power (``synchronous=NORMAL``). Not for network file systems.
+    process, not a loss of power (``synchronous=NORMAL``). Not for network file systems. A
+    file of an older schema is brought up to date by the first append; reading leaves it as it is.
 
     Args:
         path: The file; it and its folder are made if missing, and nothing is ever overwritten.
@@ -72,6 +73,7 @@ class SqliteStore(MetricsStore):
         self.path = Path(path).expanduser()
         self._timeout_s = busy_timeout_s
         self._lock = Lock()
+        self._old = False
         self._process = os.getpid()
         self._connection: sqlite3.Connection | None = None
         self._connection = self._open()
@@ -99,6 +101,9 @@ class SqliteStore(MetricsStore):
         with self._using() as connection:
             try:
                 connection.execute("BEGIN IMMEDIATE")
+                if self._is_old(connection):
+                    connection.execute(_FROM_VERSION_1)
+                    connection.execute(_TABLES[-1])
                 connection.executemany(_INSERT, rows)
                 connection.execute("COMMIT")
             finally:
@@ -122,14 +127,16 @@ class SqliteStore(MetricsStore):
             tests.append(("run = ?", (run,)))
         if wanted is not None:
             tests.append((f"kind IN ({','.join('?' * len(wanted))})", sorted(wanted)))
-        query = (
-            "SELECT position, op_id, kind, scope, run, data, schema FROM events WHERE position > ? "
-            f"AND position <= ? {''.join(f'AND {test} ' for test, _ in tests)}"
-            f"ORDER BY position LIMIT {_PAGE}"
-        )
         values = [value for _, given in tests for value in given]
         with self._using() as connection:
             (end,) = connection.execute("SELECT ifnull(max(position), 0) FROM events").fetchone()
+            schema = "0" if self._is_old(connection) else "schema"
+        query = (
+            f"SELECT position, op_id, kind, scope, run, data, {schema} FROM events "
+            "WHERE position > ? "
+            f"AND position <= ? {''.join(f'AND {test} ' for test, _ in tests)}"
+            f"ORDER BY position LIMIT {_PAGE}"
+        )
         return self._pages(query, start, end, values)
 
     @override
@@ -206,15 +213,21 @@ class SqliteStore(MetricsStore):
         try:
             connection.execute("BEGIN IMMEDIATE")
             version = self._check_owner(connection)
-            for statement in {0: _TABLES, 1: (_FROM_VERSION_1, _TABLES[-1])}.get(version, ()):
-                connection.execute(statement)
-            if version < SCHEMA_VERSION:
+            self._old = version == 1
+            if version == 0:
+                for statement in _TABLES:
+                    connection.execute(statement)
                 connection.execute("COMMIT")
             else:
                 # A write that is rolled back: a read-only file shows now, not in mid-run.
                 connection.execute(_TABLES[-1])
         finally:
             _roll_back(connection)
+
+    def _is_old(self, connection: sqlite3.Connection) -> bool:
+        # Another process may have brought the file up to date meanwhile.
+        self._old = self._old and self._check_owner(connection) == 1
+        return self._old
 
     def _check_before_touching(self, connection: sqlite3.Connection) -> None:
         try:

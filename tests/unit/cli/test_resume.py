@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from esper.cli.main import app
+from esper.execution import checkpoint
 from esper.runs import run_lock
 from esper.runs.run_folder import RunFolder
 
@@ -101,6 +102,18 @@ def test_a_run_under_way_is_not_resumed_twice(runs: Path, tmp_path: Path) -> Non
             assert "'digits-s4' is being trained by another process" in line
             assert state_of(folder.path.parent) == "running"
         assert state_of(folder.path.parent) == "interrupted"
+
+
+def test_a_run_of_another_version_is_left_to_that_version(runs: Path, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "runs" / "digits-s4")
+    folder.path.mkdir(parents=True)
+    asked = (runs / "digits-s4" / "run.json").read_text(encoding="utf-8")
+    asked = json.dumps(json.loads(asked))  # as that version wrote it, not as this one would
+    (folder.path / "run.json").write_text(asked, encoding="utf-8")
+    checkpoint.save(folder.checkpoint, {"epoch": 0, "tamiyo": {"epoch": 0}})
+    line = resume(folder.path.parent, code=2)
+    assert "the state of a Tamiyo has no schema" in line
+    assert (folder.path / "run.json").read_text(encoding="utf-8") == asked
 
 
 def state_of(runs: Path) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from esper.contracts.errors import StoreError
+from esper.contracts.errors import ConfigError, StoreError
 from esper.contracts.events import Event, event_data, event_from
 from esper.contracts.performance import PerformanceDelta
 from esper.records.event_writer import EventWriter
@@ -70,6 +70,19 @@ def test_an_event_of_a_newer_schema_is_refused_with_the_way_out() -> None:
         PerformanceTracker(store=store)
 
 
+def test_an_event_of_a_newer_schema_is_never_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+    store, data = MemoryStore(), {"decision": "", "layer": "fc1", "seed": 0, "blueprint": ""}
+    tracker = PerformanceTracker(store=store)
+    store.append(
+        [Event(f"r/tracker/{n}", "failure", data=data, schema=s) for n, s in enumerate((1, 2, 1))]
+    )
+    for _ in range(2):
+        tracker.refresh()
+        assert "has schema 2, this version reads up to 1" in caplog.text
+        assert tracker.get_layer_metrics("fc1")[0].total_outcomes == 1
+        caplog.clear()
+
+
 def test_an_event_carries_its_schema() -> None:
     assert event_data(Event("a", "epoch"))["schema"] == 1
     assert event_from({"op_id": "a", "kind": "epoch"}).schema == 0
@@ -82,6 +95,11 @@ def test_a_reward_is_computed_once_and_less_the_rent() -> None:
     [outcome] = [event.data for event in tracker.events.read_run()]
     assert (outcome["reward"], outcome["rent"]) == (0.375, 0.125)
     assert tracker.get_layer_metrics("fc1")[0].rewards == [0.375]
+
+
+def test_a_tracker_names_what_is_no_store() -> None:
+    with pytest.raises(ConfigError, match="store is 5; give a URL"):
+        PerformanceTracker(store=5)  # type: ignore[arg-type]  # that is the mistake
 
 
 def test_a_tracker_takes_the_url_of_a_store(tmp_path: object) -> None:

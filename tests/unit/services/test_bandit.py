@@ -66,6 +66,26 @@ def test_a_bad_argument_is_refused(given: dict[str, Any], match: str) -> None:
         Bandit(**({"strategy": "ucb"} | given))
 
 
+@pytest.mark.parametrize(
+    ("context", "says"),
+    [
+        ({"current_epoch": 1}, "give a SelectionContext"),
+        (SelectionContext(blueprints={0: "glu", 3: "gate"}), "there is no arm 3"),
+    ],
+)
+def test_a_bad_context_is_refused(bandit: Bandit, context: Any, says: str) -> None:
+    with pytest.raises(SelectionError, match=says):
+        bandit.choose(context=context)
+    assert len(bandit.state_dict()["history"]["layers"][0]["seeds"]) == 3
+
+
+def test_a_decision_of_another_bandit_is_refused(bandit: Bandit) -> None:
+    for other in (Bandit("ucb", 3, name="other"), deepcopy(bandit)):
+        decision = other.decide()
+        with pytest.raises(SelectionError, match="was never made by this bandit, 'bandit'"):
+            bandit.update(decision.seed_idx, 0.1, decision=decision)
+
+
 def test_numbers_of_numpy_are_numbers(bandit: Bandit) -> None:
     twin = deepcopy(bandit)
     bandit.update(np.int64(2), np.float32(0.5))  # type: ignore[arg-type]
@@ -139,12 +159,10 @@ def test_unheard_choices_are_pending_up_to_a_limit() -> None:
 def test_only_viable_arms_are_chosen() -> None:
     bandit = Bandit("ucb", arms=4)
     assert {bandit.choose([2, 1]) for _ in range(6)} == {1, 2}
-    with pytest.raises(SelectionError, match="no arm 4"):
-        bandit.choose([0, 4])
-    with pytest.raises(SelectionError, match="no seed is available"):
-        bandit.choose([])
-    with pytest.raises(SelectionError, match="once"):
-        bandit.choose([1, 1])
+    for viable in ([0, 4], [], [1, 1], [-1], [0.5], "ab", 1):
+        says = f"viable is {re.escape(repr(viable))}; give a list of arms.* from 0 to 3"
+        with pytest.raises(SelectionError, match=says):
+            bandit.choose(viable)  # type: ignore[arg-type]  # that is the mistake
 
 
 def test_a_contextual_strategy_sees_the_context() -> None:

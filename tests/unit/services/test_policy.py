@@ -4,10 +4,13 @@ from math import inf, nan
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from esper.contracts.config import Growth
-from esper.contracts.health import HealthSignal
-from esper.services.tamiyo.policies import LayerGrowth, Situation
+from esper.contracts.errors import SelectionError
+from esper.contracts.health import GraftRequest, HealthSignal
+from esper.contracts.site import Site
+from esper.services.tamiyo.policies import LayerGrowth, Policy, Situation
 from esper.services.tamiyo.policies.heuristic import HeuristicPolicy, loss_trend
 
 FLAT = (1.0, 0.99, 0.98, 0.97)
@@ -39,6 +42,27 @@ def why_not(now: Situation, **settings: Any) -> str:
     request, reason = policy(**settings).decide(now)
     assert request is None
     return reason
+
+
+@pytest.mark.parametrize(
+    ("name", "budget", "says"),
+    [("c", 10, "in layer 'c'"), ("a", 61, "asked for 61 parameters"), ("a", 0, "asked for 0")],
+)
+def test_a_policy_that_asks_for_what_it_may_not_have_is_found_out(
+    name: str, budget: int, says: str
+) -> None:
+    class Stubborn(Policy):
+        name = "stubborn"
+
+        @override
+        def decide(self, now: Situation) -> tuple[GraftRequest | None, str]:
+            return asked, asked.reason
+
+    asked = GraftRequest(
+        site=Site(name), epoch=5, urgency=1.0, kernel_budget=budget, reason="because"
+    )
+    with pytest.raises(SelectionError, match=f"{says}.*60 are left.*mistake in the policy"):
+        Stubborn(Growth(budget=100)).ask(situation(used=40))
 
 
 # --- where ----------------------------------------------------------------------------------------

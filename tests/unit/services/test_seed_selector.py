@@ -312,6 +312,16 @@ def test_state_survives_json() -> None:
     assert restored.decide("fc1", [0, 2], at(10)).seed_idx == 2
 
 
+@pytest.mark.parametrize("damage", [{"strategy": {"x": 1}}, {"layers": {"fc2": {}}}, {"layers": 3}])
+def test_a_damaged_state_is_refused_and_changes_nothing(damage: dict[str, Any]) -> None:
+    selector = fixed()
+    selector.decide("fc1", [0], at(0))
+    before = selector.state_dict()
+    with pytest.raises(ConfigError):
+        selector.load_state_dict(before | damage)
+    assert selector.state_dict() == before
+
+
 def test_a_second_tracker_on_the_store_goes_on_counting() -> None:
     store = MemoryStore()
     first = SeedSelector(UCB(), tracker=PerformanceTracker(store=store, run="a"))

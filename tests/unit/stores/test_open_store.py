@@ -87,6 +87,17 @@ def test_another_package_adds_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
         open_store("mine://x")
 
 
+def test_another_package_s_class_that_is_not_there_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for place in ("nowhere:Mine", "esper.stores.memory:Mine"):
+        point = EntryPoint("mine", place, "esper.stores")
+        monkeypatch.setattr(esper.registry, "entry_points", lambda group, point=point: [point])
+        stores: Registry[MetricsStore] = Registry("store", {}, group="esper.stores")
+        with pytest.raises(ConfigError, match=f"store 'mine' of another package, {place}, cannot"):
+            stores.load("mine")
+
+
 def test_a_store_without_urls_says_so() -> None:
     class Plain(MetricsStore):
         pass

@@ -211,7 +211,9 @@ def test_filtered_reads_use_an_index_and_do_not_sort(file: Path) -> None:
             assert "B-TREE" not in text
 
 
-def test_a_file_of_the_first_schema_is_taken_on(file: Path) -> None:
+def test_a_file_of_the_first_schema_is_read_as_it_is_and_brought_up_to_date_by_an_append(
+    file: Path,
+) -> None:
     with closing(sqlite3.connect(file)) as old:
         old.executescript(
             """CREATE TABLE events (position INTEGER PRIMARY KEY, op_id TEXT NOT NULL UNIQUE,
@@ -219,7 +221,12 @@ def test_a_file_of_the_first_schema_is_taken_on(file: Path) -> None:
                INSERT INTO events VALUES (1, 'a', 'epoch', '', '', '{}');
                PRAGMA application_id = 0x45535052; PRAGMA user_version = 1;"""
         )
-    with SqliteStore(file) as store:
+    with SqliteStore(file) as store, SqliteStore(file) as reader:
+        assert [(event.op_id, event.schema) for _, event in reader.read()] == [("a", 0)]
+        with closing(sqlite3.connect(file)) as old:
+            assert old.execute("PRAGMA user_version").fetchone() == (1,)
         store.append([Event("b", "epoch")])
-        assert [(event.op_id, event.schema) for _, event in store.read()] == [("a", 0), ("b", 1)]
+        for one in (store, reader):
+            assert [(event.op_id, event.schema) for _, event in one.read()] == [("a", 0), ("b", 1)]
+        reader.append([Event("c", "epoch")])
     SqliteStore(file).close()

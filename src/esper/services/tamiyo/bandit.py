@@ -93,7 +93,8 @@ class Bandit:
             context: What a contextual strategy reads; by default only the number of the choice.
 
         Raises:
-            SelectionError: if ``viable`` is empty, repeats an arm or names one that is none.
+            SelectionError: if ``viable`` is empty, repeats an arm or names one that is none, or
+                ``context`` is no `SelectionContext` or has a blueprint of an arm that is none.
         """
         return self.decide(viable, context).seed_idx
 
@@ -104,8 +105,16 @@ class Bandit:
         layer, strategy = self._layer, self.strategy
         seeds = self._viable if viable is None else self._checked(viable)
         number, metrics = layer.choices, layer.seeds
-        context = SelectionContext(number) if context is None else context
+        if context is None:
+            context = SelectionContext(number)
+        elif not isinstance(context, SelectionContext):
+            raise SelectionError(
+                f"the context is {context!r}; give a SelectionContext, as "
+                "SelectionContext(current_epoch=7)"
+            )
         for arm, blueprint in context.blueprints.items():
+            if arm >= self.arms:
+                raise _refusal(arm, self.arms, 0.0)
             layer.bind(arm, blueprint)
         rng = Draws(self.seed, self.name, number)
         first = first_try(strategy, seeds, metrics, rng, context)
@@ -138,7 +147,7 @@ class Bandit:
                 choice, if there is one.
 
         Raises:
-            SelectionError: if there is no such arm.
+            SelectionError: if there is no such arm, or the decision was not made here.
             MeasurementError: if the reward is NaN, infinite or no number.
         """
         if type(arm) is not int or type(reward) is not float:
@@ -203,12 +212,25 @@ class Bandit:
         self._layer: LayerRecord = history.layer(self.name)
 
     def _checked(self, viable: Sequence[int]) -> list[int]:
-        seeds = checked_seeds(self.name, viable)
-        if seeds[-1] >= self.arms:
-            raise _refusal(seeds[-1], self.arms, 0.0)
-        return list(seeds)
+        try:
+            arms = list(checked_seeds(self.name, viable))
+        except SelectionError:
+            arms = []
+        if not arms or arms[-1] >= self.arms:
+            raise SelectionError(
+                f"viable is {viable!r}; give a list of arms, at least one, each once: arms are "
+                f"numbered from 0 to {self.arms - 1}"
+            )
+        return arms
 
     def _answered(self, arm: int, decision: Decision) -> tuple[SeedRecord, str]:
+        number = decision.decision_id
+        mine = decision.layer_name == self.name and number.isdecimal()
+        if not mine or int(number) >= self._layer.choices:
+            raise SelectionError(
+                f"decision {decision.decision_id!r} of {decision.layer_name!r} was never made by "
+                f"this bandit, {self.name!r}; hand each outcome back to the bandit that chose"
+            )
         if decision.seed_idx != arm:
             raise SelectionError(
                 f"decision {decision.decision_id!r} chose arm {decision.seed_idx}, but the outcome "

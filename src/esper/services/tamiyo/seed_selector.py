@@ -192,17 +192,26 @@ class SeedSelector:
         """Take up where `state_dict` was asked, over a tracker that knows as much.
 
         Raises:
-            ConfigError: if the state is of another schema, or of another strategy.
+            ConfigError: if the state is of another schema or strategy, or is damaged; nothing is
+                taken over then.
         """
         require_schema(state, "selector", SCHEMA)
         with self.performance_tracker.lock:
-            self.strategy.load_state_dict(state["strategy"])
-            self._layers = {}
-            for name, layer in state["layers"].items():
-                self._layers[name], decisions = occupancy_from(layer)
-                for decision in decisions:
-                    record = self.performance_tracker.record_of(decision)
-                    self._layers[name].reserve(decision, record)
+            layers = {}
+            try:
+                for name, layer in state["layers"].items():
+                    layers[name], decisions = occupancy_from(layer)
+                    for decision in decisions:
+                        record = self.performance_tracker.record_of(decision)
+                        layers[name].reserve(decision, record)
+                self.strategy.load_state_dict(state["strategy"])
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                if isinstance(error, ConfigError):
+                    raise
+                raise ConfigError(
+                    f"the state of a selector cannot be read ({error!r}); it is damaged"
+                ) from error
+            self._layers = layers
 
     def _choose(
         self, layer_name: str, available_seeds: Sequence[int], context: SelectionContext

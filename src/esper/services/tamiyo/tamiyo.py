@@ -265,7 +265,7 @@ class Tamiyo:
         refused: list[str] = []
         while True:
             situation = self._situation(list(signals.values()), epoch)
-            request, reason = self.policy.decide(situation)
+            request, reason = self.policy.ask(situation)
             if request is None:
                 return None, "; ".join([*refused, reason])
             self.log.request(request)

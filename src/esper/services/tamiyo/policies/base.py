@@ -3,10 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 from esper.contracts.config import Growth
-from esper.contracts.errors import ConfigError
+from esper.contracts.errors import ConfigError, SelectionError
 from esper.contracts.health import GraftRequest, HealthSignal
 
 
@@ -87,6 +87,25 @@ class Policy(ABC):
         Returns:
             The request or ``None``, and one sentence that says why.
         """
+
+    @final
+    def ask(self, now: Situation) -> tuple[GraftRequest | None, str]:
+        """`decide`, held to what was shown and to the budget.
+
+        Raises:
+            SelectionError: if the policy asks for another layer, or for more than is left.
+        """
+        request, reason = self.decide(now)
+        left = self.growth.budget - now.used
+        if request is not None:
+            shown = [signal.layer_name for signal in now.signals]
+            if request.site.name not in shown or not 0 < request.kernel_budget <= left:
+                raise SelectionError(
+                    f"policy {self.name!r} asked for {request.kernel_budget} parameters in layer "
+                    f"{request.site.name!r}; {left} are left, and it may ask for one of {shown}. "
+                    "That is a mistake in the policy"
+                )
+        return request, reason
 
     def state_dict(self) -> dict[str, Any]:
         """Knowledge that is in no situation, as JSON data; empty for most."""
