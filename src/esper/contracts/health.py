@@ -69,8 +69,3 @@ class GraftRequest:
     urgency: float
     kernel_budget: int
     reason: str
-
-    @property
-    def layer_name(self) -> str:
-        """Name of the site."""
-        return str(self.site)

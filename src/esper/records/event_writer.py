@@ -68,13 +68,7 @@ class EventWriter:
     # Writing
 
     def write(self, kind: str, data: dict[str, Any], *, stored: bool = True) -> Event:
-        """The next numbered event; written at the next `flush`.
-
-        Args:
-            kind: One of ``fold.KINDS``.
-            data: JSON types only.
-            stored: Whether the store gets it; if not, it takes up no number.
-        """
+        """A numbered event, written at the next `flush`; without ``stored`` it has no number."""
         event = Event(self._numbered(self.written), kind, self.scope, self.run, data)
         if stored and self.journal is not None:
             self.written += 1
@@ -164,13 +158,7 @@ class EventWriter:
 def read_history(events: EventWriter, old: History, position: int | None = None) -> History:
     """The history of the store, up to a position of this run; ``old`` itself without a store.
 
-    Args:
-        events: Reads the store.
-        old: Its settings and strategy are taken over.
-        position: As for `EventWriter.read_all`.
-
-    Raises:
-        StoreError: if the store cannot be read.
+    Settings and strategy are those of ``old``. Raises as `EventWriter.read_all`.
     """
     old.own = events.name
     if events.journal is None:

@@ -1,4 +1,4 @@
-"""Fold events into a history; the only way from an event to the records.
+"""Fold events into a history: the way from a written event to the records.
 
 Reading a whole log through `fold` gives the same records as a run that wrote it.
 """

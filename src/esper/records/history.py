@@ -81,16 +81,8 @@ class History:
     ) -> tuple[SeedRecord | None, str]:
         """Record that an outcome belongs to, and id of the decision that it answers.
 
-        Args:
-            layer_name: The layer.
-            seed_idx: The seed.
-            decision: The decision; ``None``: the latest open one of the seed, if there is one.
-
-        Returns:
-            No record if the decision has its outcome already, or expired.
-
-        Raises:
-            SelectionError: as `located`.
+        Without a decision it is the latest open one of the seed, if there is one. No record if it
+        has its outcome already, or expired. Raises as `located`.
         """
         record = self.located(layer_name, seed_idx, decision)
         if decision is None:

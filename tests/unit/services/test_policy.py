@@ -71,7 +71,7 @@ def test_a_policy_that_asks_for_what_it_may_not_have_is_found_out(
 def test_among_layers_of_equally_many_grafts_the_largest_gradient_times_input_grows() -> None:
     request, reason = policy().decide(situation())
     assert request is not None
-    assert request.layer_name == "a"
+    assert request.site.name == "a"
     assert request.urgency == pytest.approx(6 / 8)
     assert request.kernel_budget == 100
     assert request.epoch == 5
@@ -87,7 +87,7 @@ def test_the_layer_of_the_fewest_grafts_grows_whatever_was_kept(kept: int) -> No
     records = {"a": record(kept=kept, judged=3), "b": record(kept=2, judged=2)}
     request, _ = policy().decide(situation(records=records))
     assert request is not None
-    assert request.layer_name == "b"
+    assert request.site.name == "b"
     assert request.urgency == pytest.approx(2 / 8)
 
 
@@ -103,7 +103,7 @@ def test_a_layer_that_cannot_grow_is_passed_over(facts: dict[str, Any], why: str
     records = {"a": record(**facts), "b": record()}
     request, _ = policy(kernel_budget=100).decide(situation(records=records))
     assert request is not None
-    assert request.layer_name == "b"
+    assert request.site.name == "b"
     both = situation(records={"a": record(**facts), "b": record(active=1)})
     assert why_not(both, kernel_budget=100, max_active=3) == (
         f"no layer can grow now: {why}, b is growing"
@@ -115,7 +115,7 @@ def test_a_layer_without_a_finite_gradient_is_passed_over(gradient: float | None
     signals = [signal("a", gradient), signal("b", 1e-9)]
     request, _ = policy().decide(situation(signals=signals))
     assert request is not None
-    assert request.layer_name == "b"
+    assert request.site.name == "b"
     alone = situation(signals=signals[:1])
     assert why_not(alone) == "no layer can grow now: a has no finite gradient"
 

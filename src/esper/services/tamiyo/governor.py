@@ -21,10 +21,7 @@ from torch.optim import Optimizer
 class Governor:
     """Keeps one healthy state and puts it back.
 
-    Args:
-        model: The wrapped model.
-        optimizer: Trains it.
-        divergence_factor: How many times the last healthy loss counts as ill, > 1.
+    A loss of ``divergence_factor`` times the last healthy one, > 1, is ill.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, *, divergence_factor: float) -> None:

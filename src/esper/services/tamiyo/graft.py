@@ -64,15 +64,7 @@ class Baseline:
 
 @final
 class Graft:
-    """One trip of one kernel.
-
-    Args:
-        training: The user's objects.
-        layer: The layer that grows.
-        decision: Why this seed; it comes back with the outcome.
-        kernel: What was loaded.
-        baseline: Held-out values when it began.
-    """
+    """One trip of one kernel; ``baseline`` has the held-out values when it began."""
 
     def __init__(
         self,

@@ -34,16 +34,7 @@ logger = logging.getLogger(__name__)
 
 @final
 class ActiveGrafts:
-    """Sees each graft through, from its kernel to its verdict.
-
-    Args:
-        training: The user's objects.
-        layers: The wrapped layers by name.
-        config: How long each state lasts, what a kernel must earn.
-        tracker: Learns the outcomes.
-        selector: Gets the slots back.
-        log: Where every step is noted.
-    """
+    """Sees each graft through, from its kernel to its verdict."""
 
     def __init__(
         self,

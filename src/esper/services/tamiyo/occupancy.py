@@ -95,13 +95,7 @@ class Occupancy:
     def sift(
         self, seeds: Sequence[int], epoch: int, constraints: SelectionConstraints | None
     ) -> Sifted:
-        """Sort out which of ``seeds`` may be chosen at ``epoch``.
-
-        Args:
-            seeds: The seeds asked for.
-            epoch: Now.
-            constraints: The rules; ``None``: only active seeds are out of the question.
-        """
+        """Sort out which of ``seeds`` may be chosen; without constraints all but active ones."""
         if self.is_idle(epoch, constraints):
             return Sifted(list(seeds), [])
         if constraints is None:

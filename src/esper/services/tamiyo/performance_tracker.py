@@ -199,15 +199,7 @@ class PerformanceTracker:
         decision: Decision | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
-        """Record that a graft ended: its kernel was kept or culled.
-
-        Args:
-            layer_name: The layer.
-            seed_idx: The seed.
-            kept: Whether the kernel stays.
-            decision: The decision that the graft came from.
-            facts: What else the event says, JSON types only.
-        """
+        """Record that a graft ended, its kernel kept or culled; ``facts`` go into the event."""
         self._record("graft", layer_name, seed_idx, decision, {**(facts or {}), "kept": kept})
 
     def record_timing(
@@ -222,14 +214,7 @@ class PerformanceTracker:
     ) -> None:
         """Record what depends on the machine of the day, apart from the outcome, which does not.
 
-        Args:
-            layer_name: The layer.
-            seed_idx: The seed.
-            latency_ms: Forward latency of the kernel, in milliseconds.
-            memory_mb: Memory of the kernel, in megabytes.
-            decision: The decision that the kernel came from.
-            stored: Whether the store gets it too. Without clocks in it, the log of a run depends
-                on the run's seed alone.
+        Without clocks in it, not ``stored``, the log of a run depends on the run's seed alone.
 
         Raises:
             MeasurementError: if a measurement is NaN or infinite.

@@ -16,11 +16,7 @@ from esper.services.tamiyo.report import EpochReport, Step
 
 @final
 class RunLog:
-    """Tells the steps of one run to its event writer, and reads the log back.
-
-    Args:
-        writer: The run's.
-    """
+    """Tells the steps of one run to its event writer, and reads the log back."""
 
     def __init__(self, writer: EventWriter) -> None:
         self.writer = writer

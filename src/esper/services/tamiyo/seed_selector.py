@@ -192,8 +192,7 @@ class SeedSelector:
         """Take up where `state_dict` was asked, over a tracker that knows as much.
 
         Raises:
-            ConfigError: if the state is of another schema or strategy, or is damaged; nothing is
-                taken over then.
+            ConfigError: if the state is damaged or of another schema; nothing is taken over then.
         """
         require_schema(state, "selector", SCHEMA)
         with self.performance_tracker.lock:

@@ -29,22 +29,20 @@ logger = logging.getLogger(__name__)
 
 
 def config_of(config: Config | Mapping[str, Any] | str | Path | None) -> Config:
-    """Settings as they are given: as such, as a mapping of sections, or as the path of a file.
+    """Settings as they are given: as such, a mapping of sections, or the path of a file.
 
     Raises:
         ConfigError: if a key or value is wrong.
     """
     if config is None or isinstance(config, Config):
         return config or Config()
-    return config_from(config) if isinstance(config, Mapping) else load_config(config)
+    return load_config(config) if isinstance(config, str | Path) else config_from(config)
 
 
 def journal_of(store: str | MetricsStore | Journal | None) -> Journal:
     """The store that is meant, written behind; one in memory if there is none."""
     found = opened(store)
-    return (
-        found if isinstance(found, Journal) else Journal(MemoryStore() if found is None else found)
-    )
+    return found if isinstance(found, Journal) else Journal(found or MemoryStore())
 
 
 def strategy_of(config: Config) -> SelectionStrategy | Assignment:
