@@ -228,9 +228,10 @@ class SeedSelector:
             metrics: Mapping[int, SeedRecord] = layer.seeds if layer else {}
             number = layer.choices if layer else 0
             decision_id = tracker.events.decision_id(layer_name, number)
-            strategy, metrics, assigned = strategy_in_turn(
-                self.strategy, decision_id, layer_name, metrics
-            )
+            strategy, assigned = self.strategy, None
+            if isinstance(strategy, Assignment):  # a call less, where there is no test
+                turn = strategy_in_turn(strategy, decision_id, layer_name, metrics)
+                strategy, metrics, assigned = turn
             if not viable:
                 seed_idx, reason = _fall_back(strategy, layer_name, cooling, book.freed, epoch)
             else:
@@ -305,8 +306,7 @@ def _fall_back(
     freed: Mapping[int, int],
     epoch: int,
 ) -> tuple[int, SelectionReason]:
-    chosen = cooling[0]
-    rested = epoch - freed[chosen]
+    chosen, rested = cooling[0], epoch - freed[cooling[0]]
     why = f"every seed that is free cools down; the lowest, after {rested} epochs of rest"
     logger.warning("layer %s, epoch %d: fallback to seed %d: %s", layer_name, epoch, chosen, why)
     return chosen, SelectionReason(
