@@ -36,24 +36,23 @@ def agrees(found: Any, wanted: Any) -> bool:
 
 
 @pytest.fixture(scope="module")
-def printed() -> str:
-    """What a process of its own writes."""
-    command = [sys.executable, "-m", "tests.golden.letter_run"]
-    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+def log() -> list[str]:
+    return list(lines())
 
 
 @pytest.mark.trains
-def test_the_log_is_the_one_that_was_kept(printed: str) -> None:
-    found = [json.loads(line) for line in printed.splitlines()]
+def test_the_log_is_the_one_that_was_kept(log: list[str]) -> None:
+    found = [json.loads(line) for line in log]
     wanted = [json.loads(line) for line in LOG.read_text(encoding="utf-8").splitlines()]
     for ours, theirs in zip(found, wanted, strict=False):
         assert agrees(ours, theirs), f"{ours}\nis not what was kept:\n{theirs}"
     assert len(found) == len(wanted)
 
 
-@pytest.mark.trains
-def test_two_processes_write_the_same_bytes(printed: str) -> None:
-    assert printed == "".join(f"{line}\n" for line in lines())
+def test_two_processes_write_the_same_bytes(log: list[str]) -> None:
+    command = [sys.executable, "-m", "tests.golden.letter_run"]
+    other = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert other.stdout == "".join(f"{line}\n" for line in log)
 
 
 def test_the_kept_log_has_something_of_everything() -> None:

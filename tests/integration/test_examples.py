@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.trains]
+pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -30,6 +30,7 @@ def number(pattern: str, text: str) -> float:
     return float(found[1])
 
 
+@pytest.mark.trains
 def test_plain_loop(printed: Callable[[str], str]) -> None:
     assert len((EXAMPLES / "plain_loop.py").read_text(encoding="utf-8").splitlines()) < 60
     text = printed("plain_loop.py")
