@@ -26,7 +26,7 @@ Batch = tuple[Tensor, Tensor]
 LAYERS = ("fc1", "fc2")
 SEEDS = ("lowrank", "bottleneck", "gate", "glu")
 BATCH_SIZE = 32
-BATCHES_PER_EPOCH = 8
+BATCHES_PER_EPOCH = 6
 KEPT, CULLED = 0.05, -0.02
 """Worths that are kept and culled, at every bar up to four of these standard errors."""
 STDERR = 0.01
