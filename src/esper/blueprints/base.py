@@ -13,10 +13,11 @@ Source:
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from math import prod, sqrt
-from typing import ClassVar, final
+from typing import ClassVar, cast, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from typing_extensions import override
 
 from esper.contracts.errors import ConfigError, KernelError, unknown_name
 from esper.contracts.seeds import LayerSpec
@@ -66,11 +67,13 @@ class Blueprint(ABC):
     @final
     def objection(self, spec: LayerSpec) -> str:
         """Reason why the blueprint does not fit the layer; empty if it does."""
-        if spec.kind not in self.kinds:
+        if not set(spec.kinds) & set(self.kinds):
+            doubt = f": {spec.doubt}" if spec.doubt else ""
             return (
                 f"blueprint {self.name!r} is for {' and '.join(self.kinds)} layers, "
-                f"not for {describe(spec)}"
+                f"not for {describe(spec)}{doubt}"
             )
+        spec = self._seen(spec)
         if min(spec.in_size, spec.out_size) < 1:
             return f"blueprint {self.name!r} needs sizes >= 1, but got {describe(spec)}"
         reason = self.misfit(spec)
@@ -79,7 +82,7 @@ class Blueprint(ABC):
     @final
     def count(self, spec: LayerSpec, width: int) -> int:
         """Trainable parameters of the kernel of this width."""
-        return sum(p.numel() for p in self._unborn(spec, width).parameters())
+        return sum(p.numel() for p in self._unborn(self._seen(spec), width).parameters())
 
     @final
     def width_within(self, spec: LayerSpec, budget: int) -> int:
@@ -118,12 +121,17 @@ class Blueprint(ABC):
         objection = self.objection(spec)
         if objection:
             raise KernelError(objection)
-        width = self._affordable(spec, budget)
+        width, spec = self._affordable(spec, budget), self._seen(spec)
         with torch.inference_mode(False), torch.no_grad():
             kernel = self._unborn(spec, width).to(dtype or torch.get_default_dtype())
             kernel.to_empty(device=device or torch.get_default_device())
             _initialise(kernel, self.born_zero, seed)
-        return kernel
+        in_place = spec.order == tuple(range(len(spec.order)))
+        return kernel if in_place else Rearranged(kernel, spec.order)
+
+    def _seen(self, spec: LayerSpec) -> LayerSpec:
+        """Specification as the first kind of the layer that the blueprint fits."""
+        return spec.seen_as(next((kind for kind in spec.kinds if kind in self.kinds), spec.kind))
 
     def _affordable(self, spec: LayerSpec, budget: int) -> int:
         width = self.width_within(spec, budget)
@@ -138,6 +146,30 @@ class Blueprint(ABC):
         # On "meta" nothing is allocated and no random number is drawn.
         with torch.device("meta"):
             return self.assemble(spec, width)
+
+
+@final
+class Rearranged(nn.Module):
+    """Kernel that reads and writes its axes in another order than the layer.
+
+    Args:
+        kernel: Maps a tensor to one of as many axes.
+        order: Axes of the layer's tensors in the order of the kernel's.
+
+    Example:
+        >>> Rearranged(nn.Conv1d(3, 4, 1), (1, 2, 0))(torch.zeros(5, 2, 3)).shape  # (T, B, C)
+        torch.Size([5, 2, 4])
+    """
+
+    def __init__(self, kernel: nn.Module, order: tuple[int, ...]) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.order = order
+        self.back = tuple(sorted(range(len(order)), key=order.__getitem__))
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        return cast("Tensor", self.kernel(x.permute(self.order)).permute(self.back))
 
 
 def _initialise(kernel: nn.Module, born_zero: tuple[str, ...], seed: int) -> None:
@@ -167,7 +199,8 @@ def describe(spec: LayerSpec) -> str:
         for size, extent in ((spec.in_size, spec.in_extent), (spec.out_size, spec.out_extent))
     ]
     host = f"{spec.layer_type}, " if spec.layer_type else ""
-    return f"a {spec.kind} layer ({host}{shapes[0]} -> {shapes[1]})"
+    layout = f" in {spec.layout}" if spec.layout else ""
+    return f"a {spec.kind} layer ({host}{shapes[0]} -> {shapes[1]}{layout})"
 
 
 def shape_changes(spec: LayerSpec) -> str:

@@ -43,11 +43,12 @@ class ConvBlock(Blueprint):
 
     @override
     def assemble(self, spec: LayerSpec, width: int) -> nn.Module:
+        hidden = geometry.grouped(spec, width)
         return nn.Sequential(
             OrderedDict(
-                spatial=geometry.spatial(spec, spec.in_size, width),
+                spatial=geometry.spatial(spec, spec.in_size, hidden),
                 act=activation(self.activation),
-                up=geometry.pointwise(spec, width, spec.out_size),
+                up=geometry.pointwise(spec, hidden, spec.out_size),
             )
         )
 

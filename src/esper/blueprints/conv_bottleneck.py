@@ -44,7 +44,9 @@ class ConvBottleneck(Blueprint):
 
     @override
     def assemble(self, spec: LayerSpec, width: int) -> nn.Module:
-        first, second = (width + 1) // 2, width // 2 + 1
+        first, second = (
+            geometry.grouped(spec, part) for part in ((width + 1) // 2, width // 2 + 1)
+        )
         return nn.Sequential(
             OrderedDict(
                 down=geometry.pointwise(spec, spec.in_size, first, bias=True),

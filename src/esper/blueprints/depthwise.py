@@ -33,13 +33,13 @@ class Depthwise(Blueprint):
 
     @override
     def assemble(self, spec: LayerSpec, width: int) -> nn.Module:
-        channels = spec.in_size
+        channels, hidden = spec.in_size, geometry.grouped(spec, width)
         return nn.Sequential(
             OrderedDict(
                 spatial=geometry.spatial(spec, channels, channels, groups=channels, bias=False),
-                mix=geometry.pointwise(spec, channels, width, bias=True),
+                mix=geometry.pointwise(spec, channels, hidden, bias=True),
                 act=nn.GELU(),
-                up=geometry.pointwise(spec, width, spec.out_size),
+                up=geometry.pointwise(spec, hidden, spec.out_size),
             )
         )
 

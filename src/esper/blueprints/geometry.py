@@ -3,7 +3,8 @@
 A host that is itself a convolution passes its geometry on, so that the two agree at every
 resolution. Of any other host only the extents are known: a whole stride ``s`` with
 ``out = ceil(in / s)`` (padded convolutions) or ``out = floor(in / s)`` (pooling) is derived from
-them, the plainest one first.
+them, the plainest one first. What lies beyond the edge (zeros, a reflection, the other side) and
+which groups of channels are kept apart are the host's.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,16 @@ from esper.contracts.seeds import LayerSpec
 
 _SIZE = 3
 _CONVOLUTION: dict[str, Callable[..., nn.Module]] = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d}
-_PAD: dict[str, Callable[..., nn.Module]] = {"conv1d": nn.ZeroPad1d, "conv2d": nn.ZeroPad2d}
+_PAD: dict[tuple[str, str], Callable[..., nn.Module]] = {
+    ("conv1d", "zeros"): nn.ZeroPad1d,
+    ("conv1d", "reflect"): nn.ReflectionPad1d,
+    ("conv1d", "replicate"): nn.ReplicationPad1d,
+    ("conv1d", "circular"): nn.CircularPad1d,
+    ("conv2d", "zeros"): nn.ZeroPad2d,
+    ("conv2d", "reflect"): nn.ReflectionPad2d,
+    ("conv2d", "replicate"): nn.ReplicationPad2d,
+    ("conv2d", "circular"): nn.CircularPad2d,
+}
 
 
 @final
@@ -48,19 +58,21 @@ def axes(spec: LayerSpec) -> tuple[Axis, ...]:
     if len(seen) != rank or len(spec.in_extent) != len(spec.out_extent):
         raise KernelError(f"in_extent and out_extent must have {rank} number(s) each")
     if not spec.kernel_size:
-        return tuple(_derived(read, written) for read, written in seen)
+        derived = tuple(_derived(read, written) for read, written in seen)
+        return tuple(map(_causal, derived)) if spec.causal else derived
     told = [
         values or (default,) * rank
         for values, default in (
             (spec.kernel_size, 1),
             (spec.stride, 1),
             (spec.padding, 0),
+            (spec.padding_after or spec.padding, 0),
             (spec.dilation, 1),
         )
     ]
     if any(len(values) != rank for values in told):
         raise KernelError(f"kernel_size, stride, padding, dilation need {rank} number(s) each")
-    moves = tuple(_told(*numbers) for numbers in zip(*told, strict=True))
+    moves = tuple(_told(Axis(*numbers), spec) for numbers in zip(*told, strict=True))
     for axis, (read, written) in zip(moves, seen, strict=True):
         if axis.extent(read) != written:
             raise KernelError(
@@ -75,13 +87,20 @@ def misfit(spec: LayerSpec) -> str:
         axes(spec)
     except KernelError as error:
         return str(error)
+    if spec.in_size % spec.groups or spec.out_size % spec.groups:
+        return f"its channels do not divide into {spec.groups} groups"
     return ""
 
 
+def grouped(spec: LayerSpec, width: int) -> int:
+    """Hidden channels of a kernel of this width: as many in each of the host's groups."""
+    return width * spec.groups
+
+
 def spatial(
-    spec: LayerSpec, in_size: int, out_size: int, *, groups: int = 1, bias: bool = True
+    spec: LayerSpec, in_size: int, out_size: int, *, groups: int | None = None, bias: bool = True
 ) -> nn.Module:
-    """Convolution with the geometry of the host."""
+    """Convolution with the geometry, and unless told otherwise the groups, of the host."""
     moves = axes(spec)
     even = all(axis.before == axis.after for axis in moves)
     convolution = _CONVOLUTION[spec.kind](
@@ -91,25 +110,33 @@ def spatial(
         stride=tuple(axis.stride for axis in moves),
         padding=tuple(axis.before if even else 0 for axis in moves),
         dilation=tuple(axis.dilation for axis in moves),
-        groups=groups,
+        groups=spec.groups if groups is None else groups,
         bias=bias,
+        padding_mode=spec.padding_mode if even else "zeros",
     )
     if even:
         return convolution
     sides = tuple(side for axis in reversed(moves) for side in (axis.before, axis.after))
-    return nn.Sequential(_PAD[spec.kind](sides), convolution)
+    return nn.Sequential(_PAD[spec.kind, spec.padding_mode](sides), convolution)
 
 
 def pointwise(spec: LayerSpec, in_size: int, out_size: int, *, bias: bool = False) -> nn.Module:
-    """Convolution of size 1: a linear map of the channels."""
-    return _CONVOLUTION[spec.kind](in_size, out_size, 1, bias=bias)
+    """Convolution of size 1: a linear map of the channels, within the host's groups."""
+    return _CONVOLUTION[spec.kind](in_size, out_size, 1, bias=bias, groups=spec.groups)
 
 
-def _told(size: int, stride: int, padding: int, dilation: int) -> Axis:
-    if size == 1:
-        # A 1x1 host sees no neighbours; size 3 with one more padding has its extent, and sees them.
-        return Axis(_SIZE, stride, padding + 1, padding + 1)
-    return Axis(size, stride, padding, padding, dilation)
+def _told(host: Axis, spec: LayerSpec) -> Axis:
+    # A mirror has no image of an edge of one element, which a host of size 1 may be given.
+    if host.size > 1 or spec.padding_mode == "reflect":
+        return host
+    # A 1x1 host sees no neighbours; size 3 with one more padding has its extent, and sees them.
+    wider = Axis(_SIZE, host.stride, host.before + 1, host.after + 1)
+    return _causal(wider) if spec.causal else wider
+
+
+def _causal(axis: Axis) -> Axis:
+    """Axis with all its padding before the first element."""
+    return Axis(axis.size, axis.stride, axis.before + axis.after, 0, axis.dilation)
 
 
 def _derived(read: int, written: int) -> Axis:

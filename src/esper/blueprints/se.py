@@ -40,6 +40,8 @@ class SqueezeExcite(Blueprint):
 
     @override
     def misfit(self, spec: LayerSpec) -> str:
+        if spec.causal:
+            return "its gain is set by the whole length, and this layer never reads the future"
         return shape_changes(spec)
 
 
@@ -50,12 +52,13 @@ class SqueezeExciteKernel(nn.Module):
     def __init__(self, spec: LayerSpec, width: int) -> None:
         super().__init__()
         pool = nn.AdaptiveAvgPool1d(1) if spec.kind == "conv1d" else nn.AdaptiveAvgPool2d(1)
+        hidden = geometry.grouped(spec, width)
         self.excite = nn.Sequential(
             OrderedDict(
                 pool=pool,
-                down=geometry.pointwise(spec, spec.in_size, width, bias=True),
+                down=geometry.pointwise(spec, spec.in_size, hidden, bias=True),
                 act=nn.GELU(),
-                up=geometry.pointwise(spec, width, spec.in_size, bias=True),
+                up=geometry.pointwise(spec, hidden, spec.in_size, bias=True),
             )
         )
 

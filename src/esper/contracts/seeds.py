@@ -1,6 +1,6 @@
 """States of a seed, specification of a layer, and cost of a kernel."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
@@ -16,23 +16,35 @@ class SeedState(StrEnum):
     CULLED = "culled"
 
 
+_AXES = {"features": "BF", "sequence": "BTF", "conv1d": "BCL", "conv2d": "BCHW"}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSpec:
     """Specification of a layer from which a blueprint builds a kernel.
 
     Attributes:
-        kind: How the tensor is laid out: ``"features"`` (B, F), ``"sequence"`` (B, T, F),
-            ``"conv1d"`` (B, C, L) or ``"conv2d"`` (B, C, H, W).
+        kind: What its kernels may mix beside features or channels: ``"features"`` nothing (B, F)
+            or (B, ..., F), ``"sequence"`` time (B, T, F), ``"conv1d"`` length (B, C, L),
+            ``"conv2d"`` height and width (B, C, H, W).
         in_size: Features or channels that the layer reads.
         out_size: Features or channels that the layer writes.
-        in_extent: Length, or height and width, of the input seen; empty for features and sequences.
+        in_extent: Length, or height and width, of the input seen; empty for features and sequences
+            unless convolutions fit them too.
         out_extent: The same for the output.
         layer_type: Class name of the host, as ``"Linear"``.
         kernel_size: Of a host that is itself a convolution, one number per axis; otherwise empty,
-            and the stride is derived from the extents. Leave it empty for ``padding="same"`` too.
+            and the stride is derived from the extents.
         stride: Of that convolution; empty means 1.
-        padding: Of that convolution, on each side; empty means 0.
+        padding: Of that convolution, before the first element; empty means 0.
         dilation: Of that convolution; empty means 1.
+        padding_after: Behind the last element; empty means as much as before the first.
+        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
+        groups: Groups of channels that the convolution keeps apart.
+        layout: Axes of the layer's input, one letter each, where they are not the kind's own:
+            B batch, T time, L length, H height, W width, F or C features, N unknown. As ``"TBF"``.
+        causal: True for a ``"conv1d"`` layer whose output never depends on later input.
+        doubt: Reason why kernels must not mix the axes beside the features; empty if they may.
     """
 
     kind: str
@@ -45,6 +57,69 @@ class LayerSpec:
     stride: tuple[int, ...] = ()
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
+    padding_after: tuple[int, ...] = ()
+    padding_mode: str = "zeros"
+    groups: int = 1
+    layout: str = ""
+    causal: bool = False
+    doubt: str = ""
+
+    @property
+    def axes(self) -> str:
+        """Axes of the layer's input, one letter each."""
+        return self.layout or _AXES.get(self.kind, "")
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Axes of the layer's input in the order in which a kernel of this kind reads them.
+
+        Example:
+            >>> LayerSpec(kind="sequence", in_size=8, out_size=8, layout="TBF").order
+            (1, 0, 2)
+        """
+        letters = self.axes
+        feature = next((i for i, letter in enumerate(letters) if letter in "FC"), -1)
+        others = [i for i in range(len(letters)) if i != feature]
+        if self.kind == "features":
+            return (*others, feature)
+        batch, *rest = sorted(others, key=lambda i: letters[i] != "B")
+        if self.kind == "sequence":
+            return (batch, *rest, feature)
+        return (batch, feature, *rest)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of kernel that fit; the layer's own first."""
+        if self.kind == "features" and len(self.in_extent) == 2:
+            return ("features", "conv2d")
+        if self.kind == "sequence" and len(self.in_extent) == 1:
+            return ("sequence", "conv1d")
+        return (self.kind,)
+
+    def seen_as(self, kind: str) -> "LayerSpec":
+        """Specification for a kernel of one of ``kinds``."""
+        if kind == self.kind and kind.startswith("conv"):
+            return self
+        if kind in ("features", "sequence"):
+            return replace(self, kind=kind, in_extent=(), out_extent=(), layout=self.axes)
+        return replace(self, kind=kind, layout=self.axes)
+
+    def input_shape(self, batch: int, length: int) -> tuple[int, ...]:
+        """Shape of an input with this batch size, at the extents seen; ``length`` is that of T."""
+        return self._shape(batch, length, self.in_size, self.in_extent)
+
+    def output_shape(self, batch: int, length: int) -> tuple[int, ...]:
+        """Shape of the output for an input of ``input_shape``."""
+        return self._shape(batch, length, self.out_size, self.out_extent)
+
+    def _shape(
+        self, batch: int, length: int, size: int, extent: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        known = {"B": batch, "F": size, "C": size}
+        space = iter(extent)
+        return tuple(
+            known[letter] if letter in known else next(space, length) for letter in self.axes
+        )
 
     @property
     def same_shape(self) -> bool:

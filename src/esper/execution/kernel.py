@@ -1,7 +1,7 @@
 """Kernels: module, id, recipe and cost, and the check that one fits its layer."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, final
 
 import torch
@@ -126,9 +126,9 @@ def _known_shapes(
 ) -> tuple[Shape, Shape] | None:
     if spec is None and kernel.recipe is not None:
         spec = kernel.recipe.spec
-    axes = (2, 3) if spec is not None and spec.kind == "sequence" else (2,)
     if isinstance(host, nn.Linear):
-        return (*axes, host.in_features), (*axes, host.out_features)
+        spec = spec or LayerSpec(kind="features", in_size=1, out_size=1)
+        spec = replace(spec, in_size=host.in_features, out_size=host.out_features)
     if spec is None:
         return None
-    return (*axes, spec.in_size, *spec.in_extent), (*axes, spec.out_size, *spec.out_extent)
+    return spec.input_shape(2, 3), spec.output_shape(2, 3)

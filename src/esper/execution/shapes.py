@@ -125,14 +125,24 @@ def _reads_channels(part: nn.Module) -> bool:
     return isinstance(part, _ConvNd | nn.BatchNorm1d | nn.GroupNorm | nn.InstanceNorm1d)
 
 
-def _geometry(host: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Kernel size, stride, padding and dilation of a host that is itself a convolution."""
-    if not isinstance(host, nn.Conv1d | nn.Conv2d) or host.padding == "same":
+def _geometry(host: nn.Module) -> dict[str, Any]:
+    """Geometry of a host that is itself a convolution, as fields of ``LayerSpec``."""
+    if not isinstance(host, nn.Conv1d | nn.Conv2d):
         return {}
-    padding = (0,) * len(host.stride) if isinstance(host.padding, str) else host.padding
+    before: tuple[int, ...] = (0,) * len(host.stride)
+    after: tuple[int, ...] = ()
+    if not isinstance(host.padding, str):
+        before = host.padding
+    elif host.padding == "same":
+        around = [d * (k - 1) for d, k in zip(host.dilation, host.kernel_size, strict=True)]
+        before = tuple(both // 2 for both in around)
+        after = tuple(both - both // 2 for both in around)
     return {
         "kernel_size": host.kernel_size,
         "stride": host.stride,
-        "padding": padding,
+        "padding": before,
         "dilation": host.dilation,
+        "padding_after": () if after == before else after,
+        "padding_mode": host.padding_mode,
+        "groups": host.groups,
     }

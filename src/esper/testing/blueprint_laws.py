@@ -13,7 +13,7 @@ Subclass ``BlueprintLaws`` (and ``SequenceLaws`` where it fits sequences) and gi
 import copy
 import pickle  # noqa: TID251 (the law is that a traced kernel can be pickled)
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast, final
 
 import pytest
@@ -45,8 +45,47 @@ SPECS = (
         kernel_size=(5, 5),
         stride=(2, 2),
     ),
+    LayerSpec(kind="features", in_size=6, out_size=6, layout="TBF"),
+    LayerSpec(kind="features", in_size=5, out_size=3, layout="NNNF"),
+    LayerSpec(kind="sequence", in_size=6, out_size=6, layout="TBF"),
+    LayerSpec(kind="sequence", in_size=5, out_size=3, layout="TFB"),
+    LayerSpec(
+        kind="sequence", in_size=6, out_size=6, in_extent=(7,), out_extent=(7,), layout="LBF"
+    ),
+    LayerSpec(
+        kind="features", in_size=4, out_size=4, in_extent=(6, 8), out_extent=(6, 8), layout="BHWC"
+    ),
+    LayerSpec(
+        kind="conv2d", in_size=3, out_size=5, in_extent=(7, 8), out_extent=(4, 4), layout="HWBC"
+    ),
+    LayerSpec(kind="conv1d", in_size=4, out_size=4, in_extent=(9,), out_extent=(9,), causal=True),
+    LayerSpec(
+        kind="conv1d",
+        in_size=4,
+        out_size=6,
+        in_extent=(9,),
+        out_extent=(9,),
+        kernel_size=(4,),
+        padding=(3,),
+        padding_after=(3,),
+        dilation=(2,),
+        padding_mode="circular",
+        groups=2,
+    ),
+    LayerSpec(
+        kind="conv2d",
+        in_size=3,
+        out_size=3,
+        in_extent=(6, 8),
+        out_extent=(6, 8),
+        kernel_size=(3, 5),
+        padding=(1, 2),
+        padding_mode="reflect",
+        groups=3,
+    ),
 )
-"""Layers of each kind: same and other sizes; equal, halved (ceil, floor) and valid extents."""
+"""Layers of each kind: same and other sizes; equal, halved (ceil, floor) and valid extents; axes in
+another order; what convolutions pad with, and their groups."""
 
 
 @final
@@ -61,7 +100,15 @@ class Case:
     def __str__(self) -> str:
         spec = self.spec
         extent = "".join(f",{a}:{b}" for a, b in zip(spec.in_extent, spec.out_extent, strict=True))
-        return f"{self.blueprint.name}-{spec.kind}-{spec.in_size}:{spec.out_size}{extent}"
+        more = "".join(f"-{x}" for x in (spec.layout, spec.padding_mode * (spec.groups > 1)) if x)
+        causal = "-causal" if spec.causal else ""
+        name = f"{self.blueprint.name}-{spec.kind}-{spec.in_size}:{spec.out_size}"
+        return f"{name}{extent}{more}{causal}"
+
+    @property
+    def batch_axis(self) -> int:
+        """Axis of the examples; the first one where it is not known."""
+        return max(self.spec.axes.find("B"), 0)
 
     @property
     def ample(self) -> int:
@@ -93,21 +140,15 @@ def example(
     seed: int = 0,
 ) -> Tensor:
     """Random input of the layer; ``length`` is that of a sequence."""
-    if spec.kind == "features":
-        shape: tuple[int, ...] = (batch, spec.in_size)
-    elif spec.kind == "sequence":
-        shape = (batch, length, spec.in_size)
-    else:
-        shape = (batch, spec.in_size, *(extent or spec.in_extent))
+    shape = replace(spec, in_extent=extent or spec.in_extent).input_shape(batch, length)
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator).to(dtype)
 
 
 def written_shape(spec: LayerSpec, x: Tensor) -> tuple[int, ...]:
     """Shape that the layer writes when it reads ``x``, at the extents of ``spec``."""
-    if spec.kind in ("features", "sequence"):
-        return (*x.shape[:-1], spec.out_size)
-    return (x.shape[0], spec.out_size, *spec.out_extent)
+    sizes = dict(zip(spec.axes, x.shape, strict=True))
+    return spec.output_shape(sizes.get("B", x.shape[0]), sizes.get("T", x.shape[1]))
 
 
 def awaken(kernel: nn.Module, *, seed: int = 1) -> nn.Module:
@@ -218,10 +259,19 @@ class BlueprintLaws:
         assert torch.equal(kernel.eval()(x), y)
 
     def test_examples_do_not_see_each_other(self, case: Case) -> None:
-        kernel, x = case.awake(), example(case.spec, batch=7)
-        alone = torch.cat([kernel(x[i : i + 1]) for i in range(7)])
-        assert close(kernel(x), alone)
-        assert kernel(x[:0]).shape == written_shape(case.spec, x[:0])
+        kernel, x, axis = case.awake(), example(case.spec, batch=7), case.batch_axis
+        y, count = kernel(x), x.shape[axis]
+        alone = torch.cat([kernel(x.narrow(axis, i, 1)) for i in range(count)], dim=axis)
+        assert close(y, alone)
+        none = x.narrow(axis, 0, 0)
+        assert kernel(none).shape == kernel(x).narrow(axis, 0, 0).shape
+
+    def test_another_example_moves_no_output_but_its_own(self, case: Case) -> None:
+        kernel, x, axis = case.awake(), example(case.spec, batch=4), case.batch_axis
+        y, changed = kernel(x), x.clone()
+        changed.select(axis, 1).add_(10)
+        moved = (kernel(changed) != y).transpose(0, axis).flatten(1).any(dim=1)
+        assert moved.tolist() == [index == 1 for index in range(x.shape[axis])]
 
     def test_traced_it_is_plain_torch(self, case: Case) -> None:
         kernel = case.awake()
@@ -239,7 +289,7 @@ class BlueprintLaws:
         kernel = case.awake().eval()
         batch = torch.export.Dim("batch", min=1, max=64)
         exported = torch.export.export(
-            kernel, (example(case.spec),), dynamic_shapes=({0: batch},)
+            kernel, (example(case.spec),), dynamic_shapes=({case.batch_axis: batch},)
         ).module()
         for size in (1, 5):
             x = example(case.spec, batch=size)
@@ -288,10 +338,10 @@ class SequenceLaws:
 
     @pytest.mark.parametrize("length", [1, 2, 11])
     def test_any_length_and_never_the_future(self, case: Case, length: int) -> None:
-        kernel, x_BTF = case.awake(), example(case.spec, length=length)
-        y_BTG = kernel(x_BTF)
-        assert y_BTG.shape == written_shape(case.spec, x_BTF)
-        for now in range(length):
-            changed = x_BTF.clone()
-            changed[:, now + 1 :] = 1000
-            assert torch.equal(kernel(changed)[:, : now + 1], y_BTG[:, : now + 1])
+        kernel, x = case.awake(), example(case.spec, length=length, extent=(length,))
+        y, time = kernel(x), next(case.spec.axes.index(t) for t in "TL" if t in case.spec.axes)
+        assert y.shape[time] == length
+        for now in range(1, length):
+            changed = x.clone()
+            changed.narrow(time, now, length - now).fill_(1000)
+            assert torch.equal(kernel(changed).narrow(time, 0, now), y.narrow(time, 0, now))

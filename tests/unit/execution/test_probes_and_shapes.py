@@ -104,6 +104,10 @@ SPECS = {
         in_extent=(9,),
         out_extent=(9,),
         layer_type="Conv1d",
+        kernel_size=(3,),
+        stride=(1,),
+        padding=(1,),
+        dilation=(1,),
     ),
     "conv2d-strided": LayerSpec(
         kind="conv2d",

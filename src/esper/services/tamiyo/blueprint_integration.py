@@ -187,12 +187,7 @@ def _kernel_seed(*key: Any) -> int:
 
 def _latency_ms(module: torch.nn.Module, spec: LayerSpec, like: torch.Tensor) -> float:
     """Median time of a few forward passes on a batch of 32."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "features": (32, spec.in_size),
-        "sequence": (32, 16, spec.in_size),
-    }
-    shape = shapes.get(spec.kind, (32, spec.in_size, *spec.in_extent))
-    x = torch.zeros(shape, device=like.device, dtype=like.dtype)
+    x = torch.zeros(spec.input_shape(32, 16), device=like.device, dtype=like.dtype)
     times = []
     with side_effect_free(module), torch.no_grad():
         for _ in range(_TIMED_PASSES):
