@@ -1,80 +1,67 @@
-"""Specifications of the wrapped layers, observed in one forward pass on real data."""
+"""Specifications of the wrapped layers, observed on real data.
+
+One pass tells the shapes; a second one, with one example fewer, which axis has the examples;
+``esper.execution.layout`` which axis has the features, and what the layer mixes.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, final
+from dataclasses import replace
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from esper.blueprints import geometry
 from esper.contracts.errors import KernelError
 from esper.contracts.seeds import LayerSpec
+from esper.execution.dry_run import Call, told_by_type, watch, watch_resized
+from esper.execution.examples import Shape, chosen
 from esper.execution.isolation import LossFn
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.kernel import FAULTS
-from esper.execution.side_effect_free import side_effect_free
-
-
-@final
-@dataclass(slots=True)
-class _Call:
-    """Call of a layer: input, version of its memory, output, and whether the host wrote into it."""
-
-    x: Any
-    version: int
-    y: Any = None
-    written: bool = False
+from esper.execution.layout import (
+    batch_axis,
+    confirmed,
+    feature_axis,
+    reads_earlier,
+    reads_later,
+)
 
 
 def observe_shapes(
     model: nn.Module, layers: Mapping[str, KasminaLayer], *, loss_fn: LossFn, batch: Any
 ) -> dict[str, LayerSpec]:
-    """Run the model once, in evaluation mode, and specify each wrapped layer.
+    """Run the model in evaluation mode, and specify each wrapped layer.
 
     ``spec`` and ``mutates_input`` of every layer are set; the specifications are returned by name.
 
     Raises:
-        KernelError: if the model fails on the batch, a layer is not used, or a layer does not map a
-            tensor to a tensor.
+        KernelError: if the model fails on the batch, a layer is not used, does not map a tensor of
+            real numbers to a tensor, or nothing tells its axes apart.
+        ConfigError: if the layout that the user gave a layer is not what was observed.
     """
-    seen: dict[str, _Call] = {}
-
-    def enter(layer: KasminaLayer, args: Any, kwargs: Any, *, name: str) -> None:
-        x = layer.input_of(args, kwargs)
-        seen[name] = _Call(x, x._version if isinstance(x, Tensor) else 0)
-
-    def leave(layer: KasminaLayer, args: Any, kwargs: Any, output: Any, *, name: str) -> None:
-        seen[name].y = output
-        seen[name].written |= isinstance(seen[name].x, Tensor) and (
-            seen[name].x._version != seen[name].version
-        )
-
-    handles = []
-    for name, layer in layers.items():
-        before, after = partial(enter, name=name), partial(leave, name=name)
-        handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(layer.register_forward_hook(after, with_kwargs=True))
     try:
-        with side_effect_free(model, training=False), torch.no_grad():
-            loss_fn(model, batch)
+        spare = chosen(batch, -1, ())  # loss_fn may take the batch apart
+        seen, losses = watch(model, layers, loss_fn, batch)
     except FAULTS as error:
         raise KernelError(
             f"the model fails on a batch of the holdout data: {error}. Nothing was changed; "
             "loss_fn(model, batch) must run on every batch"
         ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    specs = {name: _spec(layer, name, seen.get(name)) for name, layer in layers.items()}
+    calls = {name: _checked(name, seen.get(name)) for name in layers}
+    resized: Mapping[str, Call] = {}
+    if any(layers[n].layout or len(x) > 2 for n, call in calls.items() for x, _ in call.shapes):
+        resized = watch_resized(model, layers, loss_fn, spare, losses) or {}
+    specs = {
+        name: _spec(layer, name, calls[name], resized.get(name)) for name, layer in layers.items()
+    }
     for name, layer in layers.items():
         layer.spec = specs[name]
-        layer.mutates_input |= seen[name].written
+        layer.mutates_input |= calls[name].written
     return specs
 
 
-def _spec(layer: KasminaLayer, name: str, call: _Call | None) -> LayerSpec:
+def _checked(name: str, call: Call | None) -> Call:
     if call is None:
         raise KernelError(
             f"layer {name!r} is never called in forward, so it cannot grow; wrap one that is"
@@ -85,44 +72,117 @@ def _spec(layer: KasminaLayer, name: str, call: _Call | None) -> LayerSpec:
             f"layer {name!r} maps {type(x).__name__} to {type(y).__name__}; a layer that grows "
             "maps a tensor to a tensor"
         )
-    return describe(layer.host, tuple(x.shape), tuple(y.shape), name=name)
-
-
-def describe(
-    host: nn.Module, x_shape: tuple[int, ...], y_shape: tuple[int, ...], *, name: str
-) -> LayerSpec:
-    """Specification of a layer from the shapes, batch first, that its host reads and writes.
-
-    A convolution in the host tells (B, C, L) from (B, T, F).
-
-    Raises:
-        KernelError: if the shapes are none that a blueprint could fit.
-    """
-    ranks, layer_type = (len(x_shape), len(y_shape)), type(host).__name__
-    convolves = any(_reads_channels(part) for part in host.modules())
-    if ranks == (2, 2) or (ranks == (3, 3) and not convolves):
-        kind = "features" if ranks == (2, 2) else "sequence"
-        return LayerSpec(
-            kind=kind, in_size=x_shape[-1], out_size=y_shape[-1], layer_type=layer_type
+    if not (x.is_floating_point() and y.is_floating_point()):
+        raise KernelError(
+            f"layer {name!r} maps {x.dtype} to {y.dtype}; kernels compute with real numbers, so "
+            "wrap a layer that reads and writes them, as the one behind an embedding"
         )
-    if ranks in ((3, 3), (4, 4)):
-        return LayerSpec(
-            kind=f"conv{ranks[0] - 2}d",
-            in_size=x_shape[1],
-            out_size=y_shape[1],
-            in_extent=x_shape[2:],
-            out_extent=y_shape[2:],
-            layer_type=layer_type,
-            **_geometry(host),
-        )
-    raise KernelError(
-        f"layer {name!r} maps {x_shape} to {y_shape}; kernels exist for (B, F), (B, T, F), "
-        "(B, C, L) and (B, C, H, W)"
+    return call
+
+
+def _spec(layer: KasminaLayer, name: str, call: Call, resized: Call | None) -> LayerSpec:
+    (x, y), host = call.shapes[0], layer.host
+    if len(x) != len(y) or len(x) < 2 or (isinstance(host, _ConvNd) and not _batched(host, x)):
+        raise _no_kernel(name, x, y)
+    letters, doubt = _letters(layer, name, call, resized)
+    feature = next(i for i, letter in enumerate(letters) if letter in "FC")
+    spaces = _spaces(letters)
+    same = all(x[i] == y[i] for i in range(len(x)) if i != feature)
+    kind = _kind(host, letters, same=same)
+    if not same and (not kind.startswith("conv") or x[letters.index("B")] != y[letters.index("B")]):
+        raise _no_kernel(name, x, y)
+    spec = LayerSpec(
+        kind=kind,
+        in_size=x[feature],
+        out_size=y[feature],
+        layer_type=type(host).__name__,
+        doubt=doubt,
     )
+    if letters != spec.axes:
+        spec = replace(spec, layout=letters)
+    if kind.startswith("conv") or _mixes_space(layer, letters, call):
+        extents = (tuple(shape[i] for i in spaces) for shape in (x, y))
+        spec = replace(spec, in_extent=next(extents), out_extent=next(extents))
+    if kind == "conv1d":
+        spec = replace(spec, causal=_is_causal(layer, letters, call))
+    if not kind.startswith("conv"):
+        return spec
+    told = replace(spec, **_geometry(host))
+    # A subclass that pads by itself has another geometry than its attributes say.
+    return spec if geometry.misfit(told) and told_by_type(host) is None else told
 
 
-def _reads_channels(part: nn.Module) -> bool:
-    return isinstance(part, _ConvNd | nn.BatchNorm1d | nn.GroupNorm | nn.InstanceNorm1d)
+def _letters(layer: KasminaLayer, name: str, call: Call, resized: Call | None) -> tuple[str, str]:
+    """Axes of the layer's input, and why kernels must not mix them, if they must not."""
+    host, rank = layer.host, call.x.ndim
+    if layer.layout:
+        return confirmed(layer.layout, host, call, resized, name=name), ""
+    if rank == 2 and len({len(x) for x, _ in call.shapes}) == 1:
+        return "BF", ""
+    batch, doubt = batch_axis(host, call, resized)
+    feature = feature_axis(host, call, batch, name=name)
+    letters = ["N"] * rank
+    letters[feature] = "F"
+    if batch is None or batch == feature:
+        way_out = f"say so, as esper.wrap(..., layout={{{name!r}: 'TBF'}})"
+        return "".join(letters), f"{doubt}; if it is, {way_out}"
+    letters[batch] = "B"
+    spaces = _spaces(letters)
+    if len(spaces) == 2 or (spaces and feature < spaces[0]):
+        letters[feature] = "C"
+    for axis, letter in zip(spaces, _letters_of_space(host, call, feature, spaces), strict=False):
+        letters[axis] = letter
+    return "".join(letters), ""
+
+
+def _letters_of_space(host: nn.Module, call: Call, feature: int, spaces: list[int]) -> str:
+    if len(spaces) != 1:
+        return "HW" if len(spaces) == 2 else ""
+    (axis,) = spaces
+    free = feature < axis or (told_by_type(host) is None and reads_later(host, call, axis))
+    return "L" if free else "T"
+
+
+def _spaces(letters: str | list[str]) -> list[int]:
+    return [axis for axis, letter in enumerate(letters) if letter not in "BFC"]
+
+
+def _kind(host: nn.Module, letters: str, *, same: bool) -> str:
+    spaces, feature = _spaces(letters), max(letters.find("F"), letters.find("C"))
+    if "B" not in letters or not 1 <= len(spaces) <= 2:
+        return "features"
+    if told_by_type(host) == 1 or feature < spaces[0] or not same:
+        return f"conv{len(spaces)}d"
+    return "sequence" if len(spaces) == 1 else "features"
+
+
+def _mixes_space(layer: KasminaLayer, letters: str, call: Call) -> bool:
+    """True if convolutions over the axes beside the features may be added to the layer."""
+    spaces = _spaces(letters)
+    if "B" not in letters or not 1 <= len(spaces) <= 2:
+        return False
+    if layer.layout or len(spaces) == 1:
+        return {letters[axis] for axis in spaces} in ({"L"}, {"H", "W"})
+    typed = told_by_type(layer.host) is not None
+    return not typed and all(reads_later(layer.host, call, axis) for axis in spaces)
+
+
+def _is_causal(layer: KasminaLayer, letters: str, call: Call) -> bool:
+    (axis,) = _spaces(letters)
+    if layer.layout or told_by_type(layer.host) is not None:
+        return letters[axis] == "T"
+    return reads_earlier(layer.host, call, axis) and not reads_later(layer.host, call, axis)
+
+
+def _batched(host: _ConvNd, x: Shape) -> bool:
+    return len(x) == len(host.kernel_size) + 2
+
+
+def _no_kernel(name: str, x: Shape, y: Shape) -> KernelError:
+    return KernelError(
+        f"layer {name!r} maps {x} to {y}; kernels exist for (B, F), (B, T, F), (B, C, L) and "
+        "(B, C, H, W), with their axes in any order, and for layers that change the features alone"
+    )
 
 
 def _geometry(host: nn.Module) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from esper.contracts.errors import ConfigError, LifecycleError, unknown_name
 from esper.execution import topology
 from esper.execution.fast_paths import drop_compiled_graphs, enclosing_modules, fused_paths
 from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.layout import check_layout
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -25,6 +26,7 @@ def wrap(
     seeds: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     *,
     seeds_per_layer: int | None = None,
+    layout: Mapping[str, str] | None = None,
 ) -> M:
     """Wrap each named layer in a ``KasminaLayer``, in place; outputs stay equal bit for bit.
 
@@ -34,10 +36,13 @@ def wrap(
         seeds: Blueprint of each seed, the same for all layers, or by layer.
         seeds_per_layer: Number of seeds instead: they take the default blueprints of the layer's
             kind (convolution or features) in turn. 4 if neither is given.
+        layout: Axes of a layer's input, where they cannot be observed: ``{"enc": "TBF"}``, of
+            B batch, T time, L length, H height, W width, F features, C channels. Of T, kernels read
+            the past alone.
 
     Raises:
         ConfigError: if a name is unknown, wrapped already, shared, inside another named layer, or
-            a blueprint is unknown. The model is then unchanged.
+            a blueprint is unknown, or a layout means nothing. The model is then unchanged.
 
     Example:
         >>> model = wrap(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), ["0", "2"])
@@ -53,12 +58,14 @@ def wrap(
     found = {name: _host(model, name) for name in layers}
     _refuse_overlap(model, found)
     plans = {name: _plan(name, host, seeds, seeds_per_layer) for name, host in found.items()}
+    layouts = _layouts(layout or {}, layers)
     known = [s for layer in kasmina_layers(model).values() for s in layer.fused_paths]
     like = next((p for p in model.parameters() if p.is_floating_point()), None)
     for name, host in found.items():
         parent, _, child = name.rpartition(".")
         paths = fused_paths(model, name, known)
         layer = KasminaLayer(host, name=name, seeds=plans[name], like=like, fused_paths=paths)
+        layer.layout = layouts.get(name, "")
         setattr(model.get_submodule(parent), child, layer)
     drop_compiled_graphs()
     if not _checks(model):
@@ -162,6 +169,13 @@ def _plan(
     if not seeds:
         raise ConfigError(f"layer {name!r} got no seeds; give at least one blueprint name")
     return tuple(seeds)
+
+
+def _layouts(layout: Mapping[str, str], layers: Sequence[str]) -> dict[str, str]:
+    for name in layout:
+        if name not in layers:
+            raise ConfigError(unknown_name("layer in layout", name, layers))
+    return {name: check_layout(name, letters) for name, letters in layout.items()}
 
 
 def _check_topology(model: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:

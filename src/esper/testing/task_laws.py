@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from esper.blueprints import BLUEPRINTS
-from esper.execution.shapes import describe
+from esper.execution.shapes import observe_shapes
+from esper.execution.surgery import kasmina_layers, wrap
 from esper.tasks.base import Batch, Batches, Splits, Task
 
 
@@ -167,16 +168,11 @@ class TaskLaws:
     def test_every_seed_fits_every_layer_within_the_budget(
         self, task: Task, splits: Splits
     ) -> None:
-        host, seen = task.host(0), {}
         assert len(set(task.layers)) == len(task.layers) >= 2
-        for name in task.layers:
-            host.get_submodule(name).register_forward_hook(
-                lambda layer, x, y, name=name: seen.update({name: (layer, x[0].shape, y.shape)})
-            )
-        host(splits.train[0][:4])
-        for name in task.layers:
-            layer, x_shape, y_shape = seen[name]
-            spec = describe(layer, tuple(x_shape), tuple(y_shape), name=name)
+        model = wrap(task.host(0), task.layers, task.seeds)
+        batch = (splits.train[0][:4], splits.train[1][:4])
+        specs = observe_shapes(model, kasmina_layers(model), loss_fn=task.loss_fn, batch=batch)
+        for spec in specs.values():
             for seed in task.seeds:
                 BLUEPRINTS.create(seed).build(spec, budget=task.default_budget // 8, seed=0)
 

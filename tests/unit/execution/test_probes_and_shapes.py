@@ -13,7 +13,7 @@ from esper.contracts.errors import KernelError
 from esper.contracts.seeds import LayerSpec, SeedState
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.probes import Reading, Readings, probe
-from esper.execution.shapes import describe, observe_shapes
+from esper.execution.shapes import observe_shapes
 from esper.execution.surgery import kasmina_layers, wrap
 from tests.unit.execution.models import CASES, Case, Noisy, batches, grow, losses, squares, wrapped
 
@@ -207,7 +207,18 @@ def test_what_cannot_be_observed_leaves_the_model_untouched(
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("shapes", [((6,), (4,)), ((2, 6), (2, 3, 4)), ((2, 3, 4, 5, 6), (2, 3))])
-def test_shapes_that_no_kernel_has(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
-    with pytest.raises(KernelError, match=r"layer 'x' maps \(.*kernels exist for \(B, F\)"):
-        describe(nn.Identity(), *shapes, name="x")
+@pytest.mark.parametrize(
+    ("host", "shape"),
+    [
+        (nn.Flatten(), (2, 3, 4)),
+        (nn.Unflatten(1, (2, 3)), (2, 6)),
+        (nn.AvgPool3d(2), (2, 4, 4, 4, 4)),
+        (nn.Conv2d(2, 2, 1), (2, 4, 4)),
+    ],
+    ids=str,
+)
+def test_shapes_that_no_kernel_has(host: nn.Module, shape: tuple[int, ...]) -> None:
+    model = wrap(nn.Sequential(host), ["0"], ["lowrank"])
+    layers, x = kasmina_layers(model), torch.randn(shape)
+    with pytest.raises(KernelError, match=r"layer '0' maps \(.*kernels exist for \(B, F\)"):
+        observe_shapes(model, layers, loss_fn=lambda m, b: m(b).flatten(1).sum(1), batch=x)

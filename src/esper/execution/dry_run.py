@@ -1,0 +1,190 @@
+"""Dry runs: calls of the wrapped layers in a pass of the model, on a batch and on a smaller one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.pooling import (
+    _AdaptiveAvgPoolNd,
+    _AdaptiveMaxPoolNd,
+    _AvgPoolNd,
+    _MaxPoolNd,
+)
+
+from esper.execution.examples import Shape, chosen
+from esper.execution.isolation import LossFn
+from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.kernel import FAULTS
+from esper.execution.side_effect_free import side_effect_free
+
+_CHANNELS = (
+    _ConvNd,
+    _NormBase,
+    nn.GroupNorm,
+    _MaxPoolNd,
+    _AvgPoolNd,
+    _AdaptiveMaxPoolNd,
+    _AdaptiveAvgPoolNd,
+    nn.Upsample,
+    nn.PixelShuffle,
+    nn.Dropout1d,
+    nn.Dropout2d,
+)
+_LAST = (
+    nn.Linear,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.RNNBase,
+    nn.MultiheadAttention,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
+    nn.TransformerEncoder,
+    nn.Embedding,
+)
+
+
+@final
+@dataclass(slots=True)
+class Call:
+    """First call of a layer in a pass, and the shapes of all its calls.
+
+    Attributes:
+        x: Copy of the input, as the host found it.
+        further: Arguments behind the input, by position and by name.
+        y: Output.
+        version: Version of the input's memory when the host was entered last.
+        written: True if the host wrote into its input.
+        shapes: Shapes of input and output of every call.
+        inside: Axis of the features by modules of known type in the host that share its shapes.
+        beside: The same by the nearest modules before and behind it.
+    """
+
+    x: Any
+    further: tuple[Sequence[Any], Mapping[str, Any]]
+    y: Any = None
+    version: int = 0
+    written: bool = False
+    shapes: list[tuple[Shape, Shape]] = field(default_factory=list)
+    inside: set[int] = field(default_factory=set)
+    beside: set[int] = field(default_factory=set)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Typed:
+    """Call of a module whose type tells the axis of its features."""
+
+    axis: int
+    x: Shape
+    y: Shape
+
+
+def told_by_type(module: nn.Module) -> int | None:
+    """Axis of the features of a module of PyTorch's own: 1, or -1 for the last; else ``None``."""
+    # A subclass with a forward of its own, as timm's LayerNorm2d, may read another axis.
+    if not getattr(type(module).forward, "__module__", "").startswith("torch.nn"):
+        return None
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm) and len(module.normalized_shape) > 1:
+        return None
+    if isinstance(module, _CHANNELS):
+        return 1
+    return -1 if isinstance(module, _LAST) else None
+
+
+def watch(
+    model: nn.Module, layers: Mapping[str, KasminaLayer], loss_fn: LossFn, batch: Any
+) -> tuple[dict[str, Call], Any]:
+    """Calls of the layers in one pass in evaluation mode, and what the loss function returned."""
+    watched = _Watch()
+    handles = []
+    for name, layer in layers.items():
+        before, after = partial(watched.enter, name=name), partial(watched.leave, name=name)
+        handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(layer.register_forward_hook(after, with_kwargs=True))
+    for module in model.modules():
+        axis = told_by_type(module)
+        if axis is not None:
+            handles.append(module.register_forward_hook(partial(watched.note, axis=axis)))
+    try:
+        with side_effect_free(model, training=False), torch.no_grad():
+            losses = loss_fn(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return watched.calls(), losses
+
+
+def watch_resized(
+    model: nn.Module, layers: Mapping[str, KasminaLayer], loss_fn: LossFn, batch: Any, losses: Any
+) -> dict[str, Call] | None:
+    """Calls of the layers in a pass with one example fewer; ``None`` if no such batch can be made.
+
+    ``losses`` are those of the whole batch. Of a batch of one example, a batch of two is made.
+    """
+    if not isinstance(losses, Tensor) or losses.ndim == 0 or len(losses) == 0:
+        return None
+    count = len(losses)
+    keep = range(count - 1) if count > 1 else (0, 0)
+    for last in (False, True):
+        try:
+            seen, found = watch(model, layers, loss_fn, chosen(batch, count, keep, last=last))
+        except FAULTS:  # examples of this batch lie elsewhere, or it cannot be taken apart
+            continue
+        if isinstance(found, Tensor) and found.ndim and len(found) == len(keep):
+            return seen
+    return None
+
+
+@final
+class _Watch:
+    """Hooks of one pass."""
+
+    def __init__(self) -> None:
+        self._calls: dict[str, Call] = {}
+        self._typed: list[_Typed] = []
+        self._spans: dict[str, list[int]] = {}
+
+    def enter(self, layer: KasminaLayer, args: Any, kwargs: Any, *, name: str) -> None:
+        x = layer.input_of(args, kwargs)
+        if name not in self._calls:
+            named = {key: value for key, value in kwargs.items() if value is not x}
+            kept = x.clone() if isinstance(x, Tensor) else x
+            self._calls[name] = Call(kept, (args[1:], named))
+            self._spans[name] = [len(self._typed)]
+        self._calls[name].version = getattr(x, "_version", 0)
+
+    def leave(self, layer: KasminaLayer, args: Any, kwargs: Any, output: Any, *, name: str) -> None:
+        call, x = self._calls[name], layer.input_of(args, kwargs)
+        call.written |= getattr(x, "_version", 0) != call.version
+        call.shapes.append((_shape(x), _shape(output)))
+        if len(call.shapes) == 1:
+            call.y = output
+            self._spans[name].append(len(self._typed))
+
+    def note(self, module: nn.Module, args: Any, output: Any, *, axis: int) -> None:
+        del module
+        y = output[0] if isinstance(output, tuple) and output else output
+        self._typed.append(_Typed(axis, _shape(args[0] if args else None), _shape(y)))
+
+    def calls(self) -> dict[str, Call]:
+        """Calls by layer, each with what the modules of known type tell about its axes."""
+        for name, (start, *ends) in self._spans.items():
+            for end in ends:  # none if the call was left by an exception that the model caught
+                self._vote(self._calls[name], start, end)
+        return self._calls
+
+    def _vote(self, call: Call, start: int, end: int) -> None:
+        x, y = call.shapes[0]
+        call.inside = {part.axis for part in self._typed[start:end] if part.x == x or part.y == y}
+        before = [part.axis for part in self._typed[:start] if part.y == x]
+        behind = [part.axis for part in self._typed[end:] if part.x == y]
+        call.beside = {*before[-1:], *behind[:1]}
+
+
+def _shape(value: Any) -> Shape:
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
