@@ -1,6 +1,7 @@
 """Dry runs: calls of the wrapped layers in a pass of the model, on a batch and on a smaller one."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, final
@@ -19,7 +20,6 @@ from torch.nn.modules.pooling import (
 from esper.execution.examples import Shape, chosen
 from esper.execution.isolation import LossFn
 from esper.execution.kasmina_layer import KasminaLayer
-from esper.execution.kernel import FAULTS
 from esper.execution.side_effect_free import side_effect_free
 
 _CHANNELS = (
@@ -87,7 +87,8 @@ class _Typed:
 def told_by_type(module: nn.Module) -> int | None:
     """Axis of the features of a module of PyTorch's own: 1, or -1 for the last; else ``None``."""
     # A subclass with a forward of its own, as timm's LayerNorm2d, may read another axis.
-    if not getattr(type(module).forward, "__module__", "").startswith("torch.nn"):
+    forward = getattr(type(module), "forward", None)
+    if not getattr(forward, "__module__", "").startswith("torch.nn"):
         return None
     if isinstance(module, nn.LayerNorm | nn.RMSNorm) and len(module.normalized_shape) > 1:
         return None
@@ -131,12 +132,11 @@ def watch_resized(
     count = len(losses)
     keep = range(count - 1) if count > 1 else (0, 0)
     for last in (False, True):
-        try:
+        # Whatever is raised: the examples lie elsewhere, or the batch cannot be taken apart.
+        with suppress(Exception):
             seen, found = watch(model, layers, loss_fn, chosen(batch, count, keep, last=last))
-        except FAULTS:  # examples of this batch lie elsewhere, or it cannot be taken apart
-            continue
-        if isinstance(found, Tensor) and found.ndim and len(found) == len(keep):
-            return seen
+            if isinstance(found, Tensor) and found.ndim and len(found) == len(keep):
+                return seen
     return None
 
 

@@ -50,6 +50,7 @@ class KasminaLayer(nn.Module):
     Attributes:
         spec: Kind and shapes of the layer, once a forward pass was observed.
         layout: Axes of the input by the user's word, as ``"TBF"``; empty if they are observed.
+        default_seeds: True if the user chose no blueprints.
         mutates_input: True if the host writes into its input; told by ``inplace`` of its modules,
             or observed in a forward pass.
 
@@ -73,6 +74,7 @@ class KasminaLayer(nn.Module):
         self.host = host
         self.spec: LayerSpec | None = None
         self.layout = ""
+        self.default_seeds = False
         like = next((p for p in host.parameters() if p.is_floating_point()), like)
         self.seeds = nn.ModuleList(
             Seed(f"{index} of layer {name!r}", blueprint, like)

@@ -5,6 +5,7 @@ those with another number of features; else by modules of known type inside it a
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 from esper.contracts.errors import ConfigError, KernelError
 from esper.execution.dry_run import Call, told_by_type
 from esper.execution.examples import changed_axes
-from esper.execution.kernel import FAULTS
 from esper.execution.side_effect_free import side_effect_free
 
 LETTERS = "BTLHWFC"
@@ -145,12 +145,10 @@ def _moves(host: nn.Module, call: Call, axis: int, *, changed: int) -> bool:
     size = call.x.shape[axis]
     other = call.x.clone()
     other.select(axis, changed).mul_(-1).add_(1)
-    try:
+    with suppress(Exception):  # of the user's own module, called alone
         y, moved = (_run(host, x, call.further) for x in (call.x.clone(), other))
-        rest = (y != moved).narrow(axis, 0 if changed else 1, size - 1)
-    except FAULTS:
-        return False
-    return bool(rest.any())
+        return bool((y != moved).narrow(axis, 0 if changed else 1, size - 1).any())
+    return False
 
 
 def _takes_other_extents(host: nn.Module, call: Call, axis: int) -> bool:
@@ -160,11 +158,9 @@ def _takes_other_extents(host: nn.Module, call: Call, axis: int) -> bool:
         x = _resized(call.x, axis, extent)
         # Masks have the extent as well, but a scale of the same size may stand among them.
         for further in (_further(call, size, extent), call.further):
-            try:
+            with suppress(Exception):
                 _run(host, x, further)
-            except FAULTS:
-                continue
-            return True
+                return True
     return False
 
 

@@ -26,6 +26,7 @@ from esper.execution.layout import (
     reads_earlier,
     reads_later,
 )
+from esper.execution.surgery import refit_default_seeds
 
 
 def observe_shapes(
@@ -33,7 +34,8 @@ def observe_shapes(
 ) -> dict[str, LayerSpec]:
     """Run the model in evaluation mode, and specify each wrapped layer.
 
-    ``spec`` and ``mutates_input`` of every layer are set; the specifications are returned by name.
+    ``spec`` and ``mutates_input`` of every layer are set, and its default seeds if they do not fit;
+    the specifications are returned by name.
 
     Raises:
         KernelError: if the model fails on the batch, a layer is not used, does not map a tensor of
@@ -57,6 +59,7 @@ def observe_shapes(
     }
     for name, layer in layers.items():
         layer.spec = specs[name]
+        refit_default_seeds(layer, specs[name])
         layer.mutates_input |= calls[name].written
     return specs
 

@@ -5,8 +5,9 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from esper.blueprints import BLUEPRINTS
+from esper.blueprints import BLUEPRINTS, fitting
 from esper.contracts.errors import ConfigError, LifecycleError, unknown_name
+from esper.contracts.seeds import LayerSpec, SeedState
 from esper.execution import topology
 from esper.execution.fast_paths import drop_compiled_graphs, enclosing_modules, fused_paths
 from esper.execution.kasmina_layer import KasminaLayer
@@ -35,7 +36,8 @@ def wrap(
         layers: Dotted names, as in ``model.named_modules()``; each maps a tensor to a tensor.
         seeds: Blueprint of each seed, the same for all layers, or by layer.
         seeds_per_layer: Number of seeds instead: they take the default blueprints of the layer's
-            kind (convolution or features) in turn. 4 if neither is given.
+            kind (convolution or features) in turn. 4 if neither is given. The kind is corrected
+            once the layer was observed.
         layout: Axes of a layer's input, where they cannot be observed: ``{"enc": "TBF"}``, of
             B batch, T time, L length, H height, W width, F features, C channels. Of T, kernels read
             the past alone.
@@ -66,6 +68,7 @@ def wrap(
         paths = fused_paths(model, name, known)
         layer = KasminaLayer(host, name=name, seeds=plans[name], like=like, fused_paths=paths)
         layer.layout = layouts.get(name, "")
+        layer.default_seeds = seeds is None
         setattr(model.get_submodule(parent), child, layer)
     drop_compiled_graphs()
     if not _checks(model):
@@ -161,14 +164,31 @@ def _plan(
         if count < 1:
             raise ConfigError(f"seeds_per_layer is {count}; it must be at least 1")
         convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in host.modules())
-        family = _FAMILIES["conv" if convolves else "features"]
-        return tuple(family[index % len(family)] for index in range(count))
+        return _default_seeds(count, convolves=convolves)
     for blueprint in seeds:
         if blueprint not in BLUEPRINTS.names():
             raise ConfigError(unknown_name("blueprint", blueprint, BLUEPRINTS.names()))
     if not seeds:
         raise ConfigError(f"layer {name!r} got no seeds; give at least one blueprint name")
     return tuple(seeds)
+
+
+def _default_seeds(count: int, *, convolves: bool) -> tuple[str, ...]:
+    family = _FAMILIES["conv" if convolves else "features"]
+    return tuple(family[index % len(family)] for index in range(count))
+
+
+def refit_default_seeds(layer: KasminaLayer, spec: LayerSpec) -> None:
+    """Give a layer the default blueprints of the kind that was observed, if its own do not fit.
+
+    Blueprints that the user chose stay, and so do those of a layer that has a kernel.
+    """
+    fit = fitting(spec)
+    idle = all(state is SeedState.DORMANT for state in layer.seed_states) and not layer.fossils
+    if layer.default_seeds and idle and not set(layer.seed_blueprints) & set(fit):
+        names = _default_seeds(len(layer.seeds), convolves=spec.kind.startswith("conv"))
+        for seed_idx, name in enumerate(names):
+            layer.seed(seed_idx).blueprint = name
 
 
 def _layouts(layout: Mapping[str, str], layers: Sequence[str]) -> dict[str, str]:
