@@ -62,6 +62,7 @@ class Call:
         shapes: Shapes of input and output of every call.
         inside: Axis of the features by modules of known type in the host that share its shapes.
         beside: The same by the nearest modules before and behind it.
+        examples: Axis of the examples, by whose losses depend on what; ``None`` if not known.
     """
 
     x: Any
@@ -72,6 +73,7 @@ class Call:
     shapes: list[tuple[Shape, Shape]] = field(default_factory=list)
     inside: set[int] = field(default_factory=set)
     beside: set[int] = field(default_factory=set)
+    examples: int | None = None
 
 
 @final
@@ -138,6 +140,53 @@ def watch_resized(
             if isinstance(found, Tensor) and found.ndim and len(found) == len(keep):
                 return seen
     return None
+
+
+def trace_examples(
+    model: nn.Module, calls: Mapping[KasminaLayer, Call], loss_fn: LossFn, batch: Any
+) -> None:
+    """Set ``examples`` of the calls: the axis along which the losses of two examples part.
+
+    For batches that cannot be made smaller. The loss of one example depends on the layer's output
+    at its own place alone.
+    """
+    roots: dict[KasminaLayer, Tensor] = {}
+
+    def add_root(layer: KasminaLayer, args: Any, output: Tensor) -> Tensor:
+        del args
+        if layer in roots:
+            return output
+        roots[layer] = torch.zeros_like(output, requires_grad=True)
+        return output + roots[layer]
+
+    handles = [layer.register_forward_hook(add_root) for layer in calls]
+    try:
+        # Whatever is raised: nothing is known then, as before.
+        with suppress(Exception), side_effect_free(model, training=False), torch.enable_grad():
+            losses = loss_fn(model, batch)
+            first, last = (
+                torch.autograd.grad(
+                    losses[index].sum(), list(roots.values()), retain_graph=True, allow_unused=True
+                )
+                for index in (0, len(losses) - 1)
+            )
+            for layer, one, other in zip(roots, first, last, strict=True):
+                calls[layer].examples = _parting_axis(one, other)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _parting_axis(one: Tensor | None, other: Tensor | None) -> int | None:
+    """Axis along which no index has gradients of both; ``None`` if it is not the only one."""
+    if one is None or other is None or not (one.any() and other.any()):
+        return None
+    parting = []
+    for axis in range(one.ndim):
+        here, there = (t.transpose(0, axis).flatten(1).any(dim=1) for t in (one, other))
+        if not (here & there).any():
+            parting.append(axis)
+    return parting[0] if len(parting) == 1 else None
 
 
 @final

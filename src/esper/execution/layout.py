@@ -46,7 +46,7 @@ def batch_axis(host: nn.Module, call: Call, resized: Call | None) -> tuple[int |
     ``resized`` is the layer in a pass on another number of examples, if there was one.
     """
     if resized is None:
-        told = _batch_axis_by_type(host, call)
+        told = call.examples if call.examples is not None else _batch_axis_by_type(host, call)
         return told, "" if told is not None else (
             "no batch with one example fewer could be made of the holdout's, so which axis has the "
             "examples is not known"

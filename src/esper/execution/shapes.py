@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from esper.blueprints import geometry
 from esper.contracts.errors import KernelError
 from esper.contracts.seeds import LayerSpec
-from esper.execution.dry_run import Call, told_by_type, watch, watch_resized
+from esper.execution.dry_run import Call, told_by_type, trace_examples, watch, watch_resized
 from esper.execution.examples import Shape, chosen
 from esper.execution.isolation import LossFn
 from esper.execution.kasmina_layer import KasminaLayer
@@ -54,6 +54,9 @@ def observe_shapes(
     resized: Mapping[str, Call] = {}
     if any(layers[n].layout or len(x) > 2 for n, call in calls.items() for x, _ in call.shapes):
         resized = watch_resized(model, layers, loss_fn, spare, losses) or {}
+        if not resized:
+            by_layer = {layers[name]: call for name, call in calls.items()}
+            trace_examples(model, by_layer, loss_fn, spare)
     specs = {
         name: _spec(layer, name, calls[name], resized.get(name)) for name, layer in layers.items()
     }

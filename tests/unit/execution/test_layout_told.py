@@ -93,12 +93,44 @@ def test_without_an_axis_of_examples_kernels_work_position_by_position() -> None
         blueprints.build("attention", spec, budget=500, seed=0)
 
 
-def test_a_batch_that_cannot_be_made_smaller() -> None:
-    data = torch.randn(5, 6, 4)
+class Whole:
+    """A batch that cannot be taken apart."""
 
-    def loss_fn(model: nn.Module, batch: Any) -> Tensor:
-        del batch
-        return squares(model, data)
+    __slots__ = ("data",)
+
+    def __init__(self, data: Tensor) -> None:
+        self.data = data
+
+
+def of_whole(model: nn.Module, batch: Whole) -> Tensor:
+    return squares(model, batch.data)
+
+
+WHOLE: list[tuple[nn.Module, tuple[int, ...], str]] = [
+    (nn.Linear(4, 4), (), "BTF"),
+    (nn.Linear(4, 4), (1, 0, 2), "TBF"),
+    (nn.TransformerEncoderLayer(4, 2, 8), (1, 0, 2), "TBF"),
+    (nn.Conv1d(6, 6, 3, padding=1), (), "BCL"),
+    (nn.Sequential(nn.Conv1d(6, 6, 3, padding=1), nn.ReLU()), (), "BCL"),
+]
+
+
+@pytest.mark.parametrize(("layer", "order", "axes"), WHOLE)
+def test_a_batch_that_cannot_be_made_smaller(
+    layer: nn.Module, order: tuple[int, ...], axes: str
+) -> None:
+    torch.manual_seed(0)
+    model = wrap(Through(layer, *order), ["layer"], ["scale"])
+    layers, batch = kasmina_layers(model), Whole(torch.randn(5, 6, 4))
+    (spec,) = observe_shapes(model, layers, loss_fn=of_whole, batch=batch).values()
+    assert spec.axes == axes
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_batch_that_tells_nothing() -> None:
+    def detached(model: nn.Module, batch: Whole) -> Tensor:
+        return of_whole(model, batch).detach()
 
     for layer, axes in (
         (nn.Linear(4, 4), "NNF"),
@@ -107,8 +139,8 @@ def test_a_batch_that_cannot_be_made_smaller() -> None:
         (nn.Sequential(nn.Conv1d(6, 6, 3, padding=1), nn.ReLU()), "BCL"),
     ):
         model = wrap(Through(layer), ["layer"], ["scale"])
-        layers = kasmina_layers(model)
-        (spec,) = observe_shapes(model, layers, loss_fn=loss_fn, batch=object()).values()
+        layers, batch = kasmina_layers(model), Whole(torch.randn(5, 6, 4))
+        (spec,) = observe_shapes(model, layers, loss_fn=detached, batch=batch).values()
         assert spec.axes == axes
 
 
@@ -138,7 +170,7 @@ class OnlyEven(nn.Module):
 
 def test_errors_of_any_sort_in_trials_are_answers() -> None:
     def of_five(model: nn.Module, batch: Tensor) -> Tensor:
-        if len(batch) != 5:
+        if len(batch) != 5 or torch.is_grad_enabled():
             raise StrictError
         return squares(model, batch)
 
