@@ -49,31 +49,40 @@ def counterfactual(
 ) -> Effect:
     """Judge one seed of a layer, which has a kernel and may be in any state, on held-out data.
 
-    ``holdout`` has batches that are never trained on, and is iterated twice; ``calibration`` has
-    training batches for estimating batch-norm statistics, if the model keeps any.
+    ``holdout`` has batches that are never trained on. It is iterated once, and each batch goes
+    through the model without the seed and with it, from one random state: so the examples are the
+    same, however the holdout shuffles. ``calibration`` has training batches for estimating
+    batch-norm statistics, if the model keeps any.
+
+    Raises:
+        ConfigError: if the holdout has no batches, or a batch gives other examples the second time.
     """
-    norms = _estimated(model)
-    losses = {}
-    for on in (False, True):
-        with (
-            side_effect_free(model, training=False, reads=holdout),
-            torch.no_grad(),
-            layer.showing(seed_idx, on=on),
-        ):
-            _estimate(norms, model, loss_fn, calibration)
-            losses[on] = _all_losses(model, loss_fn, holdout)
-    if losses[False].shape != losses[True].shape:
+    norms = _estimated(model) if calibration else []
+    losses: dict[bool, list[Tensor]] = {False: [], True: []}
+    with side_effect_free(model, training=False, reads=holdout), torch.no_grad():
+        statistics = {}
+        for on in losses:
+            with layer.showing(seed_idx, on=on):
+                statistics[on] = _statistics(norms, model, loss_fn, calibration)
+        for batch in holdout:
+            # The pass without the seed is undone, random state included, and the other goes on.
+            with side_effect_free(model), layer.showing(seed_idx, on=False):
+                losses[False].append(_losses_with(statistics[False], model, loss_fn, batch))
+            with layer.showing(seed_idx, on=True):
+                losses[True].append(_losses_with(statistics[True], model, loss_fn, batch))
+    off, on_ = _joined(losses[False]), _joined(losses[True])
+    if off.shape != on_.shape:
         raise ConfigError(
-            f"holdout gave {losses[False].numel()} examples, and then {losses[True].numel()}; "
-            "it is compared with itself, so it must give the same ones each time"
+            f"loss_fn(model, batch) gave {off.numel()} losses without the seed and {on_.numel()} "
+            "with it; the two are compared example by example, so it must give the same number"
         )
-    difference = losses[False] - losses[True]
+    difference = off - on_
     n = difference.numel()
     return Effect(
         gain=float(difference.mean()),
         stderr=float(difference.std()) / sqrt(n) if n > 1 else float("inf"),
-        loss_off=float(losses[False].mean()),
-        loss_on=float(losses[True].mean()),
+        loss_off=float(off.mean()),
+        loss_on=float(on_.mean()),
         examples=n,
     )
 
@@ -81,7 +90,8 @@ def counterfactual(
 def evaluate(model: nn.Module, loss_fn: LossFn, batches: Iterable[Any]) -> float:
     """Mean per-example value of ``loss_fn`` over the batches, in evaluation mode."""
     with side_effect_free(model, training=False, reads=batches), torch.no_grad():
-        return float(_all_losses(model, loss_fn, batches).mean())
+        found = [_losses_with([], model, loss_fn, batch) for batch in batches]
+        return float(_joined(found).mean())
 
 
 def _estimated(model: nn.Module) -> list[_BatchNorm]:
@@ -96,29 +106,39 @@ def _estimated(model: nn.Module) -> list[_BatchNorm]:
     ]
 
 
-def _estimate(
+def _statistics(
     norms: Sequence[_BatchNorm], model: nn.Module, loss_fn: LossFn, batches: Sequence[Any]
-) -> None:
-    """Set running statistics to the plain average over the batches, within `side_effect_free`."""
-    if not batches or not norms:
-        return
+) -> list[tuple[Tensor, Tensor]]:
+    """Running statistics of the layers, and their plain average over the batches."""
+    if not norms:
+        return []
     momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum, norm.training = None, True
     try:
-        for batch in batches:
-            loss_fn(model, batch)
+        with side_effect_free(model):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum, norm.training = None, True
+            for batch in batches:
+                loss_fn(model, batch)
+            buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+            return [(buffer, buffer.clone()) for buffer in buffers]
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum, norm.training = momentum, False
+            norm.momentum = momentum
 
 
-def _all_losses(model: nn.Module, loss_fn: LossFn, batches: Iterable[Any]) -> Tensor:
+def _losses_with(
+    statistics: Sequence[tuple[Tensor, Tensor]], model: nn.Module, loss_fn: LossFn, batch: Any
+) -> Tensor:
+    for buffer, value in statistics:
+        buffer.copy_(value)
     # float64: the differences that matter are a thousandth of the losses.
-    found = [example_losses(loss_fn, model, batch).double() for batch in batches]
-    if not found:
+    return example_losses(loss_fn, model, batch).double()
+
+
+def _joined(losses: Sequence[Tensor]) -> Tensor:
+    if not losses:
         raise ConfigError(
             "holdout has no batches; give a list or a DataLoader, not a spent iterator"
         )
-    return torch.cat(found)
+    return torch.cat(list(losses))

@@ -12,27 +12,64 @@ import torch
 from torch import Tensor, nn
 
 from esper.contracts.errors import ConfigError, KernelError
+from esper.execution.batches import tensors_in
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.side_effect_free import freeze_statistics, side_effect_free, training_like_mode
 
-LossFn = Callable[[nn.Module, Any], Tensor]
-"""Takes the model and a batch; gives one loss per example, shape (B,)."""
+LossFn = Callable[[nn.Module, Any], Any]
+"""Takes the model and a batch; gives one loss per example, shape (B,), or what `example_losses`
+makes one of."""
 
 
 def example_losses(loss_fn: LossFn, model: nn.Module, batch: Any) -> Tensor:
     """Losses of a batch, shape (B,).
 
+    Losses per token, shape (B, T), become their mean over each example; with a mask, given as
+    ``(losses, mask)``, over the tokens where it is not zero. An example without any is left out.
+    A batch of one example may give a loss of shape ().
+
     Raises:
         ConfigError: if the function returns anything else, as a mean.
     """
-    losses = loss_fn(model, batch)
-    if not isinstance(losses, Tensor) or losses.ndim != 1:
-        shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
-        raise ConfigError(
-            f"loss_fn(model, batch) returned {shape}; it must return one loss per example, shape "
-            "(B,): use reduction='none' and take the mean in your own loop"
-        )
-    return losses
+    losses: Any = loss_fn(model, batch)
+    if _is_masked(losses):
+        return _masked_means(*losses)
+    if isinstance(losses, Tensor):
+        if losses.ndim == 1:
+            return losses
+        if losses.ndim == 0 and _may_be_one_example(batch):
+            return losses.reshape(1)
+        if losses.ndim >= 2 and losses.shape[1:].numel() > 1:
+            return losses.flatten(1).mean(dim=1)
+    shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+    raise ConfigError(
+        f"loss_fn(model, batch) returned {shape}; it must return one loss per example, shape "
+        "(B,): use reduction='none' and take the mean in your own loop. Losses per token, shape "
+        "(B, T), go with their mask: (losses, mask)"
+    )
+
+
+def _is_masked(losses: Any) -> bool:
+    return (
+        isinstance(losses, tuple)
+        and len(losses) == 2
+        and all(isinstance(part, Tensor) for part in losses)
+        and losses[0].ndim >= 2
+        and losses[0].shape == losses[1].shape
+    )
+
+
+def _masked_means(losses: Tensor, mask: Tensor) -> Tensor:
+    # What is masked may be NaN, so it is replaced and not multiplied by zero.
+    weights_BN = mask.flatten(1).to(losses.dtype)
+    kept_BN = losses.flatten(1).masked_fill(weights_BN == 0, 0.0) * weights_BN
+    counts_B = weights_BN.sum(dim=1)
+    told = counts_B > 0
+    return kept_BN.sum(dim=1)[told] / counts_B[told]
+
+
+def _may_be_one_example(batch: Any) -> bool:
+    return any(tensor.ndim > 0 and tensor.shape[0] == 1 for tensor in tensors_in(batch))
 
 
 def gradients_of(loss: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
@@ -60,16 +97,14 @@ def shadow_step(
     loss_fn: LossFn,
     batch: Any,
     optimizer: torch.optim.Optimizer,
-) -> Tensor:
+) -> Tensor | None:
     """Train one seed, which has a kernel, on one batch.
 
     ``optimizer`` holds the seed's parameters and no others.
 
     Returns:
-        Mean loss with the seed on, before the step; a scalar without gradient.
-
-    Raises:
-        KernelError: if the layer has no part in the loss.
+        Mean loss with the seed on, before the step; a scalar without gradient. ``None``, and no
+        step, if the loss does not depend on the seed: the pass did not reach its layer.
     """
     parameters = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad]
     with (
@@ -78,14 +113,13 @@ def shadow_step(
         layer.isolating(seed_idx),
     ):
         freeze_statistics(model)
-        loss = example_losses(loss_fn, model, batch).mean()
-        if not loss.requires_grad:
-            raise KernelError(
-                f"the loss does not depend on layer {layer.name!r}: its seed {seed_idx} cannot "
-                "learn. Is the layer used in forward, outside torch.no_grad and outside "
-                "reentrant checkpointing?"
-            )
+        losses = example_losses(loss_fn, model, batch)
+        if not losses.requires_grad or losses.numel() == 0:
+            return None
+        loss = losses.mean()
         gradients = gradients_of(loss, parameters)
+    if all(gradient is None for gradient in gradients):
+        return None
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     optimizer.step()

@@ -55,11 +55,15 @@ class Recipe:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Recipe":
         """Undo ``to_json``."""
-        fields: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in data["spec"].items()
-        }
-        return cls(**{**data, "spec": LayerSpec(**fields)})
+        return cls(**{**data, "spec": spec_from(data["spec"])})
+
+
+def spec_from(data: Mapping[str, Any]) -> LayerSpec:
+    """Specification of a layer from the JSON data of its fields."""
+    fields: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
+    }
+    return LayerSpec(**fields)
 
 
 @final
@@ -119,6 +123,25 @@ def check_kernel(
             f"kernel {kernel.kernel_id!r} maps {x_shape} to {found}, but layer {layer!r} "
             f"maps it to {y_shape}; the two are added, so they must be equal"
         )
+
+
+def can_learn(kernel: Kernel, host: nn.Module, spec: LayerSpec | None, *, like: Tensor) -> bool:
+    """True if the kernel runs, forward and backward, on zeros of the shape it was built for.
+
+    So a kernel that failed in a training is told from a training that failed. Without a known shape
+    nothing can be held against the kernel: true.
+    """
+    shapes = _known_shapes(kernel, host, spec)
+    if shapes is None:
+        return True
+    parameters = [p for p in kernel.module.parameters() if p.requires_grad]
+    try:
+        with torch.enable_grad(), side_effect_free(kernel.module):
+            y = kernel.module(like.new_zeros(shapes[0]))
+            torch.autograd.grad(y.sum(), parameters, allow_unused=True)
+    except FAULTS:
+        return False
+    return True
 
 
 def _known_shapes(

@@ -46,13 +46,15 @@ def probe(
         output: Any,
         *,
         name: str,
-    ) -> Tensor:
+    ) -> Tensor | None:
+        x = layer.input_of(args, kwargs)
+        if not isinstance(output, Tensor) or not isinstance(x, Tensor):
+            return None
         # A zero is added whose gradient is the output's: it works with frozen hosts too.
         root = torch.zeros_like(output, requires_grad=True)
         # Cloned, because what follows may write into it, as in ``x += layer(x)``.
-        x = layer.input_of(args, kwargs).detach().clone()
-        roots[name], seen[name] = root, (x, output.detach())
-        return output + root  # type: ignore[no-any-return]
+        roots[name], seen[name] = root, (x.detach().clone(), output.detach())
+        return output + root
 
     handles = [
         layer.register_forward_hook(partial(watch, name=name), with_kwargs=True)

@@ -240,8 +240,7 @@ def _train(spec: RunSpec, folder: RunFolder, on_progress: OnProgress) -> Result:
         used=tamiyo.used,
         budget=spec.config.growth.budget,
     )
-    for graft in tamiyo.grafts.grafts:  # its outcome will never come: stop waiting for it
-        tamiyo.tracker.withdraw(graft.decision)
+    tamiyo.finish()
     folder.write("report", asdict(result))
     tamiyo.close()
     return result

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from math import sqrt
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -210,8 +211,10 @@ def test_no_batches() -> None:
     model, layer = by_hand(SeedState.TRAINING)
     with pytest.raises(ConfigError, match="holdout has no batches"):
         counterfactual(model, layer, 0, loss_fn=squared, holdout=[])
+    spent = iter(HOLDOUT)
+    assert counterfactual(model, layer, 0, loss_fn=squared, holdout=spent).examples == 5
     with pytest.raises(ConfigError, match="not a spent iterator"):
-        counterfactual(model, layer, 0, loss_fn=squared, holdout=iter(HOLDOUT))
+        counterfactual(model, layer, 0, loss_fn=squared, holdout=spent)
     assert not layer.is_grown
 
 
@@ -226,10 +229,60 @@ class Shrinking:
         return iter(HOLDOUT[: self.left + 1])
 
 
-def test_other_examples_each_time() -> None:
+class Restless:
+    """Other examples at every reading, drawn where nobody can put the state back."""
+
+    def __init__(self) -> None:
+        self.generator = np.random.default_rng(0)
+
+    def __iter__(self) -> Iterator[Any]:
+        for _ in range(2):
+            targets = torch.from_numpy(self.generator.normal(size=(4, 1))).float()
+            yield torch.ones(4, 1), targets
+
+
+@pytest.mark.parametrize("holdout", [Shrinking(), Restless()])
+def test_other_examples_each_time_are_compared_with_themselves(holdout: Any) -> None:
     model, layer = by_hand(SeedState.TRAINING)
-    with pytest.raises(ConfigError, match="gave 5 examples, and then 3"):
-        counterfactual(model, layer, 0, loss_fn=squared, holdout=Shrinking())
+    seen: list[Tensor] = []
+
+    def spy(model: nn.Module, batch: Any) -> Tensor:
+        seen.append(batch[1])
+        return squared(model, batch)
+
+    effect = counterfactual(model, layer, 0, loss_fn=spy, holdout=holdout)
+    targets = torch.cat(seen[::2]).squeeze(1)
+    assert all(a is b for a, b in zip(seen[::2], seen[1::2], strict=True))
+    # t^2 without the seed, (1 - t)^2 with it: the difference is 2 t - 1.
+    assert effect.gain == pytest.approx(float((2 * targets - 1).mean()), abs=1e-6)
+    assert effect.stderr == pytest.approx(float((2 * targets).std()) / sqrt(len(targets)), rel=1e-5)
+
+
+def test_both_passes_over_a_batch_draw_the_same_numbers() -> None:
+    model, layer = by_hand(SeedState.TRAINING)
+    drawn: list[float] = []
+
+    def noisy(model: nn.Module, batch: Any) -> Tensor:
+        noise = torch.randn(())
+        drawn.append(float(noise))
+        return squared(model, batch) + 100 * noise
+
+    effect = counterfactual(model, layer, 0, loss_fn=noisy, holdout=HOLDOUT)
+    assert effect.gain == pytest.approx(statistics.mean(2 * t - 1 for t in TARGETS), abs=1e-4)
+    assert drawn[0] == drawn[1]
+    assert drawn[2] == drawn[3] != drawn[0]
+
+
+def test_other_losses_each_time_cannot_be_compared() -> None:
+    model, layer = by_hand(SeedState.TRAINING)
+    calls: list[int] = []
+
+    def fewer(model: nn.Module, batch: Any) -> Tensor:
+        calls.append(1)
+        return squared(model, batch)[len(calls) % 2 :]
+
+    with pytest.raises(ConfigError, match=r"gave 3 losses without the seed and 5 with it"):
+        counterfactual(model, layer, 0, loss_fn=fewer, holdout=HOLDOUT)
 
 
 def test_evaluate_is_the_mean_over_examples() -> None:

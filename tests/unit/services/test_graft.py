@@ -37,6 +37,8 @@ def test_nothing_is_due_before_its_time() -> None:
     _, graft = begun()
     growth = Growth(**GROWTH)
     assert [graft.due(epoch, growth) for epoch in (1, 2, 3)] == [None] * 3
+    assert graft.due(4, growth) is None  # no batch has reached its layer
+    graft.trained = 1
     assert graft.due(4, growth) is SeedState.BLENDING
     assert graft.due(9, growth) is SeedState.BLENDING  # and late is late, not never
 

@@ -82,6 +82,9 @@ class BlueprintIntegration:
             # An outcome, so the reservation ends with it; the seed cools down before it is retried.
             self.selector.fail(decision, str(error))
             raise
+        except BaseException:  # no fault of the blueprint: the choice is void
+            self.selector.release(layer.name, decision.seed_idx)
+            raise
         self.selector.commit(layer.name, decision.seed_idx)
         return decision, kernel
 

@@ -15,10 +15,21 @@ from esper.contracts.config import Growth
 from esper.contracts.seeds import SeedState
 from esper.contracts.selection import Decision
 from esper.execution import optimizers
-from esper.execution.counterfactual import Effect, counterfactual
+from esper.execution.counterfactual import Effect, counterfactual, evaluate
 from esper.execution.isolation import LossFn, shadow_step
 from esper.execution.kasmina_layer import KasminaLayer
-from esper.execution.kernel import Kernel, count_parameters
+from esper.execution.kernel import Kernel, can_learn, count_parameters
+
+_PATIENCE = 4
+"""How many times its training a kernel may wait for the first batch that reaches its layer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """Held-out values at one time: for the naive deltas, when the graft began."""
+
+    loss: float
+    accuracy: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,13 +64,31 @@ class Training:
             return self.seed_optimizer(parameters)
         return optimizers.like(self.optimizer, parameters)
 
+    def measure(self) -> Baseline:
+        """Held-out values now."""
+        loss = evaluate(self.model, self.loss_fn, self.holdout)
+        if self.accuracy_fn is None:
+            return Baseline(loss=loss)
+        return Baseline(loss=loss, accuracy=evaluate(self.model, self.accuracy_fn, self.holdout))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Baseline:
-    """Held-out values when the graft began, for the naive deltas."""
+class Fault:
+    """Why a graft must end before its verdict.
 
-    loss: float
-    accuracy: float | None = None
+    Attributes:
+        why: One sentence.
+        of_kernel: True if the kernel is at fault, which is held against its blueprint; false if the
+            training around it is.
+    """
+
+    why: str
+    of_kernel: bool
+
+    @classmethod
+    def of_the_loop(cls, why: str) -> "Fault":
+        """A fault of the training around the kernel."""
+        return cls(why=f"failed by the loop: {why}", of_kernel=False)
 
 
 @final
@@ -80,8 +109,10 @@ class Graft:
         self.decision = decision
         self.kernel = kernel
         self.baseline = baseline
-        self.fault = ""
-        """Why it must end; empty while all is well."""
+        self.fault: Fault | None = None
+        """Why it must end; ``None`` while all is well."""
+        self.trained = 0
+        """Batches that reached its layer while it trained in isolation."""
         self._since = decision.epoch
         self._blended = 0
         self._ramp = 0
@@ -105,7 +136,7 @@ class Graft:
     def on_batch(self, batch: Any) -> None:
         """Train in the shadow, or raise alpha a little."""
         if self.state is SeedState.TRAINING:
-            shadow_step(
+            loss = shadow_step(
                 self.training.model,
                 self.layer,
                 self.decision.seed_idx,
@@ -113,6 +144,7 @@ class Graft:
                 batch=batch,
                 optimizer=self._optimizer,
             )
+            self.trained += loss is not None
         elif self.state is SeedState.BLENDING:
             self._blended += 1
             alpha = min(1.0, self._blended / self._ramp)
@@ -122,10 +154,18 @@ class Graft:
         """The state that is due at the end of this epoch, if any."""
         age = epoch - self._since
         if self.state is SeedState.TRAINING and age >= growth.train_epochs:
-            return SeedState.BLENDING
+            if self.trained:
+                return SeedState.BLENDING
+            return SeedState.CULLED if age >= _PATIENCE * growth.train_epochs else None
         if self.state is SeedState.BLENDING and age >= growth.blend_epochs:
             return SeedState.HOLDING
         return None
+
+    def failed(self, why: str) -> Fault:
+        """The fault of a graft whose training failed: its kernel's, if that cannot learn alone."""
+        seed = self.layer.seed(self.decision.seed_idx)
+        able = can_learn(self.kernel, self.layer.host, self.layer.spec, like=seed.alpha)
+        return Fault.of_the_loop(why) if able else Fault(why=why, of_kernel=True)
 
     def blend(self, epoch: int, *, ramp_batches: int) -> None:
         """From now on the user's optimizer trains the kernel, with the state it has gathered.
@@ -167,6 +207,7 @@ class Graft:
             "since": self._since,
             "blended": self._blended,
             "ramp": self._ramp,
+            "trained": self.trained,
             "baseline": {"loss": self.baseline.loss, "accuracy": self.baseline.accuracy},
             "latency_ms": self.kernel.cost.latency_ms if self.kernel.cost else None,
             "optimizer": self._optimizer.state_dict(),
@@ -175,4 +216,5 @@ class Graft:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo ``state_dict``, on a graft over the restored model."""
         self._since, self._blended, self._ramp = state["since"], state["blended"], state["ramp"]
+        self.trained = state.get("trained", 1)  # a checkpoint of 0.1.0 has no count
         self._optimizer.load_state_dict(state["optimizer"])

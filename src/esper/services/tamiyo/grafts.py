@@ -4,7 +4,6 @@ Every change of state is noted in the run's log, every outcome goes to the track
 that it belongs to, and every slot that becomes free is handed back to the selector.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
@@ -19,8 +18,9 @@ from esper.contracts.seeds import KernelCost, SeedState
 from esper.contracts.selection import Decision, decision_data, decision_from
 from esper.execution import lifecycle
 from esper.execution.kasmina_layer import KasminaLayer
-from esper.execution.kernel import FAULTS, Kernel, count_parameters
-from esper.services.tamiyo.graft import Baseline, Graft, Training
+from esper.execution.kernel import Kernel, count_parameters
+from esper.services.tamiyo.aside import Aside
+from esper.services.tamiyo.graft import Baseline, Fault, Graft, Training
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.report import Step, Verdict
 from esper.services.tamiyo.run_log import RunLog, finite
@@ -29,7 +29,11 @@ from esper.services.tamiyo.seed_selector import SeedSelector
 _FACTS = ("kernel_id", "parameters", "reward", "stderr", "why", "began", "epoch")
 """Fields of a `Verdict` in the event of a graft's end, beside the seed and ``kept``."""
 
-logger = logging.getLogger(__name__)
+_WORK = {
+    SeedState.BLENDING: "blending a kernel in",
+    SeedState.HOLDING: "the counterfactual of a kernel",
+}
+"""Subject of the sentence that says that a step failed."""
 
 
 @final
@@ -45,6 +49,7 @@ class ActiveGrafts:
         tracker: PerformanceTracker,
         selector: SeedSelector,
         log: RunLog,
+        aside: Aside,
     ) -> None:
         self.training = training
         self.layers = layers
@@ -52,6 +57,7 @@ class ActiveGrafts:
         self.tracker = tracker
         self.selector = selector
         self.log = log
+        self.aside = aside
         self.grafts: list[Graft] = []
         self._steps: list[Step] = []
 
@@ -67,13 +73,14 @@ class ActiveGrafts:
     def on_batch(self, batch: Any) -> None:
         """Train what is isolated, raise the alpha of what is blending."""
         for graft in self.grafts:
-            if graft.fault:
+            if graft.fault is not None:
                 continue
-            try:
+            with self.aside("the training of a kernel") as attempt:
                 graft.on_batch(batch)
-            except FAULTS as error:
-                graft.fault = f"its training failed: {error}"
-                logger.warning("kernel %s: %s", graft.kernel.kernel_id, graft.fault)
+            if attempt.failed:
+                graft.fault = Fault(why=attempt.why, of_kernel=True)
+                with self.aside("the trial of a kernel"):
+                    graft.fault = graft.failed(attempt.why)
 
     def wake(self, epoch: int) -> None:
         """Let seeds be dormant again whose cooldown is over."""
@@ -89,23 +96,44 @@ class ActiveGrafts:
             self.layers[name].advance(seed_idx, SeedState.DORMANT)
             self._note(name, seed_idx, change, "its cooldown is over", epoch=epoch)
 
-    def begin(self, decision: Decision, kernel: Kernel, baseline: Baseline) -> Graft:
-        """Take a loaded kernel on and start its training in isolation."""
-        graft = self._graft(decision, kernel, baseline)
+    def begin(self, decision: Decision, kernel: Kernel, baseline: Baseline) -> str:
+        """Take a loaded kernel on and start its training in isolation.
+
+        Returns:
+            Why it cannot be trained, its decision being withdrawn; empty if it can.
+        """
+        with self.aside("the optimizer of a kernel") as attempt:
+            graft = self._graft(decision, kernel, baseline)
+        if attempt.failed:
+            layer = self.layers[decision.layer_name]
+            change = (layer.seed_states[decision.seed_idx], SeedState.CULLED)
+            layer.unload(decision.seed_idx)
+            self._note(
+                decision.layer_name, decision.seed_idx, change, attempt.why, epoch=decision.epoch
+            )
+            self.tracker.withdraw(decision)
+            self.selector.free(decision.layer_name, decision.seed_idx, decision.epoch)
+            return attempt.why
         why = f"{kernel.blueprint} of {graft.parameters} parameters: {decision.reason.reason}"
         change = (SeedState.DORMANT, SeedState.GERMINATED)
         self._note_graft(graft, change, why, epoch=decision.epoch)
         self.grafts.append(graft)
         self._step(graft, SeedState.TRAINING, "it trains in the shadow of the host", decision.epoch)
-        return graft
+        return ""
 
     def move_on(
-        self, now: Baseline, *, epoch: int, batches_per_epoch: int, calibration: Sequence[Any]
+        self,
+        now: Baseline | None,
+        *,
+        epoch: int,
+        batches_per_epoch: int,
+        calibration: Sequence[Any],
     ) -> list[Verdict]:
         """Take every graft the step that is due at the end of this epoch.
 
         Args:
-            now: Held-out values at this time.
+            now: Held-out values at this time; ``None`` if they could not be measured, and then
+                none is judged.
             epoch: The epoch that ended.
             batches_per_epoch: Batches that it had; an alpha ramp is as long.
             calibration: Recent training batches, for batch-norm statistics.
@@ -116,17 +144,25 @@ class ActiveGrafts:
         verdicts = []
         for graft in list(self.grafts):
             due = graft.due(epoch, self.config.growth)
-            if due is not None and not _is_finite(graft.kernel):
-                graft.fault = "its weights became NaN or infinite"
-            if graft.fault:
-                verdicts.append(self._fail(graft, graft.fault, epoch))
-            elif due is SeedState.BLENDING:
-                batches = self.config.growth.blend_epochs * max(1, batches_per_epoch)
-                self._step(graft, due, f"alpha goes from 0 to 1 in {batches} batches", epoch)
-                graft.blend(epoch, ramp_batches=batches)
-            elif due is SeedState.HOLDING:
-                self._step(graft, due, "fully blended; it is judged", epoch)
-                verdicts.append(self._judge(graft, now, calibration, epoch))
+            verdict = None
+            with self.aside(_WORK.get(due or SeedState.TRAINING, "the step of a graft")) as attempt:
+                if due is not None and not _is_finite(graft.kernel):
+                    graft.fault = Fault(why="its weights became NaN or infinite", of_kernel=True)
+                if graft.fault is not None:
+                    verdict = self._fail(graft, graft.fault, epoch)
+                elif due is SeedState.BLENDING:
+                    batches = self.config.growth.blend_epochs * max(1, batches_per_epoch)
+                    self._step(graft, due, f"alpha goes from 0 to 1 in {batches} batches", epoch)
+                    graft.blend(epoch, ramp_batches=batches)
+                elif due is SeedState.CULLED:
+                    verdict = self._fail(graft, _unreached(graft), epoch)
+                elif due is SeedState.HOLDING and now is not None:
+                    self._step(graft, due, "fully blended; it is judged", epoch)
+                    verdict = self._judge(graft, now, calibration, epoch)
+            if attempt.failed and graft.state not in lifecycle.RESTING:
+                verdict = self._fail(graft, Fault.of_the_loop(attempt.why), epoch)
+            if verdict is not None:
+                verdicts.append(verdict)
         return verdicts
 
     @property
@@ -137,7 +173,13 @@ class ActiveGrafts:
     def abandon_blending(self, why: str, *, epoch: int) -> list[Verdict]:
         """Cull what is being blended in, as a failure."""
         blending = [graft for graft in self.grafts if graft.state is SeedState.BLENDING]
-        return [self._fail(graft, why, epoch) for graft in blending]
+        fault = Fault(why=why, of_kernel=True)
+        return [self._fail(graft, fault, epoch) for graft in blending]
+
+    def withdraw_all(self, why: str, *, epoch: int) -> list[Verdict]:
+        """End every graft without an outcome; its kernel is culled, its decision withdrawn."""
+        fault = Fault(why=why, of_kernel=False)
+        return [self._fail(graft, fault, epoch) for graft in list(self.grafts)]
 
     # --- the verdict ------------------------------------------------------------------------------
 
@@ -146,7 +188,8 @@ class ActiveGrafts:
     ) -> Verdict:
         effect = graft.judge(calibration)
         if not (isfinite(effect.gain) and isfinite(effect.stderr) and isfinite(now.loss)):
-            return self._fail(graft, "its counterfactual is not finite", epoch)
+            fault = Fault(why="its counterfactual is not finite", of_kernel=True)
+            return self._fail(graft, fault, epoch)
         charged = self._rent(graft)
         worth, bar = effect.gain - charged, self.config.growth.keep_stderrs
         kept = worth > bar * effect.stderr
@@ -183,10 +226,13 @@ class ActiveGrafts:
             per_ms=settings.rent_per_ms,
         )
 
-    def _fail(self, graft: Graft, why: str, epoch: int) -> Verdict:
-        decision = graft.decision
-        self.selector.fail(decision, why)
-        return self._end(graft, kept=False, why=why, epoch=epoch)
+    def _fail(self, graft: Graft, fault: Fault, epoch: int) -> Verdict:
+        """End a graft without a measurement; only the kernel's own fault is an outcome."""
+        if fault.of_kernel:
+            self.selector.fail(graft.decision, fault.why)
+        else:
+            self.tracker.withdraw(graft.decision)
+        return self._end(graft, kept=False, why=fault.why, epoch=epoch)
 
     def _end(
         self,
@@ -214,7 +260,8 @@ class ActiveGrafts:
         )
         self._step(graft, SeedState.FOSSILIZED if kept else SeedState.CULLED, why, epoch)
         if not kept:
-            graft.forget()
+            with self.aside("taking a kernel out of the optimizer"):
+                graft.forget()
         self.grafts.remove(graft)
         self.tracker.record_end(
             decision.layer_name,
@@ -296,6 +343,14 @@ class ActiveGrafts:
     def _graft(self, decision: Decision, kernel: Kernel, baseline: Baseline) -> Graft:
         layer = self.layers[decision.layer_name]
         return Graft(self.training, layer, decision=decision, kernel=kernel, baseline=baseline)
+
+
+def _unreached(graft: Graft) -> Fault:
+    why = (
+        f"no batch's loss depended on layer {graft.layer.name!r} while its kernel waited to learn; "
+        "is the layer used in training, outside torch.no_grad and outside reentrant checkpointing?"
+    )
+    return Fault.of_the_loop(why)
 
 
 def _is_finite(kernel: Kernel) -> bool:

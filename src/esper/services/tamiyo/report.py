@@ -95,7 +95,7 @@ class EpochReport:
 
     Attributes:
         epoch: Number of the epoch, from 0.
-        holdout_loss: Mean held-out loss.
+        holdout_loss: Mean held-out loss; NaN if it is NaN, or could not be measured.
         holdout_accuracy: Mean held-out accuracy, if ``accuracy_fn`` was given.
         used: Parameters of all kernels, absorbed or under way.
         budget: Parameters that growth may add in all.

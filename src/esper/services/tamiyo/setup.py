@@ -2,18 +2,24 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from esper.contracts.config import Config
-from esper.contracts.errors import ConfigError
+from esper.contracts.errors import ConfigError, KernelError
+from esper.contracts.events import Event
+from esper.execution.batches import OnCopies, addresses
 from esper.execution.counterfactual import evaluate
+from esper.execution.isolation import LossFn
 from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.reach import reached
 from esper.execution.shapes import observe_shapes
 from esper.execution.side_effect_free import side_effect_free
+from esper.records.fold import KINDS
 from esper.services.tamiyo.assignment import Assignment
 from esper.services.tamiyo.blueprint_integration import smallest_kernels
 from esper.services.tamiyo.graft import Training
@@ -26,6 +32,9 @@ from esper.stores.memory import MemoryStore
 from esper.strategies import STRATEGIES, SelectionStrategy
 
 logger = logging.getLogger(__name__)
+
+Addresses = tuple[tuple[Any, ...], ...]
+"""Where the tensors of a batch lie in memory."""
 
 
 def config_of(config: Config | Mapping[str, Any] | str | Path | None) -> Config:
@@ -60,29 +69,159 @@ def bind_blueprints(tracker: PerformanceTracker, layers: Mapping[str, KasminaLay
             tracker.bind(name, seed_idx, blueprint)
 
 
-def try_out(training: Training, layers: Mapping[str, KasminaLayer]) -> None:
+def events_to_save(journal: Journal, tracker: PerformanceTracker) -> list[Event]:
+    """The events of the history that the store would not give to another process."""
+    if journal.store.durable:
+        return journal.undelivered()
+    events = tracker.events
+    found = journal.read(scope=events.scope, run=events.run, kinds=KINDS)
+    return [event for _, event in found]
+
+
+def on_copies(function: LossFn | None, name: str) -> OnCopies | None:
+    """The user's function on copies of its batches, if there is one."""
+    return None if function is None else OnCopies(function, name)
+
+
+def held_out_addresses(holdout: Iterable[Any]) -> frozenset[Addresses]:
+    """Where the batches of a holdout that is kept in memory lie; empty for any other."""
+    if not isinstance(holdout, list | tuple):
+        return frozenset()
+    return frozenset(map(addresses, holdout)) - {()}
+
+
+def warn_if_held_out(batch: Any, held_out: frozenset[Addresses]) -> frozenset[Addresses]:
+    """Say that a batch that was trained on is one of the holdout; returns what is left to watch."""
+    if addresses(batch) not in held_out:
+        return held_out
+    logger.warning(
+        "the holdout holds a batch that is trained on, so a kernel that learns it by heart looks "
+        "good; give a holdout whose batches on_batch_end never gets"
+    )
+    return frozenset()
+
+
+def try_out(training: Training, layers: Mapping[str, KasminaLayer]) -> dict[str, str]:
     """Run every function of the user's once; what is wrong shows now, not in mid-run.
+
+    Returns:
+        Layers that cannot grow, by name, and why; each is logged as a warning.
 
     Raises:
         ConfigError: if the model is not wrapped, or the holdout is empty or can be read only once.
-        KernelError: if the model fails on a batch of the holdout; it is left as it was.
+        KernelError: if the model fails on a batch of the holdout, or no layer can grow; the model
+            is left as it was.
     """
     _check(layers, training.holdout)
-    with side_effect_free(training.model, reads=training.holdout):  # iterating a DataLoader draws
-        batch = next(iter(training.holdout), None)
-    if batch is None:
-        raise ConfigError("holdout has no batches; give a list or a DataLoader that has some")
-    observe_shapes(training.model, layers, loss_fn=training.loss_fn, batch=batch)
+    left_out: dict[str, str] = {}
+    batch = _observe_all(training, layers, left_out)
+    with suppress(KernelError):  # data that only evaluation takes says nothing of training
+        found = reached(
+            training.model, layers, loss_fn=training.loss_fn, batch=batch, training=True
+        )
+        left_out |= {name: why for name, why in found.items() if why}
+    _tell(layers, left_out)
     for function in filter(None, (training.loss_fn, training.accuracy_fn)):
         evaluate(training.model, function, [batch])
+        _require_examples(training.model, function, batch)
+        if isinstance(function, OnCopies):
+            function.settle()
     training.optimizer_of_a_seed([nn.Parameter(torch.zeros(1))])
+    return left_out
+
+
+def observe(
+    training: Training, layers: Mapping[str, KasminaLayer], batch: Any, left_out: dict[str, str]
+) -> None:
+    """Specify the layers that a batch reaches and that have no specification yet.
+
+    Args:
+        training: The user's objects.
+        layers: The wrapped layers by name.
+        batch: As ``loss_fn`` takes it.
+        left_out: Layers that cannot grow, and why; those that are found now are added.
+
+    Raises:
+        KernelError: if the model fails on the batch, or a layer does not map a tensor to a tensor.
+    """
+    unseen = _unseen(layers, left_out)
+    if not unseen:
+        return
+    model, loss_fn = training.model, training.loss_fn
+    found = reached(model, unseen, loss_fn=loss_fn, batch=batch)
+    left_out |= {name: why for name, why in found.items() if why}
+    readable = {name: unseen[name] for name, why in found.items() if not why}
+    if readable:
+        observe_shapes(model, readable, loss_fn=loss_fn, batch=batch)
+
+
+def _unseen(
+    layers: Mapping[str, KasminaLayer], left_out: Mapping[str, str]
+) -> dict[str, KasminaLayer]:
+    return {
+        name: layer for name, layer in layers.items() if layer.spec is None and name not in left_out
+    }
+
+
+def _observe_all(
+    training: Training, layers: Mapping[str, KasminaLayer], left_out: dict[str, str]
+) -> Any:
+    """Read the holdout until every layer was seen; returns its first batch."""
+    first = None
+    for layer in layers.values():
+        layer.spec = None  # of another holdout, if there was one
+    with side_effect_free(training.model, reads=training.holdout):  # iterating a DataLoader draws
+        for batch in training.holdout:
+            first = batch if first is None else first
+            observe(training, layers, batch, left_out)
+            if not _unseen(layers, left_out):
+                break
+    if first is None:
+        raise ConfigError("holdout has no batches; give a list or a DataLoader that has some")
+    return first
+
+
+def _tell(layers: Mapping[str, KasminaLayer], left_out: Mapping[str, str]) -> None:
+    """Say which layers cannot grow.
+
+    Raises:
+        KernelError: if none can.
+    """
+    unseen = _unseen(layers, left_out)
+    if len(unseen) + len(left_out) == len(layers):
+        for name, why in left_out.items():
+            raise KernelError(f"layer {name!r} cannot grow: it {why}")
+        raise KernelError(
+            f"layer {next(iter(unseen))!r} is never called in forward, so it cannot grow; wrap one "
+            "that is"
+        )
+    for name, why in left_out.items():
+        logger.warning("layer %s cannot grow: it %s", name, why)
+    for name in unseen:
+        logger.warning(
+            "layer %s was called in no batch of the holdout; it can grow once a training batch "
+            "reaches it",
+            name,
+        )
     for name, layer in layers.items():
-        if not smallest_kernels(layer):
+        if name not in unseen and name not in left_out and not smallest_kernels(layer):
             logger.warning(
                 "layer %s cannot grow: none of its seeds' blueprints, %s, fits it",
                 name,
                 ", ".join(layer.seed_blueprints),
             )
+
+
+def _require_examples(model: nn.Module, function: LossFn, batch: Any) -> None:
+    """Refuse a square of losses: it is what (B, 1) against (B,) becomes by broadcasting."""
+    with side_effect_free(model, training=False), torch.no_grad():
+        losses = function(model, batch)
+    if isinstance(losses, Tensor) and losses.ndim == 2 and losses.shape[0] == losses.shape[1] > 1:
+        raise ConfigError(
+            f"loss_fn(model, batch) returned {tuple(losses.shape)}, as predictions (B, 1) against "
+            "targets (B,) do; it must return one loss per example, shape (B,), or losses per token "
+            "with their mask: (losses, mask), both (B, T)"
+        )
 
 
 def _check(layers: Mapping[str, KasminaLayer], holdout: Iterable[Any]) -> None:

@@ -9,41 +9,47 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from math import isfinite
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Self, final
 from uuid import uuid4
 
 from torch import nn
 from torch.optim import Optimizer
 
 from esper.contracts.config import Config
-from esper.contracts.errors import ConfigError, KernelError, NoViableSeedError
+from esper.contracts.errors import ConfigError
 from esper.contracts.events import Event, event_data, event_from
-from esper.contracts.health import GraftRequest, HealthSignal
 from esper.contracts.schema import require_schema
 from esper.contracts.selection import Decision
 from esper.execution import optimizers
-from esper.execution.counterfactual import evaluate
+from esper.execution.batches import OnCopies
 from esper.execution.isolation import LossFn
-from esper.execution.probes import Readings, probe
 from esper.execution.side_effect_free import keeps_statistics
 from esper.execution.surgery import kasmina_layers
-from esper.records.fold import KINDS
-from esper.services.tamiyo.blueprint_integration import BlueprintIntegration, smallest_kernels
+from esper.services.tamiyo.aside import Aside
+from esper.services.tamiyo.blueprint_integration import BlueprintIntegration
 from esper.services.tamiyo.governor import Governor
 from esper.services.tamiyo.graft import Baseline, Training
 from esper.services.tamiyo.grafts import ActiveGrafts
+from esper.services.tamiyo.grower import Grower
+from esper.services.tamiyo.ownership import let_go, own, refuse_owned
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
-from esper.services.tamiyo.policies import POLICIES, LayerGrowth, Situation
+from esper.services.tamiyo.policies import POLICIES
 from esper.services.tamiyo.policies.heuristic import loss_trend
+from esper.services.tamiyo.prober import Prober
 from esper.services.tamiyo.report import EpochReport, Verdict
 from esper.services.tamiyo.run_log import RunLog
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.services.tamiyo.setup import (
     bind_blueprints,
     config_of,
+    events_to_save,
+    held_out_addresses,
     journal_of,
+    observe,
+    on_copies,
     strategy_of,
     try_out,
+    warn_if_held_out,
 )
 from esper.stores.base import MetricsStore
 from esper.stores.journal import Journal
@@ -63,8 +69,8 @@ class Tamiyo:
     Args:
         model: A model wrapped by ``esper.wrap``.
         optimizer: Trains it; kernels join it when they are blended in.
-        loss_fn: Takes the model and a batch; gives per-example losses, shape (B,). If the training
-            runs under autocast, put the autocast into this function.
+        loss_fn: Takes the model and a batch; gives one loss per example, shape (B,), or per token
+            with their mask, both (B, T). Autocast, if the training has it, belongs into it.
         holdout: Any re-iterable of batches that are never trained on.
         config: Settings, a mapping of sections, or the path of a YAML file; defaults if not given.
         store: Where the history is kept: a URL as ``"sqlite:///history.db"``, or a store. What
@@ -77,8 +83,8 @@ class Tamiyo:
         run: Name of the run in the store; by default a fresh one.
 
     Raises:
-        ConfigError: if the model is not wrapped, the holdout can be iterated only once, or a
-            setting is wrong.
+        ConfigError: if the model is not wrapped or grows under another Tamiyo, the holdout can be
+            iterated only once, or a setting is wrong.
         KernelError: if the model fails on a batch of the holdout; it is left as it was.
         StoreError: if the store cannot be opened.
     """
@@ -102,16 +108,18 @@ class Tamiyo:
         model = getattr(model, "_orig_mod", model)
         self.config = config_of(config)
         self.layers = kasmina_layers(model)
+        refuse_owned(self.layers.values())
         self.training = Training(
             model=model,
             optimizer=optimizer,
-            loss_fn=loss_fn,
+            loss_fn=OnCopies(loss_fn, "loss_fn"),
             holdout=holdout,
             scheduler=scheduler,
             seed_optimizer=seed_optimizer,
-            accuracy_fn=accuracy_fn,
+            accuracy_fn=on_copies(accuracy_fn, "accuracy_fn"),
         )
-        try_out(self.training, self.layers)
+        self.aside = Aside()
+        self._left_out = try_out(self.training, self.layers)
         self._owns_store = not isinstance(store, MetricsStore | Journal)
         self._names_run = run is not None
         self.journal = journal_of(store)
@@ -140,17 +148,36 @@ class Tamiyo:
             tracker=self.tracker,
             selector=self.selector,
             log=self.log,
+            aside=self.aside,
+        )
+        self.prober = Prober(
+            self.training,
+            self.layers,
+            every=growth.probe_every,
+            aside=self.aside,
+            observe=lambda batch: observe(self.training, self.layers, batch, self._left_out),
+        )
+        self.grower = Grower(
+            self.policy,
+            self.integration,
+            self.grafts,
+            tracker=self.tracker,
+            log=self.log,
+            layers=self.layers,
+            left_out=self._left_out,
         )
         self.governor = Governor(model, optimizer, divergence_factor=growth.divergence_factor)
-        self._sizes = {name: smallest_kernels(layer) for name, layer in self.layers.items()}
         self._losses: list[float] = []
-        self._last_graft_epoch: int | None = None
         self._epoch = -1
         self._batches = 0
         self._batches_of_epoch = 0
-        self._readings = Readings()
         self._recent: deque[Any] = deque(maxlen=_CALIBRATION_BATCHES)
         self._keeps_statistics = keeps_statistics(model)
+        self._held_out: frozenset[Any] = frozenset()
+        with self.aside("the watch over the holdout"):
+            self._held_out = held_out_addresses(holdout)
+        self._finished = False
+        own(self.layers.values(), self)
 
     # --- what the user calls ----------------------------------------------------------------------
 
@@ -160,13 +187,17 @@ class Tamiyo:
         Args:
             batch: The batch that was just trained on, as ``loss_fn`` takes it.
         """
+        if self._finished:
+            return
         self._batches += 1
         self._batches_of_epoch += 1
+        if self._held_out:
+            with self.aside("the watch over the holdout"):
+                self._held_out = warn_if_held_out(batch, self._held_out)
         if not self._keeps_statistics:
             self._recent.clear()
         self._recent.append(batch)
-        if self._batches % self.config.growth.probe_every == 0:
-            self._probe(batch)
+        self.prober.on_batch(self._batches, batch)
         self.grafts.on_batch(batch)
 
     def on_epoch_end(self, epoch: int) -> EpochReport:
@@ -184,43 +215,66 @@ class Tamiyo:
         if epoch <= self._epoch:
             raise ConfigError(f"epoch {epoch} ended before: the last one was {self._epoch}")
         self._epoch = epoch
-        self.grafts.wake(epoch)
-        now = self._measure()
-        verdicts = self._govern(now, epoch)
-        if verdicts:
-            now = self._measure()
-        self._losses.append(now.loss)
-        verdicts += self.grafts.move_on(
-            now,
-            epoch=epoch,
-            batches_per_epoch=self._batches_of_epoch,
-            calibration=list(self._recent) if self._keeps_statistics else (),
-        )
-        if self.grafts.blending and isfinite(now.loss):
-            self.governor.keep(now.loss, epoch)
-        else:
-            self.governor.let_go()
-        decision, reason = self._grow(now, epoch)
+        now: Baseline | None = None
+        verdicts: list[Verdict] = []
+        decision: Decision | None = None
+        with self.aside("the end of an epoch") as attempt:
+            self.grafts.wake(epoch)
+            now = self._move_on(epoch, verdicts)
+            decision, attempt.reason = self._grow(now, epoch)
         self._batches_of_epoch = 0
+        self._held_out = frozenset()  # one epoch has shown every batch
         self._recent.clear()  # what a resumed run does not have, must not matter
         report = EpochReport(
             epoch=epoch,
-            holdout_loss=now.loss,
-            holdout_accuracy=now.accuracy,
+            holdout_loss=float("nan") if now is None else now.loss,
+            holdout_accuracy=None if now is None else now.accuracy,
             used=self.used,
             budget=self.config.growth.budget,
             steps=self.grafts.take_steps(),
             verdicts=tuple(verdicts),
             decision=decision,
-            reason=reason,
+            reason=attempt.why or attempt.reason,
         )
-        self.log.epoch(report)
+        with self.aside("the record of an epoch"):
+            self.log.epoch(report)
         return report
+
+    def on_evaluation(self) -> EpochReport:
+        """As ``on_epoch_end``, numbered by itself: for a loop in steps, at each evaluation."""
+        return self.on_epoch_end(self._epoch + 1)
+
+    def finish(self) -> list[Verdict]:
+        """End the run: no choice stays open in the store, and another engine may take the model.
+
+        Kernels under way are culled without an outcome, those that are being blended in too. From
+        now on ``on_batch_end`` does nothing and ``on_epoch_end`` only measures. Again does nothing.
+
+        Returns:
+            The end of each graft that was under way.
+        """
+        self._finished = True
+        verdicts: list[Verdict] = []
+        with self.aside("the end of the run"):
+            verdicts = self.grafts.withdraw_all("the run ended", epoch=max(self._epoch, 0))
+            self.governor.let_go()
+            self.journal.flush()
+        let_go(self.layers.values(), self)
+        return verdicts
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """``finish``, and ``close`` what would outlive the process."""
+        self.finish()
+        if self.journal.store.durable:
+            self.close()
 
     @property
     def used(self) -> int:
         """Parameters of all kernels, absorbed or under way."""
-        return sum(layer.grown_parameters for layer in self.layers.values())
+        return self.grower.used
 
     def events(self) -> list[Event]:
         """The event log of this run so far, in order."""
@@ -239,14 +293,31 @@ class Tamiyo:
 
     # --- one epoch, in order ----------------------------------------------------------------------
 
-    def _measure(self) -> Baseline:
-        training = self.training
-        loss = evaluate(training.model, training.loss_fn, training.holdout)
-        if training.accuracy_fn is None:
-            return Baseline(loss=loss)
-        return Baseline(
-            loss=loss, accuracy=evaluate(training.model, training.accuracy_fn, training.holdout)
+    def _move_on(self, epoch: int, verdicts: list[Verdict]) -> Baseline | None:
+        """Measure, roll back what fell ill, and take every graft the step that is due."""
+        now = self._measure()
+        if now is not None:
+            verdicts += self._govern(now, epoch)
+            if verdicts:
+                now = self._measure()
+        if now is not None:
+            self._losses.append(now.loss)
+        verdicts += self.grafts.move_on(
+            now,
+            epoch=epoch,
+            batches_per_epoch=self._batches_of_epoch,
+            calibration=list(self._recent) if self._keeps_statistics else (),
         )
+        if now is not None and self.grafts.blending and isfinite(now.loss):
+            self.governor.keep(now.loss, epoch)
+        elif now is not None or not self.grafts.blending:
+            self.governor.let_go()
+        return now
+
+    def _measure(self) -> Baseline | None:
+        with self.aside("the measurement of the held-out loss"):
+            return self.training.measure()
+        return None
 
     def _govern(self, now: Baseline, epoch: int) -> list[Verdict]:
         """Roll an ill host back; the kernels that were being blended in are at fault."""
@@ -258,87 +329,22 @@ class Tamiyo:
         self.governor.restore()
         return self.grafts.abandon_blending(f"{why}; the host was rolled back", epoch=epoch)
 
-    def _grow(self, now: Baseline, epoch: int) -> tuple[Decision | None, str]:
-        signals = {signal.layer_name: signal for signal in self._signals(now, epoch)}
-        self.log.health(list(signals.values()))
-        self.tracker.refresh()
-        refused: list[str] = []
-        while True:
-            situation = self._situation(list(signals.values()), epoch)
-            request, reason = self.policy.ask(situation)
-            if request is None:
-                return None, "; ".join([*refused, reason])
-            self.log.request(request)
-            # A layer that refuses must not keep the others from growing.
-            decision, reason = self._begin(request, signals.pop(request.site.name), now)
-            if decision is not None:
-                return decision, reason
-            refused.append(reason)
-
-    def _begin(
-        self, request: GraftRequest, health: HealthSignal, now: Baseline
-    ) -> tuple[Decision | None, str]:
-        layer = self.layers[request.site.name]
-        try:
-            decision, kernel = self.integration.graft_now(layer, request, health=health)
-        except (NoViableSeedError, KernelError) as error:
-            logger.warning("no graft at epoch %d: %s", request.epoch, error)
-            self.log.refusal(request, error)
-            return None, str(error)
-        self.grafts.begin(decision, kernel, now)
-        if kernel.cost is not None and kernel.cost.latency_ms is not None:
-            self.tracker.record_timing(
-                decision.layer_name,
-                decision.seed_idx,
-                latency_ms=kernel.cost.latency_ms,
-                decision=decision,
-                stored=False,
-            )
-        self._last_graft_epoch = request.epoch
-        return decision, request.reason
-
-    def _signals(self, now: Baseline, epoch: int) -> list[HealthSignal]:
-        if not self._readings and self._recent:
+    def _grow(self, now: Baseline | None, epoch: int) -> tuple[Decision | None, str]:
+        if self._finished:
+            return None, "the run is finished"
+        if not self.prober and self._recent:
             self._probe(self._recent[-1])
+        if now is None:
+            self.prober.forget()
+            return None, "the held-out loss could not be measured"
         trend = loss_trend(self._losses, self.config.growth.plateau_window)
-        means = self._readings.take()
-        return [
-            HealthSignal(
-                layer_name=name,
-                epoch=epoch,
-                holdout_loss=now.loss,
-                loss_trend=trend,
-                **means.get(name, {}),
-            )
-            for name in self.layers
-        ]
-
-    def _situation(self, signals: list[HealthSignal], epoch: int) -> Situation:
-        return Situation(
-            epoch=epoch,
-            losses=self._losses,
-            signals=signals,
-            records={name: self._record_of(name) for name in self.layers},
-            used=self.used,
-            last_graft_epoch=self._last_graft_epoch,
-        )
-
-    def _record_of(self, layer_name: str) -> LayerGrowth:
-        metrics = self.tracker.get_layer_metrics(layer_name).values()
-        sizes = self._sizes[layer_name]
-        return LayerGrowth(
-            kept=sum(m.successful_grafts for m in metrics),
-            judged=sum(m.total_outcomes for m in metrics),
-            active=self.grafts.count(layer_name),
-            smallest_kernel=sizes[0] if sizes else None,
-            roomy_kernel=sizes[-1] if sizes else 0,
-        )
+        health = self.prober.signals(epoch, loss=now.loss, trend=trend)
+        with self.aside("the choice of a graft") as attempt:
+            return self.grower.grow(health, self._losses, now, epoch)
+        return None, attempt.why
 
     def _probe(self, batch: Any) -> None:
-        training = self.training
-        self._readings.add(
-            probe(training.model, self.layers, loss_fn=training.loss_fn, batch=batch)
-        )
+        self.prober.probe(batch)
 
     # --- checkpoints ------------------------------------------------------------------------------
 
@@ -352,14 +358,15 @@ class Tamiyo:
             "epoch": self._epoch,
             "losses": list(self._losses),
             "batches": self._batches,
-            "last_graft_epoch": self._last_graft_epoch,
+            "last_graft_epoch": self.grower.last_epoch,
+            "prober": self.prober.state_dict(),
             "groups": optimizers.group_names(self.training.optimizer, self.training.model),
             "grafts": self.grafts.state_dict(),
             "selector": self.selector.state_dict(),
             "policy": self.policy.state_dict(),
             "run": self.tracker.events.run,
             "history": self.tracker.position,
-            "events": [event_data(event) for event in self._events_of_this_process()],
+            "events": [event_data(event) for event in events_to_save(self.journal, self.tracker)],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -382,7 +389,8 @@ class Tamiyo:
         self._epoch = state["epoch"]
         self._losses = list(state["losses"])
         self._batches = state["batches"]
-        self._last_graft_epoch = state["last_graft_epoch"]
+        self.grower.last_epoch = state["last_graft_epoch"]
+        self.prober.load_state_dict(state.get("prober", {}))
         self.journal.append_all([event_from(data) for data in state["events"]])
         run = self.tracker.events.run if self._names_run else state["run"]
         self.tracker.rewind(state["history"], run=run)
@@ -390,11 +398,3 @@ class Tamiyo:
         self.policy.load_state_dict(state["policy"])
         self.grafts.load_state_dict(state["grafts"])
         self.selector.load_state_dict(state["selector"])
-
-    def _events_of_this_process(self) -> list[Event]:
-        """The events of the history that the store would not give to another process."""
-        if self.journal.store.durable:
-            return self.journal.undelivered()
-        events = self.tracker.events
-        found = self.journal.read(scope=events.scope, run=events.run, kinds=KINDS)
-        return [event for _, event in found]

@@ -20,6 +20,7 @@ class LayerGrowth:
         active: Grafts under way.
         smallest_kernel: Parameters of the smallest kernel that fits it; ``None`` if none does.
         roomy_kernel: Parameters with which every blueprint that fits it can build a kernel.
+        objection: Why it cannot grow now, as ``"was not called yet"``; empty if it may.
     """
 
     kept: int = 0
@@ -27,6 +28,7 @@ class LayerGrowth:
     active: int = 0
     smallest_kernel: int | None = None
     roomy_kernel: int = 0
+    objection: str = ""
 
     @property
     def grafts(self) -> int:

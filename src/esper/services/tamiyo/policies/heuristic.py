@@ -100,17 +100,18 @@ class HeuristicPolicy(Policy):
         return promises
 
     def _nothing_fits(self, now: Situation, limit: int, wanted: int) -> str:
-        sizes = [r.smallest_kernel for r in now.records.values() if r.smallest_kernel is not None]
-        if not sizes:
+        records = now.records.values()
+        sizes = [r.smallest_kernel for r in records if r.smallest_kernel is not None]
+        if not sizes and not any(r.objection for r in records):
             return "no blueprint of any seed fits its layer"
         left = f"{self.growth.budget - now.used} of {self.growth.budget} parameters are left"
-        if max(limit, wanted) < min(sizes):
+        if sizes and max(limit, wanted) < min(sizes):
             return f"the budget is too small: {left}, and the smallest kernel needs {min(sizes)}"
-        if limit < wanted / 2 or limit < min(sizes):
+        if sizes and (limit < wanted / 2 or limit < min(sizes)):
             return f"the budget is used up: {left}, and a kernel is worth {wanted}"
         objections = [
             f"{signal.layer_name} {_objection(now.records[signal.layer_name], limit)}"
-            if _promise(signal) is not None
+            if _promise(signal) is not None or now.records[signal.layer_name].objection
             else f"{signal.layer_name} has no finite gradient"
             for signal in now.signals
         ]
@@ -125,6 +126,8 @@ def _promise(signal: HealthSignal) -> float | None:
 
 
 def _objection(record: LayerGrowth, limit: int) -> str:
+    if record.objection:
+        return record.objection
     if record.smallest_kernel is None:
         return "fits none of its blueprints"
     if record.active:

@@ -1,0 +1,80 @@
+"""Layers that a pass reaches, and those among them that no kernel could stand beside."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esper.contracts.errors import KernelError
+from esper.execution.isolation import LossFn
+from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.kernel import FAULTS
+from esper.execution.side_effect_free import freeze_statistics, side_effect_free, training_like_mode
+
+
+def reached(
+    model: nn.Module,
+    layers: Mapping[str, KasminaLayer],
+    *,
+    loss_fn: LossFn,
+    batch: Any,
+    training: bool = False,
+) -> dict[str, str]:
+    """Run the model once on the side, and say which wrapped layers the pass called.
+
+    Args:
+        model: The model.
+        layers: The layers to watch, by name.
+        loss_fn: As the user gave it.
+        batch: As ``loss_fn`` takes it.
+        training: Whether the modules are in the modes in which they train.
+
+    Returns:
+        An objection for each layer that was called; empty for one that a kernel may stand beside.
+
+    Raises:
+        KernelError: if the model fails on the batch.
+    """
+    found: dict[str, str] = {}
+
+    def leave(layer: KasminaLayer, args: Any, kwargs: Any, output: Any, *, name: str) -> None:
+        found[name] = found.get(name) or _objection(layer.input_of(args, kwargs), output, training)
+
+    handles = [
+        layer.register_forward_hook(partial(leave, name=name), with_kwargs=True)
+        for name, layer in layers.items()
+    ]
+    try:
+        mode = training_like_mode(model) if training else False
+        with side_effect_free(model, training=mode), torch.no_grad():
+            if training:
+                freeze_statistics(model)
+            loss_fn(model, batch)
+    except FAULTS as error:
+        raise KernelError(
+            f"the model fails on a batch of the holdout data: {_named(error)}. Nothing was "
+            "changed; loss_fn(model, batch) must run on every batch"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _objection(x: Any, y: Any, training: bool) -> str:
+    if isinstance(x, Tensor) and not x.is_floating_point():
+        kind = str(x.dtype).removeprefix("torch.")
+        return f"reads {kind}, and a kernel reads floating-point numbers; wrap the layer after it"
+    if training and not isinstance(y, Tensor):
+        return (
+            f"gives a {type(y).__name__} in training, and a kernel adds to a tensor; wrap a layer "
+            "inside it"
+        )
+    return ""
+
+
+def _named(error: Exception) -> str:
+    """The message of an error; with its name where the message is but a key."""
+    return f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else str(error)

@@ -1,0 +1,146 @@
+"""Grower: asks the policy where to grow, and begins the graft that it asks for."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import final
+
+from esper.contracts.errors import KernelError, NoViableSeedError
+from esper.contracts.health import GraftRequest, HealthSignal
+from esper.contracts.selection import Decision
+from esper.execution.kasmina_layer import KasminaLayer
+from esper.services.tamiyo.blueprint_integration import BlueprintIntegration, smallest_kernels
+from esper.services.tamiyo.graft import Baseline
+from esper.services.tamiyo.grafts import ActiveGrafts
+from esper.services.tamiyo.performance_tracker import PerformanceTracker
+from esper.services.tamiyo.policies import LayerGrowth, Situation
+from esper.services.tamiyo.policies.base import Policy
+from esper.services.tamiyo.run_log import RunLog
+
+logger = logging.getLogger(__name__)
+
+
+@final
+class Grower:
+    """Turns the health of the layers into the next graft, or into a reason why there is none.
+
+    Args:
+        policy: Decides where and when.
+        integration: Chooses the seed and loads its kernel.
+        grafts: Takes the graft on.
+        tracker: Outcomes so far.
+        log: Where requests and refusals are noted.
+        layers: The wrapped layers by name.
+        left_out: Layers that cannot grow, and why.
+
+    Attributes:
+        last_epoch: Epoch of the latest graft; ``None`` before the first.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        integration: BlueprintIntegration,
+        grafts: ActiveGrafts,
+        *,
+        tracker: PerformanceTracker,
+        log: RunLog,
+        layers: Mapping[str, KasminaLayer],
+        left_out: Mapping[str, str],
+    ) -> None:
+        self.policy = policy
+        self.integration = integration
+        self.grafts = grafts
+        self.tracker = tracker
+        self.log = log
+        self.layers = layers
+        self.left_out = left_out
+        self.last_epoch: int | None = None
+        self._sizes: dict[str, list[int]] = {}
+
+    @property
+    def used(self) -> int:
+        """Parameters of all kernels, absorbed or under way."""
+        return sum(layer.grown_parameters for layer in self.layers.values())
+
+    def grow(
+        self, health: Sequence[HealthSignal], losses: Sequence[float], now: Baseline, epoch: int
+    ) -> tuple[Decision | None, str]:
+        """Begin one graft, or say why none begins.
+
+        Args:
+            health: Of every layer, over the epoch that ended.
+            losses: Held-out loss at the end of every epoch so far, this one last.
+            now: Held-out values at its end.
+            epoch: The epoch that ended.
+        """
+        signals = {signal.layer_name: signal for signal in health}
+        self.log.health(list(signals.values()))
+        self.tracker.refresh()
+        refused: list[str] = []
+        while True:
+            request, reason = self.policy.ask(
+                Situation(
+                    epoch=epoch,
+                    losses=losses,
+                    signals=list(signals.values()),
+                    records={name: self._record_of(name) for name in self.layers},
+                    used=self.used,
+                    last_graft_epoch=self.last_epoch,
+                )
+            )
+            if request is None:
+                return None, "; ".join([*refused, reason])
+            self.log.request(request)
+            # A layer that refuses must not keep the others from growing.
+            decision, reason = self._begin(request, signals.pop(request.site.name), now)
+            if decision is not None:
+                return decision, reason
+            refused.append(reason)
+
+    def _begin(
+        self, request: GraftRequest, health: HealthSignal, now: Baseline
+    ) -> tuple[Decision | None, str]:
+        layer = self.layers[request.site.name]
+        try:
+            decision, kernel = self.integration.graft_now(layer, request, health=health)
+        except (NoViableSeedError, KernelError) as error:
+            logger.warning("no graft at epoch %d: %s", request.epoch, error)
+            self.log.refusal(request, error)
+            return None, str(error)
+        objection = self.grafts.begin(decision, kernel, now)
+        if objection:
+            return None, objection
+        if kernel.cost is not None and kernel.cost.latency_ms is not None:
+            self.tracker.record_timing(
+                decision.layer_name,
+                decision.seed_idx,
+                latency_ms=kernel.cost.latency_ms,
+                decision=decision,
+                stored=False,
+            )
+        self.last_epoch = request.epoch
+        return decision, request.reason
+
+    def _record_of(self, layer_name: str) -> LayerGrowth:
+        metrics = self.tracker.get_layer_metrics(layer_name).values()
+        sizes = self._sizes_of(layer_name)
+        return LayerGrowth(
+            kept=sum(m.successful_grafts for m in metrics),
+            judged=sum(m.total_outcomes for m in metrics),
+            active=self.grafts.count(layer_name),
+            smallest_kernel=sizes[0] if sizes else None,
+            roomy_kernel=sizes[-1] if sizes else 0,
+            objection=self._objection(layer_name),
+        )
+
+    def _objection(self, layer_name: str) -> str:
+        uncalled = self.layers[layer_name].spec is None
+        return self.left_out.get(layer_name, "was not called yet" if uncalled else "")
+
+    def _sizes_of(self, layer_name: str) -> list[int]:
+        layer = self.layers[layer_name]
+        if layer.spec is None or layer_name in self.left_out:
+            return []
+        if layer_name not in self._sizes:
+            self._sizes[layer_name] = smallest_kernels(layer)
+        return self._sizes[layer_name]

@@ -1,0 +1,129 @@
+"""Prober: health of the layers, read now and then from batches that reach them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any, final
+
+from esper.contracts.health import HealthSignal
+from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.kernel import spec_from
+from esper.execution.probes import Readings, probe
+from esper.services.tamiyo.aside import Aside
+from esper.services.tamiyo.graft import Training
+
+_PATIENCE = 4
+"""Further batches that are tried for a layer that a probe did not reach."""
+
+
+@final
+class Prober:
+    """Probes the wrapped layers every so many batches, and keeps the readings of an epoch.
+
+    A layer that a pass does not reach, as the head of another task, is looked for in the batches
+    that follow: a fixed interval may meet the same task each time. What is never found is looked
+    for half as long the next time.
+
+    Args:
+        training: The user's objects.
+        layers: The wrapped layers by name.
+        every: Batches from one probe to the next, >= 1.
+        aside: Catches what fails.
+        observe: Called with a batch before it is probed; specifies layers seen for the first time.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        layers: Mapping[str, KasminaLayer],
+        *,
+        every: int,
+        aside: Aside,
+        observe: Callable[[Any], None],
+    ) -> None:
+        self.training = training
+        self.layers = layers
+        self.every = every
+        self.aside = aside
+        self.observe = observe
+        self._readings = Readings()
+        self._missing: set[str] = set()
+        self._patience = _PATIENCE
+        self._tries = 0
+
+    def on_batch(self, number: int, batch: Any) -> None:
+        """Probe if it is time, or if a layer is still looked for.
+
+        Args:
+            number: Batches of the run so far, this one included.
+            batch: As ``loss_fn`` takes it.
+        """
+        if number % self.every == 0:
+            self.probe(batch)
+        elif self._missing and self._tries > 0:
+            self._tries -= 1
+            self._read(batch)
+
+    def probe(self, batch: Any) -> None:
+        """Measure every layer that the batch reaches; look for the others in those that follow."""
+        if self._missing and self._tries == 0:
+            self._patience //= 2
+        self._missing, self._tries = set(self.layers), self._patience
+        self._read(batch)
+
+    def _read(self, batch: Any) -> None:
+        with self.aside("the probe of the layers"):
+            self.observe(batch)
+            training = self.training
+            found = probe(training.model, self.layers, loss_fn=training.loss_fn, batch=batch)
+            self._readings.add(found)
+            self._missing -= found.keys()
+            if not self._missing:
+                self._patience = _PATIENCE
+
+    def signals(self, epoch: int, *, loss: float, trend: float | None) -> list[HealthSignal]:
+        """Health of every layer over the epoch that ended; the readings start again.
+
+        Args:
+            epoch: The epoch that ended.
+            loss: Held-out loss at its end.
+            trend: Change of the held-out loss per epoch; ``None`` if it is not known.
+        """
+        means = self._readings.take()
+        return [
+            HealthSignal(
+                layer_name=name,
+                epoch=epoch,
+                holdout_loss=loss,
+                loss_trend=trend,
+                **means.get(name, {}),
+            )
+            for name in self.layers
+        ]
+
+    def __bool__(self) -> bool:
+        """True if there are readings of this epoch."""
+        return bool(self._readings)
+
+    def forget(self) -> None:
+        """Drop the readings of this epoch."""
+        self._readings.take()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is still looked for and what was seen, as JSON data; take it between two epochs."""
+        return {
+            "missing": sorted(self._missing),
+            "patience": self._patience,
+            "tries": self._tries,
+            "specs": {n: asdict(layer.spec) for n, layer in self.layers.items() if layer.spec},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Undo ``state_dict``; an empty state, as of an older checkpoint, looks for nothing."""
+        self._missing = set(state.get("missing", ()))
+        self._patience = state.get("patience", _PATIENCE)
+        self._tries = state.get("tries", 0)
+        for name, fields in state.get("specs", {}).items():
+            if (
+                name in self.layers and self.layers[name].spec is None
+            ):  # no holdout batch reaches it
+                self.layers[name].spec = spec_from(fields)
