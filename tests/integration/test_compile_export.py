@@ -141,7 +141,7 @@ def test_passes_on_the_side_compile_nothing_and_stay_right(
         grow(layer, 0, state)
         counter = CompileCounter()
         run = make(model, counter) if compiled else model
-        own = torch.optim.Adam(layer.seed(0).parameters(), lr=0.01)
+        own = torch.optim.Adam(layer.seed(0).as_kernel().module.parameters(), lr=0.01)
         results: list[Any] = []
         (batch,), holdout = batches(1), batches(2, seed=1)
         for _ in range(3):

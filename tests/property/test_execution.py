@@ -111,7 +111,7 @@ def test_a_shadow_step_changes_its_kernel_alone(
     live(layer, steps, names)
     if layer.seed(seed_idx).kernel is None:
         return
-    own = list(layer.seed(seed_idx).parameters())
+    own = list(layer.seed(seed_idx).as_kernel().module.parameters())
     before = {name: t.clone() for name, t in model.state_dict().items()}
     sgd = torch.optim.SGD(own, lr=0.1)
     x = torch.randn(3, 5, generator=torch.Generator().manual_seed(2))

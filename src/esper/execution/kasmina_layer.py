@@ -16,6 +16,7 @@ from typing_extensions import override
 from esper.contracts.errors import ConfigError, KernelError, LifecycleError
 from esper.contracts.seeds import LayerSpec, SeedState
 from esper.execution import fast_paths, lifecycle, topology
+from esper.execution.concealed import every_module
 from esper.execution.fast_paths import FusedPath
 from esper.execution.kernel import Kernel, check_kernel, count_parameters
 from esper.execution.seed import Seed
@@ -53,6 +54,7 @@ class KasminaLayer(nn.Module):
         default_seeds: True if the user chose no blueprints.
         mutates_input: True if the host writes into its input; told by ``inplace`` of its modules,
             or observed in a forward pass.
+        regrown: True if a state dict changed which kernels there are, until ``take_regrown``.
 
     Raises:
         ConfigError: if there is no seed.
@@ -87,6 +89,8 @@ class KasminaLayer(nn.Module):
         self._reads = _first_argument(host)
         self._blended = self._isolated = _NOTHING
         self._grown = False
+        self.regrown = False
+        self._left: list[nn.Parameter] = []
         # Not train(host.training): parts of the host may be frozen in evaluation mode.
         self.training = host.training
         self.seeds.train(host.training)
@@ -167,7 +171,7 @@ class KasminaLayer(nn.Module):
     @property
     def grown_parameters(self) -> int:
         """Parameters of all kernels: absorbed, blended and isolated."""
-        return count_parameters(self.fossils) + count_parameters(self.seeds)
+        return sum(map(count_parameters, self._kernels()))
 
     def seed(self, seed_idx: int) -> Seed:
         """Seed with this index.
@@ -197,7 +201,7 @@ class KasminaLayer(nn.Module):
             kernel = Kernel(
                 module=kernel, kernel_id=f"{self.name}:{seed_idx}:{type(kernel).__name__}"
             )
-        if any(module is kernel.module for module in self.modules()):
+        if any(module is kernel.module for module in every_module(self)):
             raise KernelError(
                 f"kernel {kernel.kernel_id!r} is in layer {self.name!r} already; load a copy"
             )
@@ -300,7 +304,8 @@ class KasminaLayer(nn.Module):
 
     def plan(self, packed: Any) -> topology.Plan:
         """Rebuild the topology of a state dict beside the layer; raises as ``topology.plan``."""
-        return topology.plan(packed, self.name, self._slots(), list(self.fossils))
+        fossils = list(zip(self.fossils, self._fossil_records, strict=True))
+        return topology.plan(packed, self.name, self._slots(), fossils)
 
     @override
     def _load_from_state_dict(
@@ -311,18 +316,44 @@ class KasminaLayer(nn.Module):
             self._regrow(self.plan(packed))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
+    def take_regrown(self) -> list[nn.Parameter] | None:
+        """Parameters that left the layer when a state dict changed its topology, and forget them.
+
+        ``None`` if no state dict changed it since the last call. ``regrown`` tells without
+        forgetting.
+        """
+        left, self.regrown, self._left = (self._left if self.regrown else None), False, []
+        return left
+
     def _regrow(self, plan: topology.Plan) -> None:
         like = self._slots()[0].alpha
+        before, held = self._composition(), self._kernels()
         for seed, (saved, recipe, kernel) in zip(self._slots(), plan.seeds, strict=True):
-            topology.restore(seed, saved, recipe)
-            seed.kernel = None if kernel is None else kernel.to(like.device, like.dtype)
-        self.fossils = nn.ModuleList(k.to(like.device, like.dtype) for k in plan.fossils)
+            if kernel is not None:
+                kernel.to(like.device, like.dtype)
+            topology.restore(seed, saved, recipe, kernel)
+        fossils = [kernel.to(like.device, like.dtype) for kernel in plan.fossils]
+        if fossils != list(self.fossils):
+            self.fossils = nn.ModuleList(fossils)
         self._fossil_records = plan.records
         self.mutates_input |= plan.mutates_input
         self.seeds.train(self.training)
         self.fossils.train(self.training)
         self._refresh()
-        fast_paths.drop_compiled_graphs()
+        if self._composition() != before:
+            here = set(map(id, self._kernels()))
+            self._left += [p for k in held if id(k) not in here for p in k.parameters()]
+            self.regrown = True
+            fast_paths.drop_compiled_graphs()
+
+    def _composition(self) -> tuple[Any, ...]:
+        """Kernels by place, and which of them have a part in the output."""
+        slots = [(seed.kernel, seed.state in lifecycle.BLENDED) for seed in self._slots()]
+        return (*slots, *self.fossils, self.mutates_input)
+
+    def _kernels(self) -> list[nn.Module]:
+        held = (seed.kernel for seed in self._slots())
+        return [*self.fossils, *(kernel for kernel in held if kernel is not None)]
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -333,7 +364,7 @@ class KasminaLayer(nn.Module):
         before = (self._blended, len(self.fossils))
         if state is SeedState.FOSSILIZED:
             self._absorb(seed)
-        seed.state = state
+        seed.move(state)
         self._refresh()
         if (self._blended, len(self.fossils)) != before:
             fast_paths.drop_compiled_graphs()

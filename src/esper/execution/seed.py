@@ -3,16 +3,18 @@
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from esper.contracts.errors import LifecycleError
 from esper.contracts.seeds import SeedState
+from esper.execution import lifecycle
+from esper.execution.concealed import Concealing
 from esper.execution.kernel import Kernel, Recipe
 
 
 @final
-class Seed(nn.Module):
-    """Slot of a layer.
+class Seed(Concealing):
+    """Slot of a layer; its kernel is concealed while the slot's state is an isolated one.
 
     Args:
         name: As in ``"2 of layer 'fc1'"``, for messages.
@@ -27,7 +29,6 @@ class Seed(nn.Module):
         self.name = name
         self.blueprint = blueprint
         self.state = SeedState.DORMANT
-        self.kernel: nn.Module | None = None
         self.kernel_id: str | None = None
         self.recipe: Recipe | None = None
         zero = torch.zeros(()) if like is None else like.new_zeros((), requires_grad=False)
@@ -35,14 +36,21 @@ class Seed(nn.Module):
         self.register_buffer("alpha", zero)
 
     def hold(self, kernel: Kernel) -> None:
-        """Put a kernel into the slot."""
-        self.kernel, self.kernel_id, self.recipe = kernel.module, kernel.kernel_id, kernel.recipe
+        """Put a kernel into the slot, concealed."""
+        self.place(kernel.module, concealed=True)
+        self.kernel_id, self.recipe = kernel.kernel_id, kernel.recipe
         self.alpha.zero_()
 
     def drop(self) -> None:
         """Empty the slot."""
-        self.kernel = self.kernel_id = self.recipe = None
+        self.place(None, concealed=False)
+        self.kernel_id = self.recipe = None
         self.alpha.zero_()
+
+    def move(self, state: SeedState) -> None:
+        """Set the state, which says whether the kernel is concealed."""
+        self.state = state
+        self.place(self.kernel, concealed=state in lifecycle.ISOLATED)
 
     def as_kernel(self) -> Kernel:
         """Kernel in the slot.

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from esper.execution.concealed import every_module
 from esper.execution.fast_paths import force_eager
 
 
@@ -27,7 +28,7 @@ def side_effect_free(
         training: Mode inside; ``None`` keeps that of each module.
         reads: Source of batches; the generators of a ``DataLoader`` are restored too.
     """
-    modules = list(model.modules())
+    modules = list(every_module(model))
     modes = [module.training for module in modules]
     buffers = [dict(module._buffers) for module in modules]
     values = [{name: b.clone() for name, b in d.items() if b is not None} for d in buffers]
@@ -76,7 +77,7 @@ def training_like_mode(model: nn.Module) -> bool | None:
 
 def freeze_statistics(model: nn.Module) -> None:
     """Let batch-norm layers use their running statistics in any mode of the model."""
-    for module in model.modules():
+    for module in every_module(model):
         if isinstance(module, _NormBase):
             module.training = False
 

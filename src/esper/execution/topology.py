@@ -6,15 +6,15 @@ It travels with the state dict, so a fresh model, wrapped in the same way, is re
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, final
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
 from esper.contracts.errors import ConfigError
 from esper.contracts.seeds import SeedState
-from esper.execution.kernel import Recipe
+from esper.execution.kernel import Kernel, Recipe
 from esper.execution.seed import Seed
 
 SCHEMA = 1
@@ -45,8 +45,13 @@ def pack(
     return torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8).clone()
 
 
-def plan(packed: Any, layer: str, seeds: Sequence[Seed], fossils: Sequence[nn.Module]) -> Plan:
-    """Rebuild a packed topology for a layer that has these seeds and fossils; change nothing.
+def plan(
+    packed: Any, layer: str, seeds: Sequence[Seed], fossils: Sequence[tuple[nn.Module, Any]]
+) -> Plan:
+    """Rebuild a packed topology for a layer with these seeds, fossils and records; change nothing.
+
+    A kernel that the layer has already, of the same structure, is taken on as it is, so that an
+    optimizer which holds its parameters goes on training them.
 
     Raises:
         ConfigError: if it cannot be read, is from a newer version, has another number of seeds, or
@@ -59,15 +64,67 @@ def plan(packed: Any, layer: str, seeds: Sequence[Seed], fossils: Sequence[nn.Mo
             f"layer {layer!r} has {len(seeds)} seeds and the checkpoint has "
             f"{len(state['seeds'])}; wrap the fresh model with as many"
         )
-    slots = tuple(_slot(seed, saved) for seed, saved in zip(seeds, state["seeds"], strict=True))
     records = list(state["fossils"])
-    own = dict(enumerate(fossils))
+    wanted = {i: _part(saved) for i, saved in enumerate(state["seeds"]) if saved["loaded"]}
+    wanted |= {_fossil(i): _part(record) for i, record in enumerate(records)}
+    present = {i: seed.as_kernel() for i, seed in enumerate(seeds) if seed.kernel is not None}
+    for index, (module, record) in enumerate(fossils):
+        present[_fossil(index)] = Kernel(module=module, **_part(record)._asdict())
+    kept = _kept(wanted, present)
+    modules = {
+        place: kept[place] if place in kept else _built(layer, part)
+        for place, part in wanted.items()
+    }
     return Plan(
-        seeds=slots,
-        fossils=tuple(_fossil(layer, record, own.get(i)) for i, record in enumerate(records)),
+        seeds=tuple(
+            (saved, _part(saved).recipe, modules.get(index))
+            for index, saved in enumerate(state["seeds"])
+        ),
+        fossils=tuple(modules[_fossil(index)] for index in range(len(records))),
         records=records,
         mutates_input=bool(state["mutates_input"]),
     )
+
+
+class _Part(NamedTuple):
+    """Kernel in a packed topology, without its weights."""
+
+    kernel_id: str
+    recipe: Recipe | None
+
+
+def _part(saved: Mapping[str, Any]) -> _Part:
+    recipe = Recipe.from_json(saved["recipe"]) if saved["recipe"] else None
+    return _Part(saved["kernel_id"], recipe)
+
+
+def _fossil(index: int) -> int:
+    """Place of a fossil; those of seeds are their indices."""
+    return -1 - index
+
+
+def _kept(wanted: Mapping[int, _Part], present: Mapping[int, Kernel]) -> dict[int, nn.Module]:
+    """Present kernels that stay, by the place where they are wanted; each is used once."""
+    kept: dict[int, nn.Module] = {}
+    left = dict(present)
+    # The same kernel in its place, then the same one elsewhere, then one like it in its place.
+    for same_id, same_place in ((True, True), (True, False), (False, True)):
+        for place, part in wanted.items():
+            if place in kept:
+                continue
+            for where, kernel in list(left.items()):
+                if (
+                    (where == place or not same_place)
+                    and (kernel.kernel_id == part.kernel_id or not same_id)
+                    and _structure(kernel.recipe) == _structure(part.recipe)
+                ):
+                    kept[place] = left.pop(where).module
+                    break
+    return kept
+
+
+def _structure(recipe: Recipe | None) -> Recipe | None:
+    return replace(recipe, seed=0) if recipe is not None else None
 
 
 def _read(packed: Any, layer: str) -> dict[str, Any]:
@@ -87,35 +144,20 @@ def _read(packed: Any, layer: str) -> dict[str, Any]:
     return dict(state)
 
 
-def _slot(
-    seed: Seed, saved: Mapping[str, Any]
-) -> tuple[Mapping[str, Any], Recipe | None, nn.Module | None]:
-    recipe = Recipe.from_json(saved["recipe"]) if saved["recipe"] else None
-    if not saved["loaded"]:
-        return saved, recipe, None
-    if recipe is not None:
-        return saved, recipe, recipe.build()
-    if seed.kernel is None or seed.recipe is not None:
-        raise ConfigError(
-            f"seed {seed.name} held the kernel {saved['kernel_id']!r} of the user's own, which no "
-            "recipe can rebuild; load_kernel it again before loading this state dict"
-        )
-    return saved, None, seed.kernel
-
-
-def _fossil(layer: str, record: Mapping[str, Any], present: nn.Module | None) -> nn.Module:
-    if record["recipe"] is not None:
-        return Recipe.from_json(record["recipe"]).build()
-    if present is not None:
-        return present
+def _built(layer: str, part: _Part) -> nn.Module:
+    if part.recipe is not None:
+        return part.recipe.build()
     raise ConfigError(
-        f"layer {layer!r} has absorbed {record['kernel_id']!r}, a module of the user's own "
-        "that no recipe can rebuild; load kernels with a recipe if they must survive a "
-        "checkpoint, or keep the model with esper.harden"
+        f"layer {layer!r} held or absorbed {part.kernel_id!r}, a module of the user's own that no "
+        "recipe can rebuild; load_kernel it again before loading this state dict, load kernels "
+        "with a recipe if they must survive a checkpoint, or keep the model with esper.harden"
     )
 
 
-def restore(seed: Seed, saved: Mapping[str, Any], recipe: Recipe | None) -> None:
-    """Set the state of a slot, apart from its kernel."""
-    seed.blueprint, seed.kernel_id = saved["blueprint"], saved["kernel_id"]
-    seed.recipe, seed.state = recipe, SeedState(saved["state"])
+def restore(
+    seed: Seed, saved: Mapping[str, Any], recipe: Recipe | None, kernel: nn.Module | None
+) -> None:
+    """Set the state of a slot, and its kernel."""
+    seed.blueprint, seed.kernel_id, seed.recipe = saved["blueprint"], saved["kernel_id"], recipe
+    seed.place(kernel, concealed=True)
+    seed.move(SeedState(saved["state"]))

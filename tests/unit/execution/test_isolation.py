@@ -15,6 +15,7 @@ from typing_extensions import override
 from esper.contracts.errors import ConfigError, KernelError, LifecycleError
 from esper.contracts.seeds import SeedState
 from esper.execution import optimizers
+from esper.execution.concealed import every_module
 from esper.execution.counterfactual import counterfactual, evaluate
 from esper.execution.isolation import shadow_step
 from esper.execution.kasmina_layer import KasminaLayer
@@ -47,7 +48,13 @@ class Trace:
     kernels: set[int] = field(default_factory=set)
 
     def take(self) -> dict[str, Any]:
-        parameters = [(n, p) for n, p in self.model.named_parameters() if id(p) not in self.kernels]
+        modules = list(enumerate(every_module(self.model)))
+        parameters = [
+            (f"{i}.{name}", p)
+            for i, module in modules
+            for name, p in module.named_parameters(recurse=False)
+            if id(p) not in self.kernels
+        ]
         tensors = [*parameters, *self.model.named_buffers()]
         return {
             "values": [(name, id(t), t.detach().clone()) for name, t in tensors],
@@ -55,7 +62,7 @@ class Trace:
                 (name, p.grad, None if p.grad is None else p.grad.clone()) for name, p in parameters
             ],
             "requires_grad": [p.requires_grad for p in self.model.parameters()],
-            "modes": [m.training for m in self.model.modules()],
+            "modes": [m.training for _, m in modules],
             "hooks": [
                 len(m._forward_hooks) + len(m._forward_pre_hooks) for m in self.model.modules()
             ],
@@ -139,7 +146,11 @@ def test_a_pass_on_the_side_leaves_no_trace(
     model.get_submodule("fc1").requires_grad_(False)
     model.train(training)
     model.get_submodule("norm").eval()
-    kernels = {id(p) for p in layer.seeds.parameters()} if name == "shadow" else set()
+    kernels = (
+        {id(p) for p in layer.seed(0).as_kernel().module.parameters()}
+        if name == "shadow"
+        else set()
+    )
     trace = Trace(model, kernels)
     before = trace.take()
     if fails:
@@ -168,7 +179,10 @@ def test_law_until_blending_the_host_is_its_control_bit_for_bit(how: str) -> Non
         torch.manual_seed(1)
         optimizer = torch.optim.Adam(each.parameters() if each is control else host_of(each))
         if each is model:
-            seeds = [optimizers.like(optimizer, layer.seed(i).parameters()) for i in range(2)]
+            seeds = [
+                optimizers.like(optimizer, layer.seed(i).as_kernel().module.parameters())
+                for i in range(2)
+            ]
         seen = []
         for step, batch in enumerate(batches(12)):
             optimizer.zero_grad()
@@ -187,7 +201,12 @@ def test_law_until_blending_the_host_is_its_control_bit_for_bit(how: str) -> Non
     theirs = {n.replace(".host", ""): t for n, t in model.state_dict().items()}
     for key, value in control.state_dict().items():
         assert torch.equal(value, theirs[key]), key
-    assert all(bool(p.any()) for p in layer.seeds.parameters())
+    kernels = [p for group in map(held_by, seeds) for p in group]
+    assert all(bool(p.any()) for p in kernels)
+
+
+def held_by(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def host_of(model: nn.Module) -> list[nn.Parameter]:
@@ -210,7 +229,7 @@ def test_a_seed_learns_what_its_host_cannot() -> None:
     layer.advance(0, SeedState.TRAINING)
     at_birth = counterfactual(model, layer, 0, loss_fn=losses, holdout=holdout)
     assert (at_birth.gain, at_birth.stderr) == (0.0, 0.0)
-    own = torch.optim.Adam(layer.seed(0).parameters(), lr=0.02)
+    own = torch.optim.Adam(layer.seed(0).as_kernel().module.parameters(), lr=0.02)
     for _ in range(4):
         for batch in train:
             shadow_step(model, layer, 0, loss_fn=losses, batch=batch, optimizer=own)
@@ -237,7 +256,7 @@ def test_a_seed_that_learns_nothing_true_has_no_gain() -> None:
         for parameter in model.parameters():
             parameter.zero_()
     layer.load_kernel(0, kernel(layer, awake=False))
-    own = torch.optim.SGD(layer.seed(0).parameters(), lr=0.02)
+    own = torch.optim.SGD(layer.seed(0).as_kernel().module.parameters(), lr=0.02)
     for batch in noise[:40]:
         shadow_step(model, layer, 0, loss_fn=losses, batch=batch, optimizer=own)
     effect = counterfactual(model, layer, 0, loss_fn=losses, holdout=noise[40:])
@@ -252,17 +271,19 @@ def test_shadow_gradient_is_that_of_the_seed_at_full_strength(case: Case) -> Non
     layer = wrapped(model, case.layer, 1, case.x())
     grow(layer, 0, SeedState.BLENDING)
     layer.set_alpha(0, 1.0)
-    parameters = list(layer.seed(0).parameters())
+    parameters = list(layer.seed(0).as_kernel().module.parameters())
     full = torch.autograd.grad(squares(model, case.x()).mean(), parameters)
     layer.unload(0)
     layer.advance(0, SeedState.DORMANT)
     grow(layer, 0, SeedState.TRAINING)
-    start = [p.detach().clone() for p in layer.seed(0).parameters()]
-    sgd = torch.optim.SGD(layer.seed(0).parameters(), lr=1.0)
+    start = [p.detach().clone() for p in layer.seed(0).as_kernel().module.parameters()]
+    sgd = torch.optim.SGD(layer.seed(0).as_kernel().module.parameters(), lr=1.0)
     # What the user keeps in evaluation mode stays in it, so dropout cannot differ.
     model.training = True
     shadow_step(model, layer, 0, loss_fn=squares, batch=case.x(), optimizer=sgd)
-    for old, new, gradient in zip(start, layer.seed(0).parameters(), full, strict=True):
+    for old, new, gradient in zip(
+        start, layer.seed(0).as_kernel().module.parameters(), full, strict=True
+    ):
         assert torch.allclose(old - new, gradient, rtol=1e-4, atol=1e-6)
 
 
@@ -272,11 +293,15 @@ def test_a_layer_that_is_called_twice_gets_its_whole_gradient() -> None:
     x = torch.randn(4, 5)
     layer = wrapped(model, "step", 1, x)
     grow(layer, 0, SeedState.HOLDING)
-    full = torch.autograd.grad(squares(model, x).mean(), list(layer.seed(0).parameters()))
-    start = [p.detach().clone() for p in layer.seed(0).parameters()]
-    sgd = torch.optim.SGD(layer.seed(0).parameters(), lr=1.0)
+    full = torch.autograd.grad(
+        squares(model, x).mean(), list(layer.seed(0).as_kernel().module.parameters())
+    )
+    start = [p.detach().clone() for p in layer.seed(0).as_kernel().module.parameters()]
+    sgd = torch.optim.SGD(layer.seed(0).as_kernel().module.parameters(), lr=1.0)
     shadow_step(model, layer, 0, loss_fn=squares, batch=x, optimizer=sgd)
-    for old, new, gradient in zip(start, layer.seed(0).parameters(), full, strict=True):
+    for old, new, gradient in zip(
+        start, layer.seed(0).as_kernel().module.parameters(), full, strict=True
+    ):
         assert torch.allclose(old - new, gradient, rtol=1e-4, atol=1e-6)
 
 
@@ -287,13 +312,14 @@ def test_a_loss_under_autocast(name: str) -> None:
             return losses(model, batch)
 
     model, layer = noisy(SeedState.TRAINING)
-    before = [p.detach().clone() for p in layer.seed(0).parameters()]
+    before = [p.detach().clone() for p in layer.seed(0).as_kernel().module.parameters()]
     on_the_side(name, model, layer, half)
     changed = [
-        not torch.equal(a, b) for a, b in zip(before, layer.seed(0).parameters(), strict=True)
+        not torch.equal(a, b)
+        for a, b in zip(before, layer.seed(0).as_kernel().module.parameters(), strict=True)
     ]
     assert any(changed) is (name == "shadow")
-    assert {p.dtype for p in layer.seed(0).parameters()} == {torch.float32}
+    assert {p.dtype for p in layer.seed(0).as_kernel().module.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("which", ["shadow", "probe"])
@@ -320,19 +346,24 @@ def test_a_frozen_host_grows() -> None:
     layer = wrapped(model, "fc1", 2, torch.randn(4, 6))
     grow(layer, 0, SeedState.TRAINING, awake=False)
     before = copy.deepcopy(model.state_dict())
-    own = torch.optim.Adam(layer.seed(0).parameters(), lr=0.01)
+    own = torch.optim.Adam(layer.seed(0).as_kernel().module.parameters(), lr=0.01)
     for batch in batches(5):
         shadow_step(model, layer, 0, loss_fn=losses, batch=batch, optimizer=own)
     layer.advance(0, SeedState.BLENDING)
     layer.set_alpha(0, 1.0)
     model.eval()
-    shadow = {name: p.detach().clone() for name, p in layer.seeds.named_parameters()}
+    shadow = {
+        name: p.detach().clone() for name, p in layer.seed(0).as_kernel().module.named_parameters()
+    }
     for batch in batches(5, seed=1):
         own.zero_grad()
         torch.autograd.backward(losses(model, batch).mean())
         assert all(p.grad is None for p in host_of(model))
         own.step()
-    assert all(not torch.equal(p, shadow[n]) for n, p in layer.seeds.named_parameters())
+    assert all(
+        not torch.equal(p, shadow[n])
+        for n, p in layer.seed(0).as_kernel().module.named_parameters()
+    )
     after = model.state_dict()
     for key, value in before.items():
         if ".seeds." not in key and "extra_state" not in key:
@@ -345,7 +376,7 @@ def test_a_trunk_in_evaluation_mode_stays_in_it() -> None:
     model = nn.Sequential(nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.9)), nn.Linear(6, 3))
     layer = wrapped(model, "1", 1, torch.randn(4, 6))
     grow(layer, 0, SeedState.TRAINING)
-    own = torch.optim.SGD(layer.seed(0).parameters(), lr=0.0)
+    own = torch.optim.SGD(layer.seed(0).as_kernel().module.parameters(), lr=0.0)
     batch = batches(1)[0]
 
     def shadow() -> float:
@@ -385,7 +416,7 @@ def test_tied_weights_stay_tied(name: str) -> None:
     x = torch.randint(0, 11, (3, 5))
     layer = wrapped(model, name, 1, x)
     grow(layer, 0, SeedState.TRAINING)
-    own = torch.optim.SGD(layer.seed(0).parameters(), lr=0.1)
+    own = torch.optim.SGD(layer.seed(0).as_kernel().module.parameters(), lr=0.1)
     for each in (control, model):
         optimizer = torch.optim.SGD(host_of(each), lr=0.1)
         for _ in range(3):
@@ -474,7 +505,7 @@ def test_a_loss_that_does_not_see_the_layer() -> None:
 
 def test_an_empty_seed_has_no_shadow() -> None:
     model, layer = noisy(SeedState.TRAINING)
-    optimizer = torch.optim.SGD(layer.seed(0).parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(layer.seed(0).as_kernel().module.parameters(), lr=0.1)
     with pytest.raises(LifecycleError, match="seed 1 of layer 'fc2' is dormant and has no kernel"):
         shadow_step(model, layer, 1, loss_fn=losses, batch=batches(1)[0], optimizer=optimizer)
     with pytest.raises(LifecycleError, match="has no kernel"):

@@ -220,7 +220,7 @@ BAD: list[tuple[Callable[[], dict[str, Tensor]], str]] = [
     (garbled, "is not the topology of a wrapped layer"),
     (
         lambda: of_the_users_own(SeedState.TRAINING),
-        "seed 0 of layer 'fc2' held the kernel .* load_kernel it again",
+        "layer 'fc2' held or absorbed .* load_kernel it again",
     ),
     (lambda: of_the_users_own(SeedState.FOSSILIZED), "absorbed 'fc2:0:Linear'.*esper.harden"),
 ]

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from esper.execution.concealed import every_tensor
+
 
 @final
 class Governor:
@@ -51,7 +53,7 @@ class Governor:
         """Keep the present state aside as the healthy one; its held-out loss is ``loss``."""
         self.epoch, self._loss = epoch, loss
         with torch.no_grad():
-            self._tensors = [(tensor, tensor.clone()) for tensor in _tensors(self.model)]
+            self._tensors = [(tensor, tensor.clone()) for tensor in every_tensor(self.model)]
         self._states = {
             parameter: {key: _copied(value) for key, value in state.items()}
             for parameter, state in self.optimizer.state.items()
@@ -73,10 +75,6 @@ class Governor:
             else:
                 self.optimizer.state.pop(parameter, None)
         self.let_go()
-
-
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
 
 
 def _copied(value: Any) -> Any:
