@@ -1,10 +1,21 @@
 """Loops in which the user's own code looks at the model's modules, parameters and state."""
 
-import torch
+import copy
+from collections.abc import Callable
 
+import pytest
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+import esper
+from esper.contracts.errors import ConfigError
 from esper.contracts.seeds import SeedState
+from esper.execution import lifecycle
+from esper.execution.concealed import every_tensor
+from esper.execution.surgery import kasmina_layers
 from esper.services.tamiyo.report import EpochReport
-from tests.unit.services.small_run import SmallRun, settings
+from tests.unit.services.small_run import SEEDS, SmallRun, host, settings
 
 NEVER_BLENDS = settings(train_epochs=50)
 BLENDS_SOON = settings(train_epochs=1, keep_stderrs=0.0)
@@ -53,3 +64,172 @@ def test_a_log_of_gradient_norms_runs_through_a_graft() -> None:
 
     reports = [report_of(number) for number in range(6)]
     assert {step.new for report in reports for step in report.steps} >= {"training", "blending"}
+
+
+# --- a wrapped model inside other modules ---------------------------------------------------------
+
+
+class Task(nn.Module):
+    """Holds a network as LightningModule, DistributedDataParallel or a loss wrapper do."""
+
+    def __init__(self, *nets: nn.Module) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+        self.first = nets[0]  # a second way to the same module
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        return sum((net(x) for net in self.nets), torch.zeros(()))
+
+
+def wrapped_host() -> nn.Module:
+    return esper.wrap(host(), ["fc1"], SEEDS)
+
+
+NESTED: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
+    "task": (lambda: Task(wrapped_host()), {"nets.0.fc1"}),
+    "deeper": (lambda: nn.Sequential(nn.Sequential(wrapped_host())), {"0.0.fc1"}),
+    "parallel": (lambda: nn.DataParallel(wrapped_host()), {"module.fc1"}),
+    "two": (lambda: Task(wrapped_host(), wrapped_host()), {"nets.0.fc1", "nets.1.fc1"}),
+}
+
+
+def nested_run(make: Callable[[], nn.Module]) -> SmallRun:
+    """A run over a model that is wrapped already."""
+    run = SmallRun(grown=False, model=make())
+    run.tamiyo = esper.Tamiyo(
+        run.model,
+        run.optimizer,
+        loss_fn=run.loss_fn,
+        holdout=run.holdout,
+        config=BLENDS_SOON,
+    )
+    return run
+
+
+@pytest.mark.parametrize("how", NESTED)
+def test_a_layer_has_one_name_however_deep_it_is(how: str) -> None:
+    make, names = NESTED[how]
+    run = nested_run(make)
+    assert set(run.engine.layers) == names
+    assert {layer.name for layer in run.engine.layers.values()} == names
+    run.run(6)
+    told = {step.layer_name for report in run.reports for step in report.steps}
+    logged = {e.data["layer"] for e in run.engine.events() if e.kind == "lifecycle"}
+    assert told == logged
+    assert told <= names
+    assert {step.new for r in run.reports for step in r.steps} >= {"training", "blending"}
+    x = run.holdout[0][0]
+    run.model.eval()
+    assert torch.equal(esper.harden(run.model)(x), run.model(x))
+
+
+@pytest.mark.parametrize("how", NESTED)
+def test_a_nested_run_resumes_where_it_stopped(how: str) -> None:
+    make, _ = NESTED[how]
+    torch.manual_seed(0)
+    whole = nested_run(make).run(3)
+    states = copy.deepcopy(
+        (whole.model.state_dict(), whole.engine.state_dict(), whole.optimizer.state_dict())
+    )
+    drawn = torch.get_rng_state()
+    whole.run(6, first=3)
+    resumed = nested_run(make)
+    resumed.model.load_state_dict(states[0])
+    resumed.engine.load_state_dict(states[1])
+    resumed.optimizer.load_state_dict(states[2])
+    torch.set_rng_state(drawn)
+    resumed.run(6, first=3)
+    assert [r.holdout_loss for r in resumed.reports] == [r.holdout_loss for r in whole.reports[3:]]
+    theirs = resumed.model.state_dict()
+    assert all(torch.equal(value, theirs[key]) for key, value in whole.model.state_dict().items())
+
+
+def test_a_topology_that_cannot_be_rebuilt_changes_nothing_around_the_wrapped_model() -> None:
+    run = nested_run(lambda: nn.Sequential(nn.Linear(6, 6), wrapped_host()))
+    state = {key: torch.zeros_like(value) for key, value in run.model.state_dict().items()}
+    before = copy.deepcopy(run.model.state_dict())
+    with pytest.raises(ConfigError, match=r"layer '1\.fc1'.* is not the topology"):
+        run.model.load_state_dict(state)
+    after = run.model.state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+# --- state dicts that are loaded in mid-run -------------------------------------------------------
+
+
+def held(run: SmallRun) -> set[int]:
+    return {id(p) for group in run.optimizer.param_groups for p in group["params"]}
+
+
+def visible(run: SmallRun) -> set[int]:
+    return {id(p) for p in run.model.parameters()}
+
+
+def test_a_state_dict_of_equal_topology_keeps_every_parameter() -> None:
+    run = SmallRun(config=BLENDS_SOON).run(5)
+    drawn = torch.get_rng_state()
+    tensors = list(every_tensor(run.model))
+    best = copy.deepcopy(run.model.state_dict())
+    with torch.no_grad():
+        for tensor in tensors:
+            tensor.add_(1)
+    run.model.load_state_dict(best)
+    assert all(a is b for a, b in zip(tensors, every_tensor(run.model), strict=True))
+    theirs = run.model.state_dict()
+    assert all(torch.equal(value, theirs[key]) for key, value in best.items())
+    torch.set_rng_state(drawn)
+    run.run(8, first=5)
+    assert run.losses == SmallRun(config=BLENDS_SOON).run(8).losses
+
+
+@pytest.mark.parametrize("saved", [0, 1, 2, 3, 4, 5])
+def test_a_best_epoch_of_another_topology_leaves_no_kernel_that_nobody_trains(saved: int) -> None:
+    run = SmallRun(config=BLENDS_SOON).run(saved)
+    best = copy.deepcopy(run.model.state_dict())
+    run.run(7, first=saved)
+    run.model.load_state_dict(best)
+    run.epoch(7)
+    assert held(run) == visible(run)
+    for layer in run.engine.layers.values():
+        active = [i for i, s in enumerate(layer.seed_states) if s in lifecycle.ISOLATED]
+        grafts = [g for g in run.engine.grafts.grafts if g.layer is layer]
+        assert set(active) <= {g.decision.seed_idx for g in grafts}
+        assert not any(g.lost for g in grafts)
+    run.run(11, first=8)
+    assert held(run) == visible(run)
+    run.model.load_state_dict(copy.deepcopy(run.model.state_dict()))
+    run.run(13, first=11)
+    assert held(run) == visible(run)
+
+
+def test_the_kernels_of_a_checkpoint_join_an_optimizer_that_was_made_before() -> None:
+    grown = SmallRun(config=BLENDS_SOON).run(6)
+    run = SmallRun(config=NEVER_BLENDS)
+    run.model.load_state_dict(grown.model.state_dict())
+    assert held(run) != visible(run)
+    run.run(1)
+    assert held(run) == visible(run)
+
+
+# --- layers without a shape -----------------------------------------------------------------------
+
+
+def test_a_lazy_layer_is_named_before_anything_starts() -> None:
+    model = nn.Sequential(nn.LazyLinear(6), nn.ReLU(), nn.LazyLinear(4))
+    with pytest.raises(ConfigError, match=r"layer '0' is a LazyLinear .* before esper\.wrap"):
+        esper.wrap(model, ["0"])
+    with pytest.raises(ConfigError, match=r"layer '0\.0' is a LazyLinear .* before esper\.wrap"):
+        esper.wrap(nn.Sequential(model), ["0"])
+    model[2](torch.zeros(2, 6))
+    esper.wrap(model, ["2"])
+    batch = torch.zeros(2, 5), torch.zeros(2)
+    with pytest.raises(ConfigError, match=r"layer '0' is a LazyLinear .* before esper\.Tamiyo"):
+        esper.Tamiyo(
+            model,
+            torch.optim.SGD(model[2].parameters()),
+            loss_fn=lambda m, b: m(b[0]).sum(1),
+            holdout=[batch],
+        )
+    model(batch[0])
+    assert set(kasmina_layers(esper.wrap(model, ["0"]))) == {"0", "2"}

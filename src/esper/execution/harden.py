@@ -11,7 +11,7 @@ from torch.fx import Graph, GraphModule, Node, symbolic_trace
 
 from esper.contracts.errors import KernelError
 from esper.execution.kasmina_layer import Contribution, KasminaLayer
-from esper.execution.surgery import forget_topology, kasmina_layers
+from esper.execution.surgery import forget_topology, kasmina_layers, replace_layers
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -35,9 +35,8 @@ def harden(model: M) -> M:
     plain = deepcopy(cast("M", getattr(model, "_orig_mod", model)))
     if isinstance(plain, KasminaLayer):
         return cast("M", _plain(plain))
-    for name, layer in kasmina_layers(plain).items():
-        parent, _, child = name.rpartition(".")
-        setattr(plain.get_submodule(parent), child, _plain(layer))
+    layers = kasmina_layers(plain).values()
+    replace_layers(plain, {layer: _plain(layer) for layer in layers})
     forget_topology(plain)
     return plain
 

@@ -72,16 +72,13 @@ class KasminaLayer(nn.Module):
         super().__init__()
         if not seeds:
             raise ConfigError(f"layer {name!r} got no seeds; give at least one blueprint name")
-        self.name = name
         self.host = host
         self.spec: LayerSpec | None = None
         self.layout = ""
         self.default_seeds = False
         like = next((p for p in host.parameters() if p.is_floating_point()), like)
-        self.seeds = nn.ModuleList(
-            Seed(f"{index} of layer {name!r}", blueprint, like)
-            for index, blueprint in enumerate(seeds)
-        )
+        self.seeds = nn.ModuleList(Seed("", blueprint, like) for blueprint in seeds)
+        self.rename(name)
         self.fossils = nn.ModuleList()
         self._fossil_records: list[dict[str, Any]] = []
         self.mutates_input = any(getattr(part, "inplace", False) for part in host.modules())
@@ -145,6 +142,12 @@ class KasminaLayer(nn.Module):
             if host is None or name.startswith("_"):
                 raise
             return getattr(host, name)
+
+    def rename(self, name: str) -> None:
+        """Give the layer another dotted name, for messages and records."""
+        self.name = name
+        for index, seed in enumerate(self._slots()):
+            seed.name = f"{index} of layer {name!r}"
 
     # --- the life of a seed -----------------------------------------------------------------------
 
@@ -350,6 +353,15 @@ class KasminaLayer(nn.Module):
         """Kernels by place, and which of them have a part in the output."""
         slots = [(seed.kernel, seed.state in lifecycle.BLENDED) for seed in self._slots()]
         return (*slots, *self.fossils, self.mutates_input)
+
+    def visible_kernels(self) -> list[tuple[str, nn.Module]]:
+        """Kernels with a part in the output, and their ids: absorbed and blended ones."""
+        absorbed = zip(self._fossil_records, self.fossils, strict=True)
+        blended = [seed.as_kernel() for seed in self._blended]
+        return [
+            *((record["kernel_id"], kernel) for record, kernel in absorbed),
+            *((kernel.kernel_id, kernel.module) for kernel in blended),
+        ]
 
     def _kernels(self) -> list[nn.Module]:
         held = (seed.kernel for seed in self._slots())

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from esper.blueprints import BLUEPRINTS, fitting
 from esper.contracts.errors import ConfigError, LifecycleError, unknown_name
@@ -44,7 +45,8 @@ def wrap(
 
     Raises:
         ConfigError: if a name is unknown, wrapped already, shared, inside another named layer, or
-            a blueprint is unknown, or a layout means nothing. The model is then unchanged.
+            lazy and not initialised, a blueprint is unknown, or a layout means nothing. The model
+            is then unchanged.
 
     Example:
         >>> model = wrap(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), ["0", "2"])
@@ -62,7 +64,8 @@ def wrap(
     plans = {name: _plan(name, host, seeds, seeds_per_layer) for name, host in found.items()}
     layouts = _layouts(layout or {}, layers)
     known = [s for layer in kasmina_layers(model).values() for s in layer.fused_paths]
-    like = next((p for p in model.parameters() if p.is_floating_point()), None)
+    known_ones = (p for p in model.parameters() if not is_lazy(p) and p.is_floating_point())
+    like = next(known_ones, None)
     for name, host in found.items():
         parent, _, child = name.rpartition(".")
         paths = fused_paths(model, name, known)
@@ -71,8 +74,7 @@ def wrap(
         layer.default_seeds = seeds is None
         setattr(model.get_submodule(parent), child, layer)
     drop_compiled_graphs()
-    if not _checks(model):
-        model.register_load_state_dict_pre_hook(_check_topology)  # type: ignore[no-untyped-call]
+    check_topology(model)
     return model
 
 
@@ -90,9 +92,7 @@ def unwrap(model: M, *, discard_grown: bool = False) -> M:
             f"layer {grown[0]!r} has grown, and unwrap would lose its kernels; use "
             "esper.harden(model) to keep them, or unwrap(model, discard_grown=True)"
         )
-    for name, layer in layers.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer.host)
+    replace_layers(model, {layer: layer.host for layer in layers.values()})
     for layer in layers.values():
         for path in layer.fused_paths:
             path.allow(True)
@@ -106,11 +106,55 @@ def kasmina_layers(model: nn.Module) -> dict[str, KasminaLayer]:
     return {name: m for name, m in model.named_modules() if isinstance(m, KasminaLayer)}
 
 
+def name_layers(model: nn.Module) -> dict[str, KasminaLayer]:
+    """Wrapped layers by dotted name; each takes that name, as seen from this model, as its own.
+
+    So a layer has one name in events, stores and checkpoints, however deep in other modules the
+    wrapped model sits, and two wrapped models in one module do not share names. State dicts are
+    checked at this model too, before any part of it is loaded.
+
+    Raises:
+        ConfigError: if a lazy layer of the model is not initialised.
+    """
+    refuse_lazy(model, "esper.Tamiyo, and before the optimizer")
+    layers = kasmina_layers(model)
+    for name, layer in layers.items():
+        layer.rename(name)
+    if layers:
+        check_topology(model)
+    return layers
+
+
+def refuse_lazy(model: nn.Module, before: str, *, name: str = "") -> None:
+    """Refuse a module with parameters or buffers that have no shape yet.
+
+    Raises:
+        ConfigError: that names the lazy layer.
+    """
+    for path, module in model.named_modules(prefix=name):
+        tensors = [*module._parameters.values(), *module._buffers.values()]
+        if any(is_lazy(tensor) for tensor in tensors):
+            raise ConfigError(
+                f"layer {path!r} is a {type(module).__name__} that is not initialised: its shape "
+                f"is known after the first pass; run the model once on a batch before {before}"
+            )
+
+
+def replace_layers(model: nn.Module, places: Mapping[KasminaLayer, nn.Module]) -> None:
+    """Put other modules where wrapped layers are, in every place that holds them."""
+    found = list(model.named_modules(remove_duplicate=False))
+    for name, module in found:
+        if isinstance(module, KasminaLayer) and module in places:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, places[module])
+
+
 def _host(model: nn.Module, name: str) -> nn.Module:
     names = [path for path, _ in model.named_modules(remove_duplicate=False) if path]
     if name not in names:
         raise ConfigError(unknown_name("layer", name, names))
     host = model.get_submodule(name)
+    refuse_lazy(host, "esper.wrap", name=name)
     if isinstance(host, KasminaLayer):
         raise ConfigError(f"layer {name!r} is wrapped already; wrap each layer once")
     outer = enclosing_modules(model, name)
@@ -204,6 +248,12 @@ def _check_topology(model: nn.Module, state_dict: Mapping[str, Any], prefix: str
         packed = state_dict.get(f"{prefix}{name}.{topology.KEY}")
         if packed is not None:
             layer.plan(packed)
+
+
+def check_topology(model: nn.Module) -> None:
+    """Check from now on the topologies in state dicts that are loaded into this module."""
+    if not _checks(model):
+        model.register_load_state_dict_pre_hook(_check_topology)  # type: ignore[no-untyped-call]
 
 
 def _checks(model: nn.Module) -> list[int]:

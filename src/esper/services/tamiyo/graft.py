@@ -124,6 +124,11 @@ class Graft:
         return self.layer.seed_states[self.decision.seed_idx]
 
     @property
+    def lost(self) -> bool:
+        """True if the seed holds another kernel, or none: a state dict was loaded."""
+        return self.layer.seed(self.decision.seed_idx).kernel is not self.kernel.module
+
+    @property
     def parameters(self) -> int:
         """Trainable parameters of the kernel."""
         return count_parameters(self.kernel.module)
@@ -184,6 +189,13 @@ class Graft:
             scheduler=self.training.scheduler,
             beside=self.layer.host.parameters(),
         )
+
+    def resume(self, epoch: int) -> None:
+        """Go on from the seed's state, which a state dict may have set back or forward."""
+        if self.state is SeedState.TRAINING and self._ramp:
+            self._since, self._ramp = epoch, 0
+        elif self.state is SeedState.BLENDING and not self._ramp:
+            self.blend(epoch, ramp_batches=1)
 
     def judge(self, calibration: Sequence[Any]) -> Effect:
         """The counterfactual on held-out data, as things stand."""

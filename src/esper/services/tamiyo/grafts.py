@@ -181,6 +181,14 @@ class ActiveGrafts:
         fault = Fault(why=why, of_kernel=False)
         return [self._fail(graft, fault, epoch) for graft in list(self.grafts)]
 
+    def end_lost(self, why: str, *, epoch: int) -> list[Verdict]:
+        """End the grafts whose kernel is no longer in its seed; the others go on from its state."""
+        fault = Fault.of_the_loop(why)
+        verdicts = [self._fail(graft, fault, epoch) for graft in list(self.grafts) if graft.lost]
+        for graft in self.grafts:
+            graft.resume(epoch)
+        return verdicts
+
     # --- the verdict ------------------------------------------------------------------------------
 
     def _judge(
@@ -258,7 +266,8 @@ class ActiveGrafts:
             began=decision.epoch,
             epoch=epoch,
         )
-        self._step(graft, SeedState.FOSSILIZED if kept else SeedState.CULLED, why, epoch)
+        if not graft.lost:
+            self._step(graft, SeedState.FOSSILIZED if kept else SeedState.CULLED, why, epoch)
         if not kept:
             with self.aside("taking a kernel out of the optimizer"):
                 graft.forget()

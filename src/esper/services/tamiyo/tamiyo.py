@@ -24,7 +24,7 @@ from esper.execution import optimizers
 from esper.execution.batches import OnCopies
 from esper.execution.isolation import LossFn
 from esper.execution.side_effect_free import keeps_statistics
-from esper.execution.surgery import kasmina_layers
+from esper.execution.surgery import name_layers
 from esper.services.tamiyo.aside import Aside
 from esper.services.tamiyo.blueprint_integration import BlueprintIntegration
 from esper.services.tamiyo.governor import Governor
@@ -36,6 +36,7 @@ from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.policies import POLICIES
 from esper.services.tamiyo.policies.heuristic import loss_trend
 from esper.services.tamiyo.prober import Prober
+from esper.services.tamiyo.reload import Reloads
 from esper.services.tamiyo.report import EpochReport, Verdict
 from esper.services.tamiyo.run_log import RunLog
 from esper.services.tamiyo.seed_selector import SeedSelector
@@ -107,7 +108,7 @@ class Tamiyo:
     ) -> None:
         model = getattr(model, "_orig_mod", model)
         self.config = config_of(config)
-        self.layers = kasmina_layers(model)
+        self.layers = name_layers(model)
         refuse_owned(self.layers.values())
         self.training = Training(
             model=model,
@@ -167,6 +168,7 @@ class Tamiyo:
             left_out=self._left_out,
         )
         self.governor = Governor(model, optimizer, divergence_factor=growth.divergence_factor)
+        self.reloads = Reloads(self.grafts, self.governor)
         self._losses: list[float] = []
         self._epoch = -1
         self._batches = 0
@@ -189,6 +191,8 @@ class Tamiyo:
         """
         if self._finished:
             return
+        with self.aside("the link to a loaded state dict"):
+            self.reloads.link(self._epoch + 1)
         self._batches += 1
         self._batches_of_epoch += 1
         if self._held_out:
@@ -219,6 +223,7 @@ class Tamiyo:
         verdicts: list[Verdict] = []
         decision: Decision | None = None
         with self.aside("the end of an epoch") as attempt:
+            self.reloads.link(epoch)
             self.grafts.wake(epoch)
             now = self._move_on(epoch, verdicts)
             decision, attempt.reason = self._grow(now, epoch)
@@ -398,3 +403,4 @@ class Tamiyo:
         self.policy.load_state_dict(state["policy"])
         self.grafts.load_state_dict(state["grafts"])
         self.selector.load_state_dict(state["selector"])
+        self.reloads.forget()

@@ -1,0 +1,97 @@
+"""State dicts loaded in mid-run: optimizer and grafts are linked to the model's kernels again.
+
+``load_state_dict`` into a model of equal topology copies values and changes nothing here. Where
+kernels came or went, as when the best epoch is restored, the optimizer lets go of those that are no
+longer the model's and takes on those that now have a part in its output; a graft whose kernel is
+gone ends as failed by the loop.
+"""
+
+import logging
+from typing import final
+
+from torch import nn
+
+from esper.execution import lifecycle, optimizers
+from esper.execution.kasmina_layer import KasminaLayer
+from esper.services.tamiyo.governor import Governor
+from esper.services.tamiyo.grafts import ActiveGrafts
+
+logger = logging.getLogger(__name__)
+
+_WHY = "a state dict without its kernel was loaded into the model"
+
+
+@final
+class Reloads:
+    """Notices state dicts that changed the topology of a model, and links what depends on it."""
+
+    def __init__(self, grafts: ActiveGrafts, governor: Governor) -> None:
+        self.grafts = grafts
+        self.governor = governor
+
+    def forget(self) -> None:
+        """Take the topology for known: Tamiyo's own state was loaded too."""
+        for layer in self.grafts.layers.values():
+            layer.take_regrown()
+
+    def link(self, epoch: int) -> None:
+        """Link optimizer and grafts to the kernels that there are, if they changed.
+
+        Args:
+            epoch: Number of the present epoch.
+        """
+        layers = [layer for layer in self.grafts.layers.values() if layer.regrown]
+        if not layers:
+            return
+        self.governor.let_go()  # what it keeps is of other kernels
+        training = self.grafts.training
+        gone = [p for layer in layers for p in layer.take_regrown() or ()]
+        isolated = [p for layer in layers for p in _isolated(layer)]
+        optimizers.discard(training.optimizer, [*gone, *isolated], training.scheduler)
+        self.grafts.end_lost(_WHY, epoch=epoch)
+        for layer in layers:
+            self._settle(layer)
+            self._adopt(layer)
+
+    def _settle(self, layer: KasminaLayer) -> None:
+        """Drop isolated kernels that no graft trains, and say which blended ones nobody judges."""
+        known = {(g.layer.name, g.decision.seed_idx) for g in self.grafts.grafts}
+        for seed_idx, state in enumerate(layer.seed_states):
+            if (layer.name, seed_idx) in known:
+                continue
+            if state in lifecycle.ISOLATED:
+                layer.unload(seed_idx)
+            elif state in lifecycle.BLENDED:
+                logger.warning(
+                    "layer %s: the state dict brought back the kernel of seed %d at alpha %.2f, "
+                    "whose graft has ended; it stays at this alpha and trains with the model. "
+                    "layer.unload(%d) drops it",
+                    layer.name,
+                    seed_idx,
+                    float(layer.seed(seed_idx).alpha),
+                    seed_idx,
+                )
+
+    def _adopt(self, layer: KasminaLayer) -> None:
+        """Let the optimizer train every kernel in the output that it does not hold."""
+        training = self.grafts.training
+        held = {id(p) for group in training.optimizer.param_groups for p in group["params"]}
+        for kernel_id, kernel in layer.visible_kernels():
+            named = kernel.named_parameters(prefix=kernel_id)
+            new = [(n, p) for n, p in named if p.requires_grad and id(p) not in held]
+            if new:
+                optimizers.adopt(
+                    training.optimizer,
+                    new,
+                    scheduler=training.scheduler,
+                    beside=layer.host.parameters(),
+                )
+
+
+def _isolated(layer: KasminaLayer) -> list[nn.Parameter]:
+    return [
+        parameter
+        for seed_idx, state in enumerate(layer.seed_states)
+        if state in lifecycle.ISOLATED
+        for parameter in layer.seed(seed_idx).as_kernel().module.parameters()
+    ]
