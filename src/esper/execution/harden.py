@@ -42,10 +42,11 @@ def harden(model: M) -> M:
 
 
 def _plain(layer: KasminaLayer) -> nn.Module:
+    host = layer.release_host()
     if not layer.is_grown:
-        return layer.host
+        return host
     root, graph = nn.Module(), Graph()
-    root.add_module("host", layer.host)
+    root.add_module("host", host)
     x, *further = _arguments(graph, layer.host)
     seen = graph.call_method("clone", (x,)) if layer.mutates_input else x
     y = graph.call_module("host", (x,), {str(node.target): node for node in further})

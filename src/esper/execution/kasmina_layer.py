@@ -18,6 +18,7 @@ from esper.contracts.seeds import LayerSpec, SeedState
 from esper.execution import fast_paths, lifecycle, topology
 from esper.execution.concealed import every_module
 from esper.execution.fast_paths import FusedPath
+from esper.execution.forwarding import Forwarding
 from esper.execution.kernel import Kernel, check_kernel, count_parameters
 from esper.execution.seed import Seed
 
@@ -35,10 +36,10 @@ class Contribution(NamedTuple):
 
 
 @final
-class KasminaLayer(nn.Module):
+class KasminaLayer(Forwarding):
     """Host layer and the seeds that may grow beside it.
 
-    Attributes that the layer does not have, as ``weight``, are read from the host.
+    Attributes that the layer does not have, as ``weight``, are the host's, to read and to write.
 
     Args:
         host: Any module that maps a tensor, its first argument, to a tensor; further arguments go
@@ -60,6 +61,9 @@ class KasminaLayer(nn.Module):
         ConfigError: if there is no seed.
     """
 
+    OWN = Forwarding.OWN | {"name", "spec", "seeds", "fossils", "mutates_input", "fused_paths"}
+    OWN |= {"regrown"}
+
     def __init__(
         self,
         host: nn.Module,
@@ -69,10 +73,9 @@ class KasminaLayer(nn.Module):
         like: Tensor | None = None,
         fused_paths: Sequence[FusedPath] = (),
     ) -> None:
-        super().__init__()
+        super().__init__(host)
         if not seeds:
             raise ConfigError(f"layer {name!r} got no seeds; give at least one blueprint name")
-        self.host = host
         self.spec: LayerSpec | None = None
         self.layout = ""
         self.default_seeds = False
@@ -134,14 +137,10 @@ class KasminaLayer(nn.Module):
         super().compile(*args, **fast_paths.own_recompile_limit(kwargs))
 
     @override
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            host = self.__dict__.get("_modules", {}).get("host")
-            if host is None or name.startswith("_"):
-                raise
-            return getattr(host, name)
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "inplace":  # the host's
+            self.mutates_input |= bool(value)
 
     def rename(self, name: str) -> None:
         """Give the layer another dotted name, for messages and records."""

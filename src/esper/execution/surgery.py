@@ -92,7 +92,7 @@ def unwrap(model: M, *, discard_grown: bool = False) -> M:
             f"layer {grown[0]!r} has grown, and unwrap would lose its kernels; use "
             "esper.harden(model) to keep them, or unwrap(model, discard_grown=True)"
         )
-    replace_layers(model, {layer: layer.host for layer in layers.values()})
+    replace_layers(model, {layer: layer.release_host() for layer in layers.values()})
     for layer in layers.values():
         for path in layer.fused_paths:
             path.allow(True)
