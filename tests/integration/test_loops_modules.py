@@ -2,10 +2,12 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from typing_extensions import override
 
 import esper
@@ -233,3 +235,73 @@ def test_a_lazy_layer_is_named_before_anything_starts() -> None:
         )
     model(batch[0])
     assert set(kasmina_layers(esper.wrap(model, ["0"]))) == {"0", "2"}
+
+
+# --- averages of the weights ----------------------------------------------------------------------
+
+
+class ModelEma(nn.Module):
+    """An average over the whole state dict, as timm keeps it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(model)
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        theirs = model.state_dict().values()
+        for average, value in zip(self.module.state_dict().values(), theirs, strict=True):
+            average.copy_(0.9 * average + 0.1 * value)
+
+
+@torch.no_grad()
+def moved(averages: Any, values: Any, _count: Any) -> None:
+    torch._foreach_lerp_(averages, values, 0.1)
+
+
+def averaged(model: nn.Module) -> AveragedModel:
+    return AveragedModel(model, multi_avg_fn=moved)
+
+
+def buffered(model: nn.Module) -> AveragedModel:
+    return AveragedModel(model, use_buffers=True)
+
+
+@pytest.mark.parametrize("make", [averaged, buffered, ModelEma])
+def test_an_average_made_before_growth_grows_with_the_model(make: Callable[..., Any]) -> None:
+    run = SmallRun(config=BLENDS_SOON)
+    ema, snapshot = make(run.model), copy.deepcopy(run.model)
+    by_hand: dict[str, Tensor] = {}
+    for number in range(8):
+        for batch in run.train_batches():
+            run.step(batch)
+            ema.update_parameters(run.model)
+        run.reports.append(run.engine.on_epoch_end(number))
+        theirs = [(n, p.shape) for n, p in run.model.named_parameters()]
+        assert [(n, p.shape) for n, p in ema.module.named_parameters()] == theirs
+        for name, p in ema.module.named_parameters():
+            assert p is by_hand.setdefault(name, p) or "seeds" in name or "fossils" in name
+    assert {step.new for r in run.reports for step in r.steps} >= {"training", "blending"}
+    assert len(list(snapshot.parameters())) == len(list(host().parameters()))
+    ours = set(map(id, every_tensor(run.model)))
+    assert not any(id(t) in ours for t in every_tensor(ema))
+
+    kept, average = copy.deepcopy(run.model.state_dict()), copy.deepcopy(ema.module.state_dict())
+    before = visible(run)
+    run.model.load_state_dict(average)  # swapped in for an evaluation
+    theirs_now = run.model.state_dict()
+    assert all(torch.equal(value, theirs_now[key]) for key, value in average.items())
+    run.model.load_state_dict(kept)
+    assert visible(run) == before
+    run.run(9, first=8)
+    assert held(run) == visible(run)
+
+
+def test_an_average_inside_the_model_does_not_count_as_a_layer_to_grow() -> None:
+    inner = wrapped_host()
+    task = Task(inner)
+    task.ema = averaged(inner)
+    run = nested_run(lambda: task)
+    assert set(run.engine.layers) == {"nets.0.fc1"}
+    run.run(5)
+    assert len(list(task.ema.parameters())) == len(list(inner.parameters()))

@@ -5,6 +5,7 @@
 written for the plain layer goes on working.
 """
 
+import inspect
 from typing import Any, ClassVar, final
 
 from torch import Tensor, nn
@@ -140,3 +141,11 @@ def _give_class(host: nn.Module | None, given: _Twinned) -> None:
         given.twin = type(host)
     else:
         host.__class__ = type(host).__bases__[0]
+
+
+def first_argument(host: nn.Module) -> str:
+    """Name of the first argument of a module's ``forward``; empty if it has no signature."""
+    try:
+        return next(iter(inspect.signature(host.forward).parameters), "")
+    except (TypeError, ValueError):
+        return ""  # compiled code has no signature; it is called by position

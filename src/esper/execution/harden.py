@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, symbolic_trace
 
 from esper.contracts.errors import KernelError
-from esper.execution.kasmina_layer import Contribution, KasminaLayer
+from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.kernel import Contribution
 from esper.execution.surgery import forget_topology, kasmina_layers, replace_layers
 
 M = TypeVar("M", bound=nn.Module)

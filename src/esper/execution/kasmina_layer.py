@@ -4,10 +4,9 @@
 dormant or in isolation, the output is the host's, bit for bit.
 """
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -18,21 +17,12 @@ from esper.contracts.seeds import LayerSpec, SeedState
 from esper.execution import fast_paths, lifecycle, topology
 from esper.execution.concealed import every_module
 from esper.execution.fast_paths import FusedPath
-from esper.execution.forwarding import Forwarding
-from esper.execution.kernel import Kernel, check_kernel, count_parameters
+from esper.execution.followers import copied, followers
+from esper.execution.forwarding import Forwarding, first_argument
+from esper.execution.kernel import Contribution, Kernel, check_kernel, count_parameters
 from esper.execution.seed import Seed
 
 _NOTHING: tuple[Seed, ...] = ()
-
-
-class Contribution(NamedTuple):
-    """Kernel in a layer's output, its weight, and its blueprint."""
-
-    kernel: nn.Module
-    alpha: Tensor | None
-    """``None`` once it is absorbed."""
-    blueprint: str
-    """Empty for a custom module."""
 
 
 @final
@@ -86,7 +76,7 @@ class KasminaLayer(Forwarding):
         self._fossil_records: list[dict[str, Any]] = []
         self.mutates_input = any(getattr(part, "inplace", False) for part in host.modules())
         self.fused_paths = tuple(fused_paths)
-        self._reads = _first_argument(host)
+        self._reads = first_argument(host)
         self._blended = self._isolated = _NOTHING
         self._grown = False
         self.regrown = False
@@ -141,6 +131,9 @@ class KasminaLayer(Forwarding):
         super().__setattr__(name, value)
         if name == "inplace":  # the host's
             self.mutates_input |= bool(value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        return copied(self, memo)
 
     def rename(self, name: str) -> None:
         """Give the layer another dotted name, for messages and records."""
@@ -253,11 +246,19 @@ class KasminaLayer(Forwarding):
     def contributions(self) -> list[Contribution]:
         """Kernels in the output, in the order in which they are added."""
         absorbed = [
-            Contribution(kernel, None, record["recipe"]["blueprint"] if record["recipe"] else "")
+            Contribution(
+                kernel,
+                None,
+                record["recipe"]["blueprint"] if record["recipe"] else "",
+                record["kernel_id"],
+            )
             for kernel, record in zip(self.fossils, self._fossil_records, strict=True)
         ]
         blended = [(seed.as_kernel(), seed.alpha) for seed in self._blended]
-        return [*absorbed, *(Contribution(k.module, a, k.blueprint) for k, a in blended)]
+        return [
+            *absorbed,
+            *(Contribution(k.module, a, k.blueprint, k.kernel_id) for k, a in blended),
+        ]
 
     # --- looking at one seed alone ----------------------------------------------------------------
 
@@ -343,24 +344,28 @@ class KasminaLayer(Forwarding):
         self.fossils.train(self.training)
         self._refresh()
         if self._composition() != before:
+            for copy in followers(self):
+                copy.follow(self)
             here = set(map(id, self._kernels()))
             self._left += [p for k in held if id(k) not in here for p in k.parameters()]
             self.regrown = True
             fast_paths.drop_compiled_graphs()
 
+    def follow(self, origin: "KasminaLayer") -> None:
+        """Take on the topology of the layer that this one is a copy of; new kernels are copies."""
+        own = [(part.kernel_id, part.kernel) for part in self.contributions()]
+        fossils = list(zip(origin.fossils, origin._fossil_records, strict=True))
+        self._regrow(
+            topology.twin(origin._slots(), fossils, own, mutates_input=origin.mutates_input)
+        )
+        for seed, other in zip(self._slots(), origin._slots(), strict=True):
+            seed.alpha.copy_(other.alpha)
+        self.take_regrown()
+
     def _composition(self) -> tuple[Any, ...]:
         """Kernels by place, and which of them have a part in the output."""
         slots = [(seed.kernel, seed.state in lifecycle.BLENDED) for seed in self._slots()]
         return (*slots, *self.fossils, self.mutates_input)
-
-    def visible_kernels(self) -> list[tuple[str, nn.Module]]:
-        """Kernels with a part in the output, and their ids: absorbed and blended ones."""
-        absorbed = zip(self._fossil_records, self.fossils, strict=True)
-        blended = [seed.as_kernel() for seed in self._blended]
-        return [
-            *((record["kernel_id"], kernel) for record, kernel in absorbed),
-            *((kernel.kernel_id, kernel.module) for kernel in blended),
-        ]
 
     def _kernels(self) -> list[nn.Module]:
         held = (seed.kernel for seed in self._slots())
@@ -377,6 +382,8 @@ class KasminaLayer(Forwarding):
             self._absorb(seed)
         seed.move(state)
         self._refresh()
+        for copy in followers(self):
+            copy.follow(self)
         if (self._blended, len(self.fossils)) != before:
             fast_paths.drop_compiled_graphs()
 
@@ -393,10 +400,3 @@ class KasminaLayer(Forwarding):
         self._fossil_records.append({"kernel_id": seed.kernel_id, "recipe": recipe})
         self.fossils.append(seed.kernel)
         seed.drop()
-
-
-def _first_argument(host: nn.Module) -> str:
-    try:
-        return next(iter(inspect.signature(host.forward).parameters), "")
-    except (TypeError, ValueError):
-        return ""  # compiled code has no signature; it is called by position

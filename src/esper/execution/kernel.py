@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +88,17 @@ class Kernel:
     def blueprint(self) -> str:
         """Name of the blueprint; empty for a custom module."""
         return self.recipe.blueprint if self.recipe else ""
+
+
+class Contribution(NamedTuple):
+    """Kernel in a layer's output, its weight, and its blueprint."""
+
+    kernel: nn.Module
+    alpha: Tensor | None
+    """``None`` once it is absorbed."""
+    blueprint: str
+    """Empty for a custom module."""
+    kernel_id: str
 
 
 def count_parameters(module: nn.Module) -> int:

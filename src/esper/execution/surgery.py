@@ -11,6 +11,7 @@ from esper.contracts.errors import ConfigError, LifecycleError, unknown_name
 from esper.contracts.seeds import LayerSpec, SeedState
 from esper.execution import topology
 from esper.execution.fast_paths import drop_compiled_graphs, enclosing_modules, fused_paths
+from esper.execution.followers import follows, watch
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.layout import check_layout
 
@@ -75,6 +76,7 @@ def wrap(
         setattr(model.get_submodule(parent), child, layer)
     drop_compiled_graphs()
     check_topology(model)
+    watch()
     return model
 
 
@@ -117,7 +119,8 @@ def name_layers(model: nn.Module) -> dict[str, KasminaLayer]:
         ConfigError: if a lazy layer of the model is not initialised.
     """
     refuse_lazy(model, "esper.Tamiyo, and before the optimizer")
-    layers = kasmina_layers(model)
+    # Averages of the weights, kept inside the model, grow by themselves.
+    layers = {n: layer for n, layer in kasmina_layers(model).items() if not follows(layer)}
     for name, layer in layers.items():
         layer.rename(name)
     if layers:

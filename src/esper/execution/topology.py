@@ -5,7 +5,8 @@ It travels with the state dict, so a fresh model, wrapped in the same way, is re
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, final
 
@@ -84,6 +85,34 @@ def plan(
         records=records,
         mutates_input=bool(state["mutates_input"]),
     )
+
+
+def twin(
+    seeds: Sequence[Seed],
+    fossils: Sequence[tuple[nn.Module, dict[str, Any]]],
+    own: Iterable[tuple[str, nn.Module]],
+    *,
+    mutates_input: bool,
+) -> Plan:
+    """Topology for a copy of a layer with these seeds, fossils and records.
+
+    Kernels that the copy has in its output already, ``own`` by id, stay; others are copied.
+    """
+    present: dict[str, list[nn.Module]] = {}
+    for kernel_id, kernel in own:
+        present.setdefault(kernel_id, []).append(kernel)
+
+    def of(kernel_id: str, kernel: nn.Module) -> nn.Module:
+        found = present.get(kernel_id)
+        return found.pop(0) if found else deepcopy(kernel)
+
+    absorbed = tuple(of(record["kernel_id"], kernel) for kernel, record in fossils)
+    slots = []
+    for seed in seeds:
+        held = None if seed.kernel is None else of(str(seed.kernel_id), seed.kernel)
+        slots.append((seed.to_json(), seed.recipe, held))
+    records = [dict(record) for _, record in fossils]
+    return Plan(tuple(slots), absorbed, records, mutates_input)
 
 
 class _Part(NamedTuple):

@@ -76,8 +76,8 @@ class Reloads:
         """Let the optimizer train every kernel in the output that it does not hold."""
         training = self.grafts.training
         held = {id(p) for group in training.optimizer.param_groups for p in group["params"]}
-        for kernel_id, kernel in layer.visible_kernels():
-            named = kernel.named_parameters(prefix=kernel_id)
+        for part in layer.contributions():
+            named = part.kernel.named_parameters(prefix=part.kernel_id)
             new = [(n, p) for n, p in named if p.requires_grad and id(p) not in held]
             if new:
                 optimizers.adopt(
