@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -305,3 +306,67 @@ def test_an_average_inside_the_model_does_not_count_as_a_layer_to_grow() -> None
     assert set(run.engine.layers) == {"nets.0.fc1"}
     run.run(5)
     assert len(list(task.ema.parameters())) == len(list(inner.parameters()))
+
+
+# --- state that passes on the side must not move --------------------------------------------------
+
+
+class Restless(nn.Module):
+    """Counts, draws, remembers, and writes into a parameter, in every forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.code = nn.Parameter(torch.linspace(-1, 1, 6), requires_grad=False)
+        self.calls, self.seen = 0, [0.0]
+        self.average = torch.zeros(6)
+        self.draws = torch.Generator().manual_seed(3)
+        self.others = np.random.default_rng(4)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.seen.append(float(x.detach().mean()))
+        with torch.no_grad():
+            self.code.lerp_(x.mean(0), 0.1)
+            self.average.lerp_(x.mean(0), 0.1)
+        noise = torch.rand(x.shape, generator=self.draws) + float(self.others.random())
+        return x + 0.01 * self.calls * noise + self.code + self.average
+
+
+def test_no_pass_on_the_side_moves_what_modules_keep_for_themselves() -> None:
+    grown, control = (
+        SmallRun(
+            grown=tended,
+            config=NEVER_BLENDS,
+            model=nn.Sequential(Restless(), host()),
+            layers=("1.fc1",),
+        ).run(3)
+        for tended in (True, False)
+    )
+    assert any(SeedState.TRAINING in layer.seed_states for layer in grown.engine.layers.values())
+    ours, theirs = grown.model.get_submodule("0"), control.model.get_submodule("0")
+    assert isinstance(ours, Restless)
+    assert isinstance(theirs, Restless)
+    assert ours.calls == theirs.calls == 30
+    assert ours.seen == theirs.seen
+    assert torch.equal(ours.average, theirs.average)
+    assert grown.losses == control.losses
+    for a, b in zip(grown.model.parameters(), control.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_what_is_out_of_reach_is_named_at_construction() -> None:
+    head = nn.BatchNorm1d(3)
+    draws = torch.Generator().manual_seed(0)
+
+    def through_head(model: nn.Module, batch: Any) -> Tensor:
+        return head(model(batch[0])).square().mean(1)  # type: ignore[no-any-return]
+
+    def drawn(model: nn.Module, batch: Any) -> Tensor:
+        return (model(batch[0]) * torch.rand(1, generator=draws)).square().mean(1)  # type: ignore[no-any-return]
+
+    with pytest.raises(ConfigError, match=r"loss_fn uses 'head', which is outside the model"):
+        SmallRun(loss_fn=through_head)
+    assert not head.running_mean.any()  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match=r"gives other losses .* on the same batch"):
+        SmallRun(loss_fn=drawn)

@@ -19,6 +19,9 @@ TRANSITIONS = MappingProxyType(
     }
 )
 
+ISOLATED = frozenset({_S.GERMINATED, _S.TRAINING})
+"""States in which a kernel is there and has no part in the layer's output."""
+
 BLENDED = frozenset({_S.BLENDING, _S.HOLDING})
 """States in which the layer's output contains the kernel's, times alpha."""
 

@@ -12,16 +12,18 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from esper.execution.concealed import every_module
 from esper.execution.fast_paths import force_eager
+from esper.execution.module_state import Attributes
 
 
 @contextmanager
 def side_effect_free(
     model: nn.Module, *, training: bool | None = None, reads: object = None
 ) -> Iterator[None]:
-    """Restore the model's modes and buffers and all random states on leaving.
+    """Restore the model's modes, buffers, attributes and all random states on leaving.
 
-    Parameters and ``.grad`` are not restored. Inside, a compiled model runs eagerly (the main pass
-    is not recompiled) and PyTorch's fused paths are off (every wrapped layer is called).
+    Parameters are restored of modules that ``trial.try_passes`` saw writing into them; ``.grad`` is
+    not. Inside, a compiled model runs eagerly (the main pass is not recompiled) and PyTorch's fused
+    paths are off (every wrapped layer is called).
 
     Args:
         model: The model.
@@ -32,6 +34,7 @@ def side_effect_free(
     modes = [module.training for module in modules]
     buffers = [dict(module._buffers) for module in modules]
     values = [{name: b.clone() for name, b in d.items() if b is not None} for d in buffers]
+    attributes = Attributes(modules)
     generators = [(g, g.get_state()) for g in _generators(reads)]
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     fused = torch.backends.mha.get_fastpath_enabled()
@@ -52,6 +55,7 @@ def side_effect_free(
                 module.training = mode
         for module, held, value in zip(modules, buffers, values, strict=True):
             _put_back(module, held, value)
+        attributes.put_back()
 
 
 def _put_back(

@@ -19,6 +19,7 @@ from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.reach import reached
 from esper.execution.shapes import observe_shapes
 from esper.execution.side_effect_free import side_effect_free
+from esper.execution.trial import try_passes
 from esper.records.fold import KINDS
 from esper.services.tamiyo.assignment import Assignment
 from esper.services.tamiyo.blueprint_integration import smallest_kernels
@@ -172,7 +173,10 @@ def _observe_all(
         layer.spec = None  # of another holdout, if there was one
     with side_effect_free(training.model, reads=training.holdout):  # iterating a DataLoader draws
         for batch in training.holdout:
-            first = batch if first is None else first
+            if first is None:
+                first = batch
+                for function in filter(None, (training.loss_fn, training.accuracy_fn)):
+                    try_passes(training.model, function, batch)
             observe(training, layers, batch, left_out)
             if not _unseen(layers, left_out):
                 break
