@@ -1,7 +1,7 @@
 """Adding parameters to a running optimizer and its scheduler, and removing them."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -9,19 +9,15 @@ from torch import nn
 from torch.optim import Optimizer
 
 from esper.contracts.errors import ConfigError
+from esper.execution.schedulers import core, lists_per_group, parts_for
 
 SeedOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 
-# Attributes of schedulers that hold one value per parameter group, in order.
-_PER_GROUP = (
-    "base_lrs",
-    "lr_lambdas",
-    "min_lrs",
-    "max_lrs",
-    "base_momentums",
-    "max_momentums",
-    "_last_lr",
-)
+_REFUSALS = (TypeError, ValueError, LookupError, AttributeError, AssertionError)
+"""Errors of a constructor that is called with what it does not take."""
+
+_OF_SCHEDULERS = ("initial_lr", "max_lr", "min_lr", "swa_lr")
+"""Settings that schedulers write into a group; an optimizer may refuse to be made with them."""
 
 
 def like(
@@ -37,12 +33,16 @@ def like(
     Raises:
         ConfigError: if the class cannot be constructed from its parameter groups' settings.
     """
-    accepted = set(inspect.signature(type(optimizer).__init__).parameters)
+    optimizer = core(optimizer)
     template = optimizer.param_groups[_group_of(optimizer, beside)]
-    settings = {k: deepcopy(v) for k, v in template.items() if k in accepted - {"params"}}
+    settings = {k: deepcopy(v) for k, v in template.items() if k in _accepted(optimizer)}
+    new = list(parameters)
     try:
-        return type(optimizer)(list(parameters), **settings)
-    except (TypeError, ValueError) as error:
+        return type(optimizer)(new, **settings)
+    except _REFUSALS as error:
+        made = _of_groups(optimizer, new, template)
+        if made is not None:
+            return made
         raise ConfigError(
             f"cannot make a {type(optimizer).__name__} for a seed from the settings "
             f"{sorted(settings)}: {error}. Pass seed_optimizer=lambda params: ..."
@@ -65,19 +65,22 @@ def adopt(
     ``source`` is the optimizer that trained them so far: its state (momenta, step counts) moves
     too, if ``optimizer`` keeps the same kind of state.
     """
-    index = _group_of(optimizer, beside)
-    template = optimizer.param_groups[index]
+    inner = core(optimizer)
+    index = _group_of(inner, beside)
+    template = inner.param_groups[index]
     group = {k: deepcopy(v) for k, v in template.items() if k not in ("params", "param_names")}
+    if source is not None:
+        source = core(source)
+        _same_mode(source, template)
+        group |= _progress(inner, source)
     names_kept = "param_names" in template
-    optimizer.add_param_group(
-        {"params": list(named) if names_kept else [p for _, p in named], **group}
-    )
-    for values in _per_group(scheduler, len(optimizer.param_groups) - 1):
+    inner.add_param_group({"params": list(named) if names_kept else [p for _, p in named], **group})
+    for values in lists_per_group(parts_for(scheduler, inner), len(inner.param_groups) - 1):
         values.append(deepcopy(values[index]))
-    if source is not None and _keeps_alike(optimizer, source, [p for _, p in named]):
+    if source is not None and _keeps_alike(inner, source, [p for _, p in named]):
         for _, parameter in named:
             if parameter in source.state:
-                optimizer.state[parameter] = source.state[parameter]
+                inner.state[parameter] = source.state[parameter]
 
 
 def discard(
@@ -88,6 +91,8 @@ def discard(
     Parameters that it does not hold are passed over.
     """
     gone = {id(parameter) for parameter in parameters}
+    optimizer = core(optimizer)
+    schedulers = parts_for(scheduler, optimizer)
     for index in reversed(range(len(optimizer.param_groups))):
         group = optimizer.param_groups[index]
         kept = [i for i, p in enumerate(group["params"]) if id(p) not in gone]
@@ -101,7 +106,7 @@ def discard(
                 if key in group:
                     group[key] = [group[key][i] for i in kept]
         else:
-            for values in _per_group(scheduler, len(optimizer.param_groups)):
+            for values in lists_per_group(schedulers, len(optimizer.param_groups)):
                 del values[index]
             del optimizer.param_groups[index]
 
@@ -113,9 +118,17 @@ def group_names(optimizer: Optimizer, model: nn.Module) -> list[list[str]]:
 
 
 def replay_groups(
-    optimizer: Optimizer, model: nn.Module, names: Sequence[Sequence[str]], scheduler: Any = None
+    optimizer: Optimizer,
+    model: nn.Module,
+    names: Sequence[Sequence[str]],
+    scheduler: Any = None,
+    *,
+    beside: Callable[[nn.Parameter], Iterable[nn.Parameter]] = lambda _: (),
 ) -> None:
     """Add the groups of a grown model's optimizer to a fresh one, by parameter name.
+
+    ``beside`` gives parameters of the group that those of a kernel took their settings from; what
+    a scheduler does not save, as lambdas, is then that group's again.
 
     Raises:
         ConfigError: if the groups that it has already hold other parameters than they did.
@@ -134,7 +147,8 @@ def replay_groups(
             "load the model's state dict before its optimizer's"
         )
     for group in names[len(found) :]:
-        adopt(optimizer, [(name, parameters[name]) for name in group], scheduler=scheduler)
+        named = [(name, parameters[name]) for name in group]
+        adopt(optimizer, named, scheduler=scheduler, beside=beside(named[0][1]))
 
 
 def _keeps_alike(optimizer: Optimizer, source: Optimizer, new: Sequence[nn.Parameter]) -> bool:
@@ -146,14 +160,42 @@ def _keeps_alike(optimizer: Optimizer, source: Optimizer, new: Sequence[nn.Param
     return theirs == ours
 
 
-def _per_group(scheduler: Any, count: int) -> Iterator[list[Any]]:
-    """Lists in a scheduler and its parts that hold one value for each of ``count`` groups."""
-    # Measured when asked for: SequentialLR shares a list with its part, which must change once.
-    for part in _schedulers(scheduler):
-        for attribute in _PER_GROUP:
-            values = getattr(part, attribute, None)
-            if isinstance(values, list) and len(values) == count:
-                yield values
+def _accepted(optimizer: Optimizer) -> set[str]:
+    """Settings that the class can be constructed with, as far as it names them."""
+    return set(inspect.signature(type(optimizer).__init__).parameters) - {"params", "self"}
+
+
+def _of_groups(
+    optimizer: Optimizer, parameters: list[nn.Parameter], template: Mapping[str, Any]
+) -> Optimizer | None:
+    """The same class from one group that has every setting; for those that want it said there."""
+    left_out = ("params", "param_names", *_OF_SCHEDULERS)
+    group = {k: deepcopy(v) for k, v in template.items() if k not in left_out}
+    try:
+        return type(optimizer)([{"params": parameters, **group}])  # type: ignore[call-arg]
+    except _REFUSALS:
+        return None
+
+
+def _progress(optimizer: Optimizer, source: Optimizer) -> dict[str, Any]:
+    """What a group counts beside its settings, as schedule-free's steps: that of the parameters.
+
+    It is what a fresh group has and no constructor takes; ``source`` has counted it, or nobody.
+    """
+    taken = inspect.signature(type(optimizer).__init__).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
+        return {}  # a setting could be among these
+    counted = optimizer.defaults.keys() - _accepted(optimizer) - {"train_mode"}
+    values = source.param_groups[0] if type(source) is type(optimizer) else optimizer.defaults
+    return {k: deepcopy(values[k]) for k in optimizer.defaults if k in counted and k in values}
+
+
+def _same_mode(source: Optimizer, template: Mapping[str, Any]) -> None:
+    """Switch an optimizer that averages weights, as schedule-free, to the mode of another."""
+    if "train_mode" in template and "train_mode" in source.param_groups[0]:
+        switch = getattr(source, "train" if template["train_mode"] else "eval", None)
+        if callable(switch):
+            switch()
 
 
 def _group_of(optimizer: Optimizer, beside: Iterable[nn.Parameter]) -> int:
@@ -162,11 +204,3 @@ def _group_of(optimizer: Optimizer, beside: Iterable[nn.Parameter]) -> int:
         if any(id(parameter) in wanted for parameter in group["params"]):
             return index
     return 0
-
-
-def _schedulers(scheduler: Any) -> list[Any]:
-    """Scheduler and all its parts."""
-    if scheduler is None:
-        return []
-    parts = getattr(scheduler, "_schedulers", [])
-    return [scheduler, *(leaf for part in parts for leaf in _schedulers(part))]

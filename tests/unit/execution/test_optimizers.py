@@ -12,6 +12,7 @@ from torch.optim import lr_scheduler as schedules
 
 from esper.contracts.errors import ConfigError
 from esper.execution.optimizers import adopt, discard, group_names, like, replay_groups
+from tests.integration.optimizer_doubles import ScheduleWrapper, WarmupScheduler, Wrapper
 
 Make = Callable[[Any], Optimizer]
 
@@ -356,6 +357,52 @@ def test_schedules_of_several_groups_follow_the_group_of_the_layer() -> None:
         schedule.step()
     rates = [group["lr"] for group in optimizer.param_groups]
     assert rates == pytest.approx([0.1 / 5, 0.5**4, 0.5**4])
+
+
+def test_lists_of_other_libraries_are_found_by_what_they_hold() -> None:
+    host, kernel = model(), model(1)
+    optimizer = torch.optim.SGD(host.parameters(), lr=0.1)
+    schedule = WarmupScheduler(optimizer)
+    held = {"plain": ScheduleWrapper(schedule), "interval": "epoch"}
+    adopt(optimizer, named(kernel), scheduler=[held])
+    assert [len(schedule.base_values), len(schedule.warmup_steps)] == [2, 2]
+    assert [len(schedule.decay_t), len(schedule.noise_range_t)] == [1, 1]
+    schedule.step()
+    assert optimizer.param_groups[1]["lr"] == optimizer.param_groups[0]["lr"]
+    discard(optimizer, kernel.parameters(), [held])
+    assert [len(schedule.base_values), len(schedule.warmup_steps)] == [1, 1]
+
+
+def test_phases_of_a_schedule_are_not_taken_for_groups() -> None:
+    """OneCycleLR has two phases, and here the optimizer has two groups."""
+    host, kernel = model(), model(1)
+    groups: list[dict[str, Any]] = [{"params": [p]} for p in list(host.parameters())[:2]]
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+    schedule = schedules.OneCycleLR(optimizer, 0.5, total_steps=20)
+    adopt(optimizer, named(kernel), scheduler=schedule)
+    assert len(schedule._schedule_phases) == 2
+    assert len(schedule.base_lrs) == 3
+
+
+def test_a_scheduler_of_another_optimizer_is_left_alone() -> None:
+    host, kernel = model(), model(1)
+    optimizer, other = (torch.optim.SGD(host.parameters(), lr=0.1) for _ in range(2))
+    schedule = schedules.StepLR(other, 2)
+    adopt(optimizer, named(kernel), scheduler=schedule)
+    assert len(schedule.base_lrs) == 1
+
+
+def test_parameters_join_the_optimizer_inside_a_wrapper() -> None:
+    host, kernel = model(), model(1)
+    inner = torch.optim.Adam(host.parameters(), lr=0.1)
+    wrapper = Wrapper(inner)
+    own = like(wrapper, kernel.parameters())
+    assert type(own) is torch.optim.Adam
+    step(own, kernel)
+    adopt(wrapper, named(kernel), source=own)
+    assert all("exp_avg" in inner.state[p] for p in kernel.parameters())
+    discard(wrapper, kernel.parameters())
+    assert len(inner.param_groups) == 1
 
 
 # --- checkpoints ----------------------------------------------------------------------------------
