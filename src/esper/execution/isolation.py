@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from esper.contracts.errors import ConfigError, KernelError
 from esper.execution.batches import tensors_in
 from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.seed_trainer import SeedTrainer
 from esper.execution.side_effect_free import freeze_statistics, side_effect_free, training_like_mode
 
 LossFn = Callable[[nn.Module, Any], Any]
@@ -96,7 +97,7 @@ def shadow_step(
     *,
     loss_fn: LossFn,
     batch: Any,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | SeedTrainer,
 ) -> Tensor | None:
     """Train one seed, which has a kernel, on one batch.
 

@@ -9,6 +9,7 @@ The state is kept in memory only: a run that is resumed while a kernel blends in
 until the next epoch ends.
 """
 
+from collections.abc import Sequence
 from math import isfinite
 from typing import Any, final
 
@@ -26,14 +27,20 @@ class Governor:
     A loss of ``divergence_factor`` times the last healthy one, > 1, is ill.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, *, divergence_factor: float) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer],
+        *,
+        divergence_factor: float,
+    ) -> None:
         self.model = model
-        self.optimizer = optimizer
+        self.optimizers = (optimizer,) if isinstance(optimizer, Optimizer) else tuple(optimizer)
         self.divergence_factor = divergence_factor
         self.epoch = -1
         self._loss = float("inf")
         self._tensors: list[tuple[Tensor, Tensor]] = []
-        self._states: dict[Tensor, dict[str, Any]] = {}
+        self._states: list[dict[Tensor, dict[str, Any]]] = []
 
     def objection(self, loss: float) -> str:
         """Objection to a held-out loss; empty if it is healthy, or no state is kept."""
@@ -54,26 +61,29 @@ class Governor:
         self.epoch, self._loss = epoch, loss
         with torch.no_grad():
             self._tensors = [(tensor, tensor.clone()) for tensor in every_tensor(self.model)]
-        self._states = {
-            parameter: {key: _copied(value) for key, value in state.items()}
-            for parameter, state in self.optimizer.state.items()
-        }
+        self._states = [
+            {
+                parameter: {key: _copied(value) for key, value in state.items()}
+                for parameter, state in optimizer.state.items()
+            }
+            for optimizer in self.optimizers
+        ]
 
     def let_go(self) -> None:
         """Keep nothing: no kernel is being blended in."""
-        self._tensors, self._states = [], {}
+        self._tensors, self._states = [], []
 
     def restore(self) -> None:
         """Put the healthy state back, in place; then keep nothing."""
         with torch.no_grad():
             for tensor, value in self._tensors:
                 tensor.copy_(value)
-        held = {p for group in self.optimizer.param_groups for p in group["params"]}
-        for parameter in held:
-            if parameter in self._states:
-                self.optimizer.state[parameter] = self._states[parameter]
-            else:
-                self.optimizer.state.pop(parameter, None)
+        for optimizer, states in zip(self.optimizers, self._states, strict=False):
+            for parameter in {p for group in optimizer.param_groups for p in group["params"]}:
+                if parameter in states:
+                    optimizer.state[parameter] = states[parameter]
+                else:
+                    optimizer.state.pop(parameter, None)
         self.let_go()
 
 

@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from torch import nn
-from torch.optim import Optimizer
 
 from esper.contracts.config import Growth
 from esper.contracts.seeds import SeedState
 from esper.contracts.selection import Decision
-from esper.execution import optimizers
 from esper.execution.counterfactual import Effect, counterfactual, evaluate
 from esper.execution.isolation import LossFn, shadow_step
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.kernel import Kernel, can_learn, count_parameters
+from esper.execution.trainers import Trainers
 
 _PATIENCE = 4
 """How many times its training a kernel may wait for the first batch that reaches its layer."""
@@ -38,31 +37,17 @@ class Training:
 
     Attributes:
         model: The wrapped model.
-        optimizer: Trains the host, and kernels from blending on.
+        trainers: Optimizers of the host, and of kernels from blending on, with their schedulers.
         loss_fn: Per-example losses.
         holdout: Batches that are never trained on.
-        scheduler: Learning-rate scheduler of ``optimizer``, if any.
-        seed_optimizer: Makes the optimizer of an isolated seed; by default one like ``optimizer``.
         accuracy_fn: Per-example correctness, if it is to be recorded.
     """
 
     model: nn.Module
-    optimizer: Optimizer
+    trainers: Trainers
     loss_fn: LossFn
     holdout: Iterable[Any]
-    scheduler: Any = None
-    seed_optimizer: optimizers.SeedOptimizer | None = None
     accuracy_fn: LossFn | None = None
-
-    def optimizer_of_a_seed(self, parameters: list[nn.Parameter]) -> Optimizer:
-        """An optimizer for a seed in isolation.
-
-        Raises:
-            ConfigError: if none like the user's can be made.
-        """
-        if self.seed_optimizer is not None:
-            return self.seed_optimizer(parameters)
-        return optimizers.like(self.optimizer, parameters)
 
     def measure(self) -> Baseline:
         """Held-out values now."""
@@ -116,7 +101,7 @@ class Graft:
         self._since = decision.epoch
         self._blended = 0
         self._ramp = 0
-        self._optimizer = training.optimizer_of_a_seed(list(kernel.module.parameters()))
+        self._optimizer = training.trainers.seed_trainer(layer, kernel.module.parameters())
 
     @property
     def state(self) -> SeedState:
@@ -182,13 +167,7 @@ class Graft:
         self._since, self._blended, self._ramp = epoch, 0, ramp_batches
         # Named by the kernel, not by the slot, which may grow again while this one stays.
         named = self.kernel.module.named_parameters(prefix=self.kernel.kernel_id)
-        optimizers.adopt(
-            self.training.optimizer,
-            list(named),
-            source=self._optimizer,
-            scheduler=self.training.scheduler,
-            beside=self.layer.host.parameters(),
-        )
+        self.training.trainers.adopt(self.layer, list(named), source=self._optimizer)
 
     def resume(self, epoch: int) -> None:
         """Go on from the seed's state, which a state dict may have set back or forward."""
@@ -209,9 +188,8 @@ class Graft:
         )
 
     def forget(self) -> None:
-        """Have the user's optimizer and scheduler drop the kernel's parameters."""
-        parameters = self.kernel.module.parameters()
-        optimizers.discard(self.training.optimizer, parameters, self.training.scheduler)
+        """Have the user's optimizers and schedulers drop the kernel's parameters."""
+        self.training.trainers.discard(self.kernel.module.parameters())
 
     def state_dict(self) -> dict[str, Any]:
         """Progress, baseline and optimizer; the model and the decision are saved apart."""

@@ -11,7 +11,7 @@ from typing import final
 
 from torch import nn
 
-from esper.execution import lifecycle, optimizers
+from esper.execution import lifecycle
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.services.tamiyo.governor import Governor
 from esper.services.tamiyo.grafts import ActiveGrafts
@@ -44,10 +44,9 @@ class Reloads:
         if not layers:
             return
         self.governor.let_go()  # what it keeps is of other kernels
-        training = self.grafts.training
         gone = [p for layer in layers for p in layer.take_regrown() or ()]
         isolated = [p for layer in layers for p in _isolated(layer)]
-        optimizers.discard(training.optimizer, [*gone, *isolated], training.scheduler)
+        self.grafts.training.trainers.discard([*gone, *isolated])
         self.grafts.end_lost(_WHY, epoch=epoch)
         for layer in layers:
             self._settle(layer)
@@ -74,18 +73,12 @@ class Reloads:
 
     def _adopt(self, layer: KasminaLayer) -> None:
         """Let the optimizer train every kernel in the output that it does not hold."""
-        training = self.grafts.training
-        held = {id(p) for group in training.optimizer.param_groups for p in group["params"]}
+        trainers = self.grafts.training.trainers
         for part in layer.contributions():
             named = part.kernel.named_parameters(prefix=part.kernel_id)
-            new = [(n, p) for n, p in named if p.requires_grad and id(p) not in held]
+            new = [(n, p) for n, p in named if p.requires_grad and not trainers.holds(p)]
             if new:
-                optimizers.adopt(
-                    training.optimizer,
-                    new,
-                    scheduler=training.scheduler,
-                    beside=layer.host.parameters(),
-                )
+                trainers.adopt(layer, new, source=None)
 
 
 def _isolated(layer: KasminaLayer) -> list[nn.Parameter]:

@@ -109,7 +109,8 @@ def try_out(training: Training, layers: Mapping[str, KasminaLayer]) -> dict[str,
         Layers that cannot grow, by name, and why; each is logged as a warning.
 
     Raises:
-        ConfigError: if the model is not wrapped, or the holdout is empty or can be read only once.
+        ConfigError: if the model is not wrapped, the holdout is empty or can be read only once, or
+            an optimizer cannot train kernels.
         KernelError: if the model fails on a batch of the holdout, or no layer can grow; the model
             is left as it was.
     """
@@ -127,7 +128,7 @@ def try_out(training: Training, layers: Mapping[str, KasminaLayer]) -> dict[str,
         _require_examples(training.model, function, batch)
         if isinstance(function, OnCopies):
             function.settle()
-    training.optimizer_of_a_seed([nn.Parameter(torch.zeros(1))])
+    training.trainers.check()
     return left_out
 
 

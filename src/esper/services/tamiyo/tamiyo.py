@@ -13,7 +13,6 @@ from typing import Any, Self, final
 from uuid import uuid4
 
 from torch import nn
-from torch.optim import Optimizer
 
 from esper.contracts.config import Config
 from esper.contracts.errors import ConfigError
@@ -25,6 +24,7 @@ from esper.execution.batches import OnCopies
 from esper.execution.isolation import LossFn
 from esper.execution.side_effect_free import keeps_statistics
 from esper.execution.surgery import name_layers
+from esper.execution.trainers import Trainers
 from esper.services.tamiyo.aside import Aside
 from esper.services.tamiyo.blueprint_integration import BlueprintIntegration
 from esper.services.tamiyo.governor import Governor
@@ -69,14 +69,14 @@ class Tamiyo:
 
     Args:
         model: A model wrapped by ``esper.wrap``.
-        optimizer: Trains it; kernels join it when they are blended in.
+        optimizer: Trains it, or a list of those that do; a kernel joins its layer's.
         loss_fn: Takes the model and a batch; gives one loss per example, shape (B,), or per token
             with their mask, both (B, T). Autocast, if the training has it, belongs into it.
         holdout: Any re-iterable of batches that are never trained on.
         config: Settings, a mapping of sections, or the path of a YAML file; defaults if not given.
         store: Where the history is kept: a URL as ``"sqlite:///history.db"``, or a store. What
             earlier runs of the same ``scope`` left there is learnt from. In memory if not given.
-        scheduler: Learning-rate scheduler of ``optimizer``; it is told of new parameters.
+        scheduler: Learning-rate scheduler of ``optimizer``, or a list; told of new parameters.
         seed: Run seed: the same seed and data give the same event log.
         accuracy_fn: Per-example correctness, shape (B,); recorded if given.
         seed_optimizer: Makes the optimizer of an isolated seed; by default one like ``optimizer``.
@@ -85,7 +85,7 @@ class Tamiyo:
 
     Raises:
         ConfigError: if the model is not wrapped or grows under another Tamiyo, the holdout can be
-            iterated only once, or a setting is wrong.
+            iterated only once, or an optimizer or a setting is wrong.
         KernelError: if the model fails on a batch of the holdout; it is left as it was.
         StoreError: if the store cannot be opened.
     """
@@ -93,7 +93,7 @@ class Tamiyo:
     def __init__(  # noqa: PLR0913 (the public contract; everything else is keyword-only)
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Any,
         *,
         loss_fn: LossFn,
         holdout: Iterable[Any],
@@ -112,11 +112,9 @@ class Tamiyo:
         refuse_owned(self.layers.values())
         self.training = Training(
             model=model,
-            optimizer=optimizer,
+            trainers=Trainers(model, self.layers, optimizer, scheduler, seed_optimizer),
             loss_fn=OnCopies(loss_fn, "loss_fn"),
             holdout=holdout,
-            scheduler=scheduler,
-            seed_optimizer=seed_optimizer,
             accuracy_fn=on_copies(accuracy_fn, "accuracy_fn"),
         )
         self.aside = Aside()
@@ -167,6 +165,7 @@ class Tamiyo:
             layers=self.layers,
             left_out=self._left_out,
         )
+        optimizer = self.training.trainers.optimizers
         self.governor = Governor(model, optimizer, divergence_factor=growth.divergence_factor)
         self.reloads = Reloads(self.grafts, self.governor)
         self._losses: list[float] = []
@@ -365,7 +364,7 @@ class Tamiyo:
             "batches": self._batches,
             "last_graft_epoch": self.grower.last_epoch,
             "prober": self.prober.state_dict(),
-            "groups": optimizers.group_names(self.training.optimizer, self.training.model),
+            "groups": self.training.trainers.group_names(),
             "grafts": self.grafts.state_dict(),
             "selector": self.selector.state_dict(),
             "policy": self.policy.state_dict(),
@@ -387,10 +386,7 @@ class Tamiyo:
                 parameters that it had.
         """
         require_schema(state, "Tamiyo", SCHEMA)
-        training = self.training
-        optimizers.replay_groups(
-            training.optimizer, training.model, state["groups"], training.scheduler
-        )
+        self.training.trainers.replay_groups(state["groups"])
         self._epoch = state["epoch"]
         self._losses = list(state["losses"])
         self._batches = state["batches"]

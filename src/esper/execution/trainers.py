@@ -1,0 +1,358 @@
+"""Optimizers and schedulers of a run: which of them trains a kernel, and in which group.
+
+A kernel's parameter joins the group that trains the parameter of its kind in the layer's host:
+matrices (two axes or more) with matrices, vectors with vectors.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple, TypeVar, final
+
+from torch import nn
+from torch.optim import Optimizer
+
+from esper.contracts.errors import ConfigError
+from esper.execution import optimizers
+from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.optimizer_trial import objection
+from esper.execution.schedulers import core, live_optimizers, live_schedulers, parts_for
+from esper.execution.seed_trainer import SeedTrainer
+
+logger = logging.getLogger(__name__)
+
+Named = Sequence[tuple[str, nn.Parameter]]
+
+_Item = TypeVar("_Item")
+
+_CALLS = 4
+"""Calls between the user's line that makes a ``Tamiyo`` and the warning of a scheduler."""
+
+
+class Place(NamedTuple):
+    """A parameter group: its optimizer's index, and its own.
+
+    Attributes:
+        optimizer: Index of the optimizer.
+        group: Index of the group in it.
+    """
+
+    optimizer: int
+    group: int
+
+
+@final
+class Trainers:
+    """The optimizers that train a model, and their schedulers.
+
+    Args:
+        model: The wrapped model.
+        layers: Its wrapped layers by name.
+        optimizer: One, or a list, tuple or dictionary of them; wrapped by other libraries or not.
+        scheduler: One, or several; each is matched to the optimizer that it moves.
+        seed_optimizer: Makes the optimizer of an isolated seed; by default ones like the host's.
+
+    Raises:
+        ConfigError: if there is no optimizer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, KasminaLayer],
+        optimizer: Any,
+        scheduler: Any = None,
+        seed_optimizer: optimizers.SeedOptimizer | None = None,
+    ) -> None:
+        self.model = model
+        self.layers = layers
+        self.wrappers = tuple(_several(optimizer))
+        self.optimizers: tuple[Any, ...] = tuple(core(one) for one in self.wrappers)
+        self.seed_optimizer = seed_optimizer
+        self.schedulers = [s for s in _several_schedulers(scheduler) if s is not None]
+        self._objections: dict[tuple[Place, int], str] = {}
+
+    # --- before the first batch -------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Try out every optimizer that would train a kernel, on parameters of no consequence.
+
+        Raises:
+            ConfigError: if a layer is trained by an optimizer that was not given, or a kernel's
+                parameters, of one axis or of two, cannot be trained.
+        """
+        for name, layer in self.layers.items():
+            self._check_trained(name, layer)
+        for sentence in self._find_schedulers():
+            warnings.warn(sentence, stacklevel=_CALLS)
+        for name, layer in self.layers.items():
+            for ndim in _dims(layer):
+                self._place(name, layer, ndim)
+        # What the user makes seeds' optimizers with does not depend on the layer.
+        layers = list(self.layers.values())
+        for layer in layers if self.seed_optimizer is None else layers[:1]:
+            self._try_seeds(layer)
+
+    def _find_schedulers(self) -> list[str]:
+        """Take on the schedulers that were not given; a sentence for each optimizer with one."""
+        sentences = []
+        for optimizer in self.optimizers:
+            if parts_for(self.schedulers, optimizer):
+                continue
+            forgotten = live_schedulers(optimizer)
+            self.schedulers += forgotten
+            if forgotten:
+                sentences.append(
+                    f"{type(optimizer).__name__} has a scheduler, {type(forgotten[0]).__name__}, "
+                    "that Tamiyo was not given; it is told of new parameter groups all the same. "
+                    "Pass Tamiyo(..., scheduler=scheduler), so that a resumed run does too"
+                )
+        return sentences
+
+    def _check_trained(self, name: str, layer: KasminaLayer) -> None:
+        held = self._held()
+        wanted = [p for p in layer.host.parameters() if p.requires_grad]
+        missing = [p for p in wanted if id(p) not in held]
+        if not missing:
+            return
+        others = live_optimizers(missing)
+        alone = len(self.optimizers) == 1 and len(missing) == len(wanted)
+        if others or alone:
+            trained = (
+                f"is trained by another optimizer, {type(others[0]).__name__}, that Tamiyo was not "
+                "given"
+                if others
+                else f"is trained by no group of {type(self.optimizers[0]).__name__}"
+            )
+            raise ConfigError(
+                f"layer {name!r} {trained}: its kernels would learn at another layer's rate. Pass "
+                "all optimizers, Tamiyo(model, [optimizer, other], ...), or freeze the layer with "
+                "requires_grad_(False) if nothing trains it"
+            )
+
+    def _try_seeds(self, layer: KasminaLayer) -> None:
+        """Step the optimizer of a seed once, on parameters of every kind."""
+        like = self._like(layer)
+        dummies = [nn.Parameter(like.new_zeros((2,) * ndim)) for ndim in _dims(layer)]
+        trainer = self.seed_trainer(layer, dummies)
+        for one in trainer.optimizers:
+            held = [p for group in one.param_groups for p in group["params"]]
+            error = objection(one, held, alone=True)
+            if error:
+                raise ConfigError(
+                    f"{type(one).__name__} cannot train an isolated seed: {error}. Pass "
+                    "seed_optimizer=lambda params: torch.optim.AdamW(params, lr=...), or another "
+                    "that steps without a closure"
+                )
+
+    # --- whose parameters go where ----------------------------------------------------------------
+
+    def seed_trainer(self, layer: KasminaLayer, parameters: Iterable[nn.Parameter]) -> SeedTrainer:
+        """Optimizer of an isolated seed, with the settings of the groups that it will join.
+
+        Raises:
+            ConfigError: if none like the user's can be made.
+        """
+        new = list(parameters)
+        if self.seed_optimizer is not None:
+            return SeedTrainer([self.seed_optimizer(new)])
+        return SeedTrainer(
+            [
+                optimizers.like(self.optimizers[place.optimizer], part, beside=self._anchor(place))
+                for place, part in self._split(layer, new, key=lambda p: p)
+            ]
+        )
+
+    def adopt(self, layer: KasminaLayer, named: Named, *, source: SeedTrainer | None) -> None:
+        """Add a kernel's parameters to the optimizers and schedulers of its layer's host.
+
+        Args:
+            layer: The layer of the kernel.
+            named: Its parameters with the names that they get in the optimizer.
+            source: What trained them so far; its state moves too.
+        """
+        for sentence in self._find_schedulers():
+            logger.warning(sentence)
+        for place, part in self._split(layer, named, key=lambda pair: pair[1]):
+            optimizers.adopt(
+                self.optimizers[place.optimizer],
+                part,
+                source=None if source is None else source.of(part[0][1]),
+                scheduler=self.schedulers,
+                beside=self._anchor(place),
+            )
+
+    def holds(self, parameter: nn.Parameter) -> bool:
+        """True if one of the optimizers trains a parameter."""
+        return id(parameter) in self._held()
+
+    def discard(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Have every optimizer and scheduler drop these parameters."""
+        gone = list(parameters)
+        for optimizer, wrapper in zip(self.optimizers, self.wrappers, strict=True):
+            optimizers.discard(optimizer, gone, self.schedulers)
+            for parameter in gone:
+                wrapper.state.pop(parameter, None)  # SAM keeps one beside its base optimizer's
+
+    def _split(
+        self, layer: KasminaLayer, items: Iterable[_Item], *, key: Callable[[_Item], nn.Parameter]
+    ) -> Iterator[tuple[Place, list[_Item]]]:
+        placed = [(self._place(layer.name, layer, key(item).ndim), item) for item in items]
+        for place, part in groupby(sorted(placed, key=lambda pair: pair[0]), lambda pair: pair[0]):
+            yield place, [item for _, item in part]
+
+    def _place(self, name: str, layer: KasminaLayer, ndim: int) -> Place:
+        """Group for parameters of a kernel that have so many axes.
+
+        Raises:
+            ConfigError: if no optimizer can train them.
+        """
+        candidates = self._candidates(layer, ndim)
+        for place in candidates:
+            if not self._objection(place, ndim, layer):
+                return place
+        first = candidates[0]
+        kind = type(self.optimizers[first.optimizer]).__name__
+        raise ConfigError(
+            f"layer {name!r}: {kind} cannot train a kernel's parameters of {ndim} "
+            f"{'axis' if ndim == 1 else 'axes'}, which join it when the kernel is blended in: "
+            f"{self._objection(first, ndim, layer)}. A seed_optimizer alone does not help; train "
+            "the model with AdamW or SGD, or pass such an optimizer too: "
+            "Tamiyo(model, [optimizer, other], ...)"
+        )
+
+    def _candidates(self, layer: KasminaLayer, ndim: int) -> list[Place]:
+        """Groups in order of preference: of the host, of its optimizer, of a neighbour, any."""
+        held = self._held()
+        own = [held[id(p)] for p in layer.host.parameters() if id(p) in held]
+        alike = [
+            held[id(p)]
+            for p in layer.host.parameters()
+            if id(p) in held and (p.ndim > 1) == (ndim > 1)
+        ]
+        near = own or self._neighbours(layer, held)
+        home = near[0] if near else Place(0, 0)
+        everywhere = [
+            Place(i, j)
+            for i, one in enumerate(self.optimizers)
+            for j in range(len(one.param_groups))
+        ]
+        role = [place for place in everywhere if self._is_for(place, ndim)]
+        beside = [place for place in role if self._rate(place) == self._rate(home)]
+        same = [place for place in beside if place.optimizer == home.optimizer]
+        return list(dict.fromkeys([*alike, *same, home, *role, *everywhere]))
+
+    def _neighbours(self, layer: KasminaLayer, held: Mapping[int, Place]) -> list[Place]:
+        """Groups of the parameters of the model, the nearest in order of definition first."""
+        order: list[nn.Parameter] = []
+        here = 0
+        for module in self.model.modules():
+            if module is layer:
+                here = len(order)
+            order += module.parameters(recurse=False)
+        found = [(abs(i - here), held[id(p)]) for i, p in enumerate(order) if id(p) in held]
+        return [place for _, place in sorted(found)]
+
+    def _held(self) -> dict[int, Place]:
+        """Place of every parameter that an optimizer holds, by identity."""
+        return {
+            id(parameter): Place(i, j)
+            for i, optimizer in reversed(list(enumerate(self.optimizers)))
+            for j, group in enumerate(optimizer.param_groups)
+            for parameter in group["params"]
+        }
+
+    def _group(self, place: Place) -> Mapping[str, Any]:
+        group: Mapping[str, Any] = self.optimizers[place.optimizer].param_groups[place.group]
+        return group
+
+    def _anchor(self, place: Place) -> list[nn.Parameter]:
+        return list(self._group(place)["params"][:1])
+
+    def _rate(self, place: Place) -> float:
+        return float(self._group(place).get("lr") or 0.0)
+
+    def _is_for(self, place: Place, ndim: int) -> bool:
+        """Whether a group holds parameters of this kind alone, as biases without decay."""
+        held = self._group(place)["params"]
+        return bool(held) and all((p.ndim > 1) == (ndim > 1) for p in held)
+
+    def _like(self, layer: KasminaLayer) -> nn.Parameter:
+        found = next((p for p in layer.host.parameters() if p.is_floating_point()), None)
+        return nn.Parameter(layer.seed(0).alpha) if found is None else found
+
+    def _objection(self, place: Place, ndim: int, layer: KasminaLayer) -> str:
+        """Why parameters of so many axes cannot join a group; empty if they can."""
+        if (place, ndim) not in self._objections:
+            self._objections[place, ndim] = self._tried(place, ndim, layer)
+        return self._objections[place, ndim]
+
+    def _tried(self, place: Place, ndim: int, layer: KasminaLayer) -> str:
+        dummy = nn.Parameter(self._like(layer).detach().new_zeros((2,) * ndim))
+        user = self.optimizers[place.optimizer]
+        try:
+            clone = optimizers.like(user, [dummy], beside=self._anchor(place))
+        except ConfigError as error:
+            # With a way to make seeds' optimizers, one that cannot be made again is fine.
+            return "" if self.seed_optimizer is not None else str(error)
+        return objection(clone, [dummy])
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    def group_names(self) -> Any:
+        """Parameter names of every group; of each optimizer where there are several."""
+        names = [optimizers.group_names(one, self.model) for one in self.optimizers]
+        return names[0] if len(names) == 1 else {"optimizers": names}
+
+    def replay_groups(self, names: Any) -> None:
+        """Undo ``group_names`` on fresh optimizers over a restored model.
+
+        Raises:
+            ConfigError: if the optimizers are not as many as they were, or hold other parameters.
+        """
+        saved = names["optimizers"] if isinstance(names, Mapping) else [names]
+        if len(saved) != len(self.optimizers):
+            raise ConfigError(
+                f"the checkpoint is of a run with {len(saved)} optimizers, and Tamiyo was given "
+                f"{len(self.optimizers)}; give it the same ones, in the same order"
+            )
+        for optimizer, groups in zip(self.optimizers, saved, strict=True):
+            optimizers.replay_groups(
+                optimizer, self.model, groups, self.schedulers, beside=self._beside
+            )
+
+    def _beside(self, parameter: nn.Parameter) -> list[nn.Parameter]:
+        """A parameter of the group that a kernel's parameter took its settings from."""
+        for name, layer in self.layers.items():
+            kernels = (*layer.seeds.parameters(), *layer.fossils.parameters())
+            if any(p is parameter for p in kernels):
+                return self._anchor(self._place(name, layer, parameter.ndim))
+        return []
+
+
+def _dims(layer: KasminaLayer) -> list[int]:
+    """Numbers of axes that parameters of the layer's kernels may have."""
+    return sorted({1, 2} | {p.ndim for p in layer.host.parameters() if p.ndim > 2})
+
+
+def _several(optimizer: Any) -> list[Any]:
+    found = optimizer.values() if isinstance(optimizer, Mapping) else optimizer
+    if not isinstance(found, Iterable):
+        found = [found]
+    several = list(found)
+    if not several:
+        raise ConfigError("Tamiyo was given no optimizer; pass the one that trains the model")
+    for one in several:
+        if not isinstance(core(one), Optimizer):
+            raise ConfigError(
+                f"{type(one).__name__} is not an optimizer of torch, nor a wrapper of one; pass "
+                "the optimizer that trains the model, or a list of them"
+            )
+    return several
+
+
+def _several_schedulers(scheduler: Any) -> list[Any]:
+    if isinstance(scheduler, Mapping):
+        return list(scheduler.values())
+    return list(scheduler) if isinstance(scheduler, list | tuple) else [scheduler]

@@ -1,0 +1,391 @@
+"""Loops with several optimizers, other libraries' ones, and schedulers of any kind."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import LBFGS, SGD, Adafactor, Adam, AdamW, Optimizer, Rprop, SparseAdam
+from torch.optim import lr_scheduler as schedulers
+
+import esper
+from esper.contracts.errors import ConfigError
+from esper.services.tamiyo.report import EpochReport
+from tests.integration.optimizer_doubles import (
+    MatricesOnly,
+    ScheduleFree,
+    ScheduleWrapper,
+    SharpnessAware,
+    WarmupScheduler,
+    Wrapper,
+)
+from tests.unit.services.small_run import LAYERS, SEEDS, batches, host, loss_fn, settings
+from tests.unit.services.small_run import teacher as examples
+
+KEEP_ALL = settings(keep_stderrs=0.0, train_epochs=1, budget=2000)
+HOLDOUT = batches(examples(96, seed=2))
+TRAIN = batches(examples(320, seed=1))
+
+
+def wrapped(model: nn.Module | None = None) -> nn.Module:
+    return esper.wrap(host() if model is None else model, list(LAYERS), SEEDS)
+
+
+def tamiyo_of(model: nn.Module, optimizer: Any, **options: Any) -> esper.Tamiyo:
+    given = {"loss_fn": loss_fn, "holdout": HOLDOUT, "config": KEEP_ALL, **options}
+    return esper.Tamiyo(model, optimizer, **given)
+
+
+def train(
+    model: nn.Module,
+    tamiyo: esper.Tamiyo,
+    optimizers: Sequence[Any],
+    epochs: int,
+    *,
+    first: int = 0,
+    schedule: Sequence[Any] = (),
+    step: Callable[[Any, nn.Module, Any], None] | None = None,
+) -> list[EpochReport]:
+    reports = []
+    for epoch in range(first, epochs):
+        model.train()
+        for batch in TRAIN:
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            torch.autograd.backward(loss_fn(model, batch).mean())
+            for optimizer in optimizers:
+                if step is None:
+                    optimizer.step()
+                else:
+                    step(optimizer, model, batch)
+            tamiyo.on_batch_end(batch)
+        reports.append(tamiyo.on_epoch_end(epoch))
+        for one in schedule:
+            one.step()
+    assert [v.why for r in reports for v in r.verdicts if v.reward is None] == []
+    return reports
+
+
+def kernels(model: nn.Module, layer: str) -> list[nn.Parameter]:
+    """Parameters of a layer's kernels that are blended in or absorbed."""
+    found = esper_layer(model, layer)
+    return [p for one in found.contributions() for p in one.kernel.parameters()]
+
+
+def esper_layer(model: nn.Module, layer: str) -> Any:
+    return model.get_submodule(layer)
+
+
+def group_of(optimizers: Sequence[Any], parameter: nn.Parameter) -> tuple[Any, dict[str, Any]]:
+    (found,) = [
+        (optimizer, group)
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        if any(p is parameter for p in group["params"])
+    ]
+    return found
+
+
+# --- several optimizers ---------------------------------------------------------------------------
+
+
+def two(model: nn.Module) -> tuple[Optimizer, Optimizer]:
+    body = [*esper_layer(model, "fc1").parameters(), *model.get_submodule("norm").parameters()]
+    return SGD(body, lr=0.001), Adam(esper_layer(model, "fc2").parameters(), lr=0.02)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, lambda given: dict(zip("ab", given, strict=True))])
+def test_each_kernel_joins_the_optimizer_of_its_layer(kind: Callable[[Any], Any]) -> None:
+    model = wrapped()
+    body, head = two(model)
+    tamiyo = tamiyo_of(model, kind((body, head)))
+    train(model, tamiyo, (body, head), 12)
+    assert kernels(model, "fc1")
+    assert kernels(model, "fc2")
+    for layer, optimizer, rate in (("fc1", body, 0.001), ("fc2", head, 0.02)):
+        for parameter in kernels(model, layer):
+            found, group = group_of((body, head), parameter)
+            assert found is optimizer
+            assert group["lr"] == rate
+
+
+def test_an_optimizer_that_was_not_given_is_named_before_the_first_batch() -> None:
+    model = wrapped()
+    body, head = two(model)
+    with pytest.raises(
+        ConfigError,
+        match=r"layer 'fc2' is trained by another optimizer, Adam.*\[optimizer, other\]",
+    ):
+        tamiyo_of(model, body)
+    del head
+    with pytest.raises(ConfigError, match=r"layer 'fc2' is trained by no group of SGD.*freeze"):
+        tamiyo_of(model, body)
+
+
+def test_kernels_of_a_frozen_layer_join_its_neighbour() -> None:
+    model = wrapped()
+    esper_layer(model, "fc1").requires_grad_(False)
+    norm, head = two(model)[0], two(model)[1]
+    norm = SGD(model.get_submodule("norm").parameters(), lr=0.005)
+    tamiyo = tamiyo_of(model, [head, norm])
+    train(model, tamiyo, (head, norm), 12)
+    assert kernels(model, "fc1")
+    assert all(group_of((head, norm), p)[0] is norm for p in kernels(model, "fc1"))
+
+
+def test_weights_join_weights_and_biases_join_biases() -> None:
+    model = wrapped()
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": weights, "weight_decay": 0.1},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    optimizer = AdamW(groups, lr=0.02)
+    tamiyo = tamiyo_of(model, optimizer)
+    train(model, tamiyo, [optimizer], 10)
+    grown = kernels(model, "fc1") + kernels(model, "fc2")
+    assert {p.ndim for p in grown} == {1, 2}
+    for parameter in grown:
+        decay = group_of([optimizer], parameter)[1]["weight_decay"]
+        assert decay == (0.1 if parameter.ndim > 1 else 0.0)
+
+
+def test_a_layer_without_bias_gives_its_kernels_biases_no_decay() -> None:
+    model = host()
+    model.fc1 = nn.Linear(6, 4, bias=False)
+    wrapped(model)
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.1},
+        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = AdamW(groups, lr=0.02)
+    tamiyo = tamiyo_of(model, optimizer)
+    train(model, tamiyo, [optimizer], 10)
+    for parameter in kernels(model, "fc1"):
+        decay = group_of([optimizer], parameter)[1]["weight_decay"]
+        assert decay == (0.1 if parameter.ndim > 1 else 0.0)
+
+
+@pytest.mark.parametrize("stop", [3, 4, 6])
+def test_a_run_of_two_optimizers_and_schedulers_resumes_exactly(stop: int) -> None:
+    def fresh() -> tuple[nn.Module, list[Any], list[Any], esper.Tamiyo]:
+        model = wrapped(host(restless=False))
+        pair = list(two(model))
+        lambdas = [
+            schedulers.LambdaLR(pair[0], lambda e: 0.9**e),
+            schedulers.StepLR(pair[1], 2, 0.5),
+        ]
+        return model, pair, lambdas, tamiyo_of(model, pair, scheduler=lambdas)
+
+    model, pair, lambdas, tamiyo = fresh()
+    train(model, tamiyo, pair, stop, schedule=lambdas)
+    saved = deepcopy([x.state_dict() for x in (model, tamiyo, *pair, *lambdas)])
+    train(model, tamiyo, pair, 9, first=stop, schedule=lambdas)
+
+    again, others, those, resumed = fresh()
+    for part, state in zip((again, resumed, *others, *those), saved, strict=True):
+        part.load_state_dict(state)
+    train(again, resumed, others, 9, first=stop, schedule=those)
+    ours, theirs = model.state_dict(), again.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    one, *_ = fresh()
+    with pytest.raises(ConfigError, match=r"run with 2 optimizers, and Tamiyo was given 1"):
+        tamiyo_of(one, SGD(one.parameters(), lr=0.1)).load_state_dict(saved[1])
+
+
+# --- schedulers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrap_it", [False, True])
+def test_a_scheduler_of_another_library_moves_kernels_too(*, wrap_it: bool) -> None:
+    model = wrapped()
+    optimizer = SGD(model.parameters(), lr=0.05)
+    schedule = WarmupScheduler(optimizer)
+    given = ScheduleWrapper(schedule) if wrap_it else schedule
+    tamiyo = tamiyo_of(model, optimizer, scheduler=given)
+    train(model, tamiyo, [optimizer], 8, schedule=[given])
+    assert len(optimizer.param_groups) > 1
+    assert len({group["lr"] for group in optimizer.param_groups}) == 1
+    assert schedule.decay_t == [30]
+    assert schedule.noise_range_t == [0]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda o: schedulers.LambdaLR(o, lambda e: 0.9**e),
+        lambda o: schedulers.CosineAnnealingWarmRestarts(o, 3),
+        WarmupScheduler,
+    ],
+)
+def test_a_forgotten_scheduler_is_noticed_and_moves_kernels(make: Callable[[Any], Any]) -> None:
+    model = wrapped()
+    optimizer = SGD(model.parameters(), lr=0.05)
+    schedule = make(optimizer)
+    with pytest.warns(UserWarning, match=r"SGD has a scheduler.*scheduler=scheduler") as caught:
+        tamiyo = tamiyo_of(model, optimizer)
+    assert caught[0].filename == __file__
+    train(model, tamiyo, [optimizer], 8, schedule=[schedule])
+    assert len(optimizer.param_groups) > 1
+    assert len({group["lr"] for group in optimizer.param_groups}) == 1
+
+
+def test_a_scheduler_that_is_made_later_is_told_of_new_groups() -> None:
+    model = wrapped()
+    optimizer = SGD(model.parameters(), lr=0.05)
+    tamiyo = tamiyo_of(model, optimizer)
+    schedule = schedulers.LambdaLR(optimizer, lambda e: 0.9**e)
+    train(model, tamiyo, [optimizer], 8, schedule=[schedule])
+    assert len(schedule.lr_lambdas) == len(optimizer.param_groups) > 1
+
+
+# --- optimizers of other libraries ----------------------------------------------------------------
+
+
+def test_a_wrapped_optimizer_is_the_one_inside() -> None:
+    model = wrapped()
+    inner = Adam(model.parameters(), lr=0.02)
+    optimizer = Wrapper(inner)
+    schedule = ScheduleWrapper(schedulers.LambdaLR(inner, lambda e: 0.9**e))
+    tamiyo = tamiyo_of(model, optimizer, scheduler=schedule)
+    train(model, tamiyo, [optimizer], 8, schedule=[schedule])
+    grown = kernels(model, "fc1") + kernels(model, "fc2")
+    assert grown
+    assert all(group_of([inner], p)[1]["lr"] == inner.param_groups[0]["lr"] for p in grown)
+
+
+def test_schedule_free_trains_seeds_and_counts_their_own_steps() -> None:
+    model = wrapped()
+    optimizer = ScheduleFree(model.parameters())
+    tamiyo = tamiyo_of(model, optimizer)
+    for epoch in range(10):
+        optimizer.train()
+        for batch in TRAIN:
+            optimizer.zero_grad()
+            torch.autograd.backward(loss_fn(model, batch).mean())
+            optimizer.step()
+            tamiyo.on_batch_end(batch)
+        optimizer.eval()
+        report = tamiyo.on_epoch_end(epoch)
+        assert all(v.reward is not None for v in report.verdicts)
+        assert {group["train_mode"] for group in optimizer.param_groups} == {False}
+    first, *rest = optimizer.param_groups
+    assert rest
+    assert all(0 < group["k"] < first["k"] for group in rest)
+
+
+def test_matrices_go_to_the_optimizer_of_matrices() -> None:
+    model = wrapped()
+    matrices = MatricesOnly([p for p in model.parameters() if p.ndim == 2])
+    vectors = AdamW([p for p in model.parameters() if p.ndim != 2], lr=0.01)
+    tamiyo = tamiyo_of(model, [matrices, vectors])
+    train(model, tamiyo, [matrices, vectors], 10)
+    grown = kernels(model, "fc1") + kernels(model, "fc2")
+    assert {p.ndim for p in grown} == {1, 2}
+    for parameter in grown:
+        wanted = matrices if parameter.ndim == 2 else vectors
+        assert group_of((matrices, vectors), parameter)[0] is wanted
+
+
+def test_sharpness_aware_steps() -> None:
+    model = wrapped()
+    optimizer = SharpnessAware(model.parameters(), SGD, lr=0.02, momentum=0.9)
+
+    def step(optimizer: Any, model: nn.Module, batch: Any) -> None:
+        optimizer.first_step()
+        optimizer.zero_grad()
+        torch.autograd.backward(loss_fn(model, batch).mean())
+        optimizer.second_step()
+
+    tamiyo = tamiyo_of(model, optimizer)
+    train(model, tamiyo, [optimizer], 10, step=step)
+    assert kernels(model, "fc1") + kernels(model, "fc2")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda ps: Adafactor(ps, lr=0.02),
+        lambda ps: Rprop(ps, lr=0.001),
+        lambda ps: SGD(ps, lr=0.02, foreach=True, maximize=False),
+        lambda ps: Adam(ps, lr=0.02, fused=True),
+    ],
+    ids=["adafactor", "rprop", "foreach", "fused"],
+)
+def test_optimizers_that_train_kernels(make: Callable[[Any], Optimizer]) -> None:
+    model = wrapped()
+    optimizer = make(model.parameters())
+    tamiyo = tamiyo_of(model, optimizer)
+    train(model, tamiyo, [optimizer], 6)
+    first, *rest = optimizer.param_groups
+    assert rest
+    for group in rest:
+        assert {k: v for k, v in group.items() if k != "params"} == {
+            k: v for k, v in first.items() if k != "params"
+        }
+
+
+@pytest.mark.parametrize("options", [{}, {"seed_optimizer": lambda ps: Adam(ps, lr=0.01)}])
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (
+            lambda m: LBFGS(m.parameters()),
+            r"LBFGS .*Expected exactly one param_group.*AdamW or SGD",
+        ),
+        (lambda m: SparseAdam(m.parameters()), r"SparseAdam .*dense.*AdamW or SGD"),
+    ],
+    ids=["lbfgs", "sparse"],
+)
+def test_what_cannot_train_kernels_is_refused(
+    make: Callable[[nn.Module], Optimizer], why: str, options: dict[str, Any]
+) -> None:
+    model = wrapped()
+    before = torch.get_rng_state()
+    with pytest.raises(ConfigError, match=why):
+        tamiyo_of(model, make(model), **options)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_matrices_alone_are_refused() -> None:
+    model = host()
+    for part in model.children():
+        part.register_parameter("bias", None)
+    model.norm = nn.Identity()
+    wrapped(model)
+    with pytest.raises(
+        ConfigError, match=r"MatricesOnly cannot train .* 1 axis.*2D parameters only"
+    ):
+        tamiyo_of(model, MatricesOnly(model.parameters()))
+
+
+def test_a_seed_optimizer_that_needs_a_closure_is_refused() -> None:
+    model = wrapped()
+    with pytest.raises(ConfigError, match=r"LBFGS cannot train an isolated seed.*closure"):
+        tamiyo_of(model, Adam(model.parameters()), seed_optimizer=LBFGS)
+
+
+def test_what_is_no_optimizer_is_refused() -> None:
+    model = wrapped()
+    with pytest.raises(ConfigError, match=r"list_iterator is not an optimizer|given no optimizer"):
+        tamiyo_of(model, [])
+    with pytest.raises(ConfigError, match=r"ReLU is not an optimizer of torch"):
+        tamiyo_of(model, nn.ReLU())
+
+
+def test_nothing_is_said_where_nothing_is_wrong() -> None:
+    model = wrapped()
+    optimizer = Adam(model.parameters())
+    schedule = schedulers.SequentialLR(
+        optimizer,
+        [schedulers.ConstantLR(optimizer, 0.5, 2), schedulers.ExponentialLR(optimizer, 0.9)],
+        milestones=[2],
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tamiyo_of(model, optimizer, scheduler=schedule)
