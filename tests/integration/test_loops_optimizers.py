@@ -352,7 +352,8 @@ def test_what_cannot_train_kernels_is_refused(
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_matrices_alone_are_refused() -> None:
+@pytest.mark.parametrize("options", [{}, {"seed_optimizer": lambda ps: Adam(ps, lr=0.01)}])
+def test_matrices_alone_are_refused(options: dict[str, Any]) -> None:
     model = host()
     for part in model.children():
         part.register_parameter("bias", None)
@@ -361,7 +362,7 @@ def test_matrices_alone_are_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"MatricesOnly cannot train .* 1 axis.*2D parameters only"
     ):
-        tamiyo_of(model, MatricesOnly(model.parameters()))
+        tamiyo_of(model, MatricesOnly(model.parameters()), **options)
 
 
 def test_a_seed_optimizer_that_needs_a_closure_is_refused() -> None:

@@ -289,13 +289,19 @@ class Trainers:
         return self._objections[place, ndim]
 
     def _tried(self, place: Place, ndim: int, layer: KasminaLayer) -> str:
-        dummy = nn.Parameter(self._like(layer).detach().new_zeros((2,) * ndim))
-        user = self.optimizers[place.optimizer]
+        user, anchor = self.optimizers[place.optimizer], self._anchor(place)
+        like = self._like(layer).detach()
         try:
-            clone = optimizers.like(user, [dummy], beside=self._anchor(place))
+            # One that cannot be made again at all may still train kernels: seed_optimizer makes
+            # the seeds', and without it their trial says so.
+            optimizers.like(user, [nn.Parameter(like.new_zeros((2, 2)))], beside=anchor)
+        except ConfigError:
+            return ""
+        dummy = nn.Parameter(like.new_zeros((2,) * ndim))
+        try:
+            clone = optimizers.like(user, [dummy], beside=anchor)
         except ConfigError as error:
-            # With a way to make seeds' optimizers, one that cannot be made again is fine.
-            return "" if self.seed_optimizer is not None else str(error)
+            return str(error.__cause__)
         return objection(clone, [dummy])
 
     # --- checkpoints ------------------------------------------------------------------------------
