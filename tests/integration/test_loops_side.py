@@ -100,11 +100,22 @@ def test_a_counterfactual_that_fails_is_not_held_against_the_blueprint(
     assert len(run.facts("withdrawal")) == 1
 
 
-def test_a_seed_optimizer_that_fails_on_a_kernel() -> None:
+def test_a_seed_optimizer_that_fails_at_once_is_refused() -> None:
     def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        if len(parameters) > 1:
+        raise TypeError("which group?")
+
+    with pytest.raises(ConfigError, match=r"^seed_optimizer\(params\) fails: TypeError: which"):
+        side_run(loss_fn, options={"seed_optimizer": make})
+
+
+def test_a_seed_optimizer_that_fails_on_a_kernel() -> None:
+    made = []
+
+    def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        if made:
             raise TypeError("which group?")
-        return Adam(parameters)
+        made.append(Adam(parameters))
+        return made[0]
 
     run = side_run(loss_fn, options={"seed_optimizer": make}).run(4)
     assert same(run.state(), SmallRun(grown=False).run(4).state())

@@ -135,7 +135,15 @@ class Trainers:
         """Step the optimizer of a seed once, on parameters of every kind."""
         like = self._like(layer)
         dummies = [nn.Parameter(like.new_zeros((2,) * ndim)) for ndim in _dims(layer)]
-        trainer = self.seed_trainer(layer, dummies)
+        try:
+            trainer = self.seed_trainer(layer, dummies)
+        except ConfigError:
+            raise
+        except Exception as error:  # the user's function raises what it likes
+            raise ConfigError(
+                f"seed_optimizer(params) fails: {type(error).__name__}: {error}; it gets a list of "
+                "parameters of one axis and of two, and must return an optimizer of them"
+            ) from error
         for one in trainer.optimizers:
             held = [p for group in one.param_groups for p in group["params"]]
             error = objection(one, held, alone=True)

@@ -469,7 +469,7 @@ def test_inside_reentrant_checkpointing_no_seed_can_learn() -> None:
     model = Checkpointed(reentrant=True)
     layer = wrapped(model, "first.0", 1, torch.randn(4, 6))
     grow(layer, 0, SeedState.TRAINING)
-    own, batch = torch.optim.Adam(layer.seed(0).parameters()), batches(1)[0]
+    own, batch = torch.optim.Adam(layer.seed(0).as_kernel().module.parameters()), batches(1)[0]
     assert shadow_step(model, layer, 0, loss_fn=losses, batch=batch, optimizer=own) is None
     assert probe(model, {"first.0": layer}, loss_fn=losses, batch=batches(1)[0]) == {}
 
@@ -494,12 +494,14 @@ def test_losses_must_be_per_example(loss_fn: Callable[..., Any], message: str) -
 
 def test_a_loss_that_does_not_see_the_layer() -> None:
     model, layer = noisy(SeedState.TRAINING)
-    own = torch.optim.Adam(layer.seed(0).parameters())
-    before = [p.clone() for p in layer.seed(0).parameters()]
+    module = layer.seed(0).as_kernel().module
+    own = torch.optim.Adam(module.parameters())
+    before = [p.clone() for p in module.parameters()]
     blind: Any = lambda _, batch: batch[0].sum(dim=1)  # noqa: E731
     batch = batches(1)[0]
     assert shadow_step(model, layer, 0, loss_fn=blind, batch=batch, optimizer=own) is None
-    assert equal(before, list(layer.seed(0).parameters()))
+    assert before
+    assert equal(before, list(module.parameters()))
     assert not own.state
 
 
