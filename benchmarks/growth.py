@@ -12,8 +12,8 @@ from statistics import mean
 
 import numpy as np
 
-from esper.execution.counterfactual import evaluate
 from esper.execution.kernel import count_parameters
+from esper.execution.passes.counterfactual import evaluate
 from esper.runs.run_folder import RunFolder
 from esper.runs.train import make_spec, train
 from esper.tasks import TASKS

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
 from esper.contracts.seeds import SeedState
-from esper.execution.counterfactual import counterfactual, evaluate
 from esper.execution.harden import harden
-from esper.execution.isolation import shadow_step
 from esper.execution.kasmina_layer import KasminaLayer
-from esper.execution.probes import probe
+from esper.execution.passes.counterfactual import counterfactual, evaluate
+from esper.execution.passes.isolation import shadow_step
+from esper.execution.passes.probes import probe
 from esper.execution.shapes import observe_shapes
 from esper.execution.surgery import kasmina_layers, wrap
 from tests.pairwise import every_pair

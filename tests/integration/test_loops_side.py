@@ -12,7 +12,7 @@ from typing_extensions import override
 
 import esper
 from esper.contracts.errors import ConfigError, KernelError
-from esper.services.tamiyo.aside import Aside
+from esper.services.tamiyo.growth.aside import Aside
 from esper.services.tamiyo.report import EpochReport
 from tests.unit.services.small_run import Batch, SmallRun, loss_fn, same, settings
 
@@ -93,7 +93,7 @@ def test_a_counterfactual_that_fails_is_not_held_against_the_blueprint(
         raise RuntimeError("calibration")
 
     run = side_run(loss_fn).run(3)
-    monkeypatch.setattr("esper.services.tamiyo.graft.counterfactual", broken)
+    monkeypatch.setattr("esper.services.tamiyo.growth.graft.counterfactual", broken)
     (verdict,) = run.run(4, first=3).reports[-1].verdicts
     assert verdict.why == f"{SIDE}the counterfactual of a kernel failed: RuntimeError: calibration"
     assert not run.facts("failure", "outcome")
@@ -109,7 +109,7 @@ def test_a_seed_optimizer_that_fails_at_once_is_refused() -> None:
 
 
 def test_a_seed_optimizer_that_fails_on_a_kernel() -> None:
-    made = []
+    made: list[torch.optim.Optimizer] = []
 
     def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         if made:

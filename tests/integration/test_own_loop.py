@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import esper
 from esper.contracts.seeds import SeedState
-from esper.execution.counterfactual import counterfactual
+from esper.execution.passes.counterfactual import counterfactual
 from esper.stores import open_store
 from esper.tasks import TASKS
 from tests.unit.services.small_run import CULLED, KEPT, SmallRun, same, settings

@@ -14,12 +14,13 @@ from torch import nn
 
 from esper.contracts.errors import LifecycleError
 from esper.contracts.seeds import SeedState
-from esper.execution import checkpoint, optimizers
+from esper.execution import checkpoint
 from esper.execution.harden import harden
-from esper.execution.isolation import shadow_step
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.lifecycle import BLENDED, TRANSITIONS
+from esper.execution.passes.isolation import shadow_step
 from esper.execution.surgery import unwrap
+from esper.execution.training import optimizers
 from tests.unit.execution.models import kernel, squares, wrapped
 
 SEEDS = 3

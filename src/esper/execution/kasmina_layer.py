@@ -247,12 +247,9 @@ class KasminaLayer(Forwarding):
         """Kernels in the output, in the order in which they are added."""
         absorbed = [
             Contribution(
-                kernel,
-                None,
-                record["recipe"]["blueprint"] if record["recipe"] else "",
-                record["kernel_id"],
+                k, None, (record["recipe"] or {}).get("blueprint", ""), record["kernel_id"]
             )
-            for kernel, record in zip(self.fossils, self._fossil_records, strict=True)
+            for k, record in zip(self.fossils, self._fossil_records, strict=True)
         ]
         blended = [(seed.as_kernel(), seed.alpha) for seed in self._blended]
         return [

@@ -1,7 +1,7 @@
 """Specifications of the wrapped layers, observed on real data.
 
 One pass tells the shapes; a second one, with one example fewer, which axis has the examples;
-``esper.execution.layout`` which axis has the features, and what the layer mixes.
+``esper.execution.layouts.layout`` which axis has the features, and what the layer mixes.
 """
 
 from collections.abc import Mapping
@@ -14,18 +14,18 @@ from torch.nn.modules.conv import _ConvNd
 from esper.blueprints import geometry
 from esper.contracts.errors import KernelError
 from esper.contracts.seeds import LayerSpec
-from esper.execution.dry_run import Call, told_by_type, trace_examples, watch, watch_resized
-from esper.execution.examples import Shape, chosen
-from esper.execution.isolation import LossFn
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.kernel import FAULTS
-from esper.execution.layout import (
+from esper.execution.layouts.dry_run import Call, told_by_type, trace_examples, watch, watch_resized
+from esper.execution.layouts.examples import Shape, chosen
+from esper.execution.layouts.layout import (
     batch_axis,
     confirmed,
     feature_axis,
     reads_earlier,
     reads_later,
 )
+from esper.execution.passes.isolation import LossFn
 from esper.execution.surgery import refit_default_seeds
 
 

@@ -13,7 +13,7 @@ from esper.execution import topology
 from esper.execution.fast_paths import drop_compiled_graphs, enclosing_modules, fused_paths
 from esper.execution.followers import follows, watch
 from esper.execution.kasmina_layer import KasminaLayer
-from esper.execution.layout import check_layout
+from esper.execution.layouts.layout import check_layout
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -21,8 +21,8 @@ from esper.contracts.config import Config
 from esper.contracts.errors import ConfigError
 from esper.contracts.schema import require_schema
 from esper.execution import checkpoint
-from esper.execution.counterfactual import evaluate
 from esper.execution.kernel import count_parameters
+from esper.execution.passes.counterfactual import evaluate
 from esper.execution.surgery import wrap
 from esper.runs.run_folder import RunFolder
 from esper.services.tamiyo.report import EpochReport, Verdict

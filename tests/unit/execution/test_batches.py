@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from esper.execution.batches import OnCopies, addresses, copied, tensors_in
+from esper.execution.passes.batches import OnCopies, addresses, copied, tensors_in
 
 
 class Pair(NamedTuple):

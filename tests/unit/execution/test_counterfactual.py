@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from esper.contracts.errors import ConfigError
 from esper.contracts.seeds import SeedState
-from esper.execution.counterfactual import counterfactual, evaluate
 from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.passes.counterfactual import counterfactual, evaluate
 from esper.execution.surgery import kasmina_layers, wrap
 from tests.unit.execution.models import Noisy, batches, grow, losses, wrapped
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.contracts.errors import ConfigError
-from esper.execution.isolation import example_losses
+from esper.execution.passes.isolation import example_losses
 
 NAN = float("nan")
 TOKENS = torch.tensor([[1.0, 3.0, NAN], [2.0, NAN, NAN], [NAN, NAN, NAN]])

@@ -10,9 +10,9 @@ from typing_extensions import override
 from esper.contracts.errors import KernelError
 from esper.contracts.seeds import SeedState
 from esper.execution.harden import harden
-from esper.execution.isolation import shadow_step
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.kernel import Kernel
+from esper.execution.passes.isolation import shadow_step
 from esper.execution.shapes import observe_shapes
 from esper.execution.surgery import unwrap, wrap
 from tests.pairwise import every_pair

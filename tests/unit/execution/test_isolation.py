@@ -14,14 +14,14 @@ from typing_extensions import override
 
 from esper.contracts.errors import ConfigError, KernelError, LifecycleError
 from esper.contracts.seeds import SeedState
-from esper.execution import optimizers
 from esper.execution.concealed import every_module
-from esper.execution.counterfactual import counterfactual, evaluate
-from esper.execution.isolation import shadow_step
 from esper.execution.kasmina_layer import KasminaLayer
-from esper.execution.probes import probe
+from esper.execution.passes.counterfactual import counterfactual, evaluate
+from esper.execution.passes.isolation import shadow_step
+from esper.execution.passes.probes import probe
 from esper.execution.shapes import observe_shapes
 from esper.execution.surgery import kasmina_layers, wrap
+from esper.execution.training import optimizers
 from tests.pairwise import every_pair
 from tests.unit.execution.models import (
     CASES,

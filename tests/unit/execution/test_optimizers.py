@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim import lr_scheduler as schedules
 
 from esper.contracts.errors import ConfigError
-from esper.execution.optimizers import adopt, discard, group_names, like, replay_groups
+from esper.execution.training.optimizers import adopt, discard, group_names, like, replay_groups
 from tests.integration.optimizer_doubles import ScheduleWrapper, WarmupScheduler, Wrapper
 
 Make = Callable[[Any], Optimizer]

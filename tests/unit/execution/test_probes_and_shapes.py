@@ -12,7 +12,7 @@ from typing_extensions import override
 from esper.contracts.errors import KernelError
 from esper.contracts.seeds import LayerSpec, SeedState
 from esper.execution.kasmina_layer import KasminaLayer
-from esper.execution.probes import Reading, Readings, probe
+from esper.execution.passes.probes import Reading, Readings, probe
 from esper.execution.shapes import observe_shapes
 from esper.execution.surgery import kasmina_layers, wrap
 from tests.unit.execution.models import CASES, Case, Noisy, batches, grow, losses, squares, wrapped

@@ -15,9 +15,9 @@ import esper
 from esper.contracts.config import Config
 from esper.contracts.events import Event
 from esper.contracts.selection import Decision
-from esper.execution.counterfactual import Effect
 from esper.execution.kernel import Kernel
-from esper.services.tamiyo.graft import Baseline, Graft
+from esper.execution.passes.counterfactual import Effect
+from esper.services.tamiyo.growth.graft import Baseline, Graft
 from esper.services.tamiyo.report import EpochReport
 from esper.services.tamiyo.settings import config_from
 

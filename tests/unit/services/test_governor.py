@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from esper.services.tamiyo.governor import Governor
+from esper.services.tamiyo.growth.governor import Governor
 from tests.unit.services.small_run import SmallRun, same
 
 

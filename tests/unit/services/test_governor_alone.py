@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import esper
 from esper.contracts.config import Config, Growth
-from esper.services.tamiyo.governor import Governor
+from esper.services.tamiyo.growth.governor import Governor
 from esper.services.tamiyo.tamiyo import Tamiyo
 
 Batch = tuple[Tensor, Tensor]

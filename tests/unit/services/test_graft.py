@@ -7,7 +7,7 @@ import torch
 
 from esper.contracts.config import Growth
 from esper.contracts.seeds import SeedState
-from esper.services.tamiyo.graft import Graft
+from esper.services.tamiyo.growth.graft import Graft
 from tests.unit.services.small_run import BATCHES_PER_EPOCH, KEPT, SmallRun, settings
 
 pytestmark = pytest.mark.trains

@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from esper.contracts.config import Config
 from esper.contracts.errors import ConfigError, KernelError
 from esper.contracts.events import Event
-from esper.execution.batches import OnCopies, addresses
-from esper.execution.counterfactual import evaluate
-from esper.execution.isolation import LossFn
 from esper.execution.kasmina_layer import KasminaLayer
-from esper.execution.reach import reached
+from esper.execution.passes.batches import OnCopies, addresses
+from esper.execution.passes.counterfactual import evaluate
+from esper.execution.passes.isolation import LossFn
+from esper.execution.passes.reach import reached
+from esper.execution.passes.trial import try_passes
 from esper.execution.shapes import observe_shapes
 from esper.execution.side_effect_free import side_effect_free
-from esper.execution.trial import try_passes
 from esper.records.fold import KINDS
 from esper.services.tamiyo.assignment import Assignment
 from esper.services.tamiyo.blueprint_integration import smallest_kernels
-from esper.services.tamiyo.graft import Training
+from esper.services.tamiyo.growth.graft import Training
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.settings import config_from, load_config
 from esper.stores import opened

@@ -19,24 +19,24 @@ from esper.contracts.errors import ConfigError
 from esper.contracts.events import Event, event_data, event_from
 from esper.contracts.schema import require_schema
 from esper.contracts.selection import Decision
-from esper.execution import optimizers
-from esper.execution.batches import OnCopies
-from esper.execution.isolation import LossFn
+from esper.execution.passes.batches import OnCopies
+from esper.execution.passes.isolation import LossFn
 from esper.execution.side_effect_free import keeps_statistics
 from esper.execution.surgery import name_layers
-from esper.execution.trainers import Trainers
-from esper.services.tamiyo.aside import Aside
+from esper.execution.training import optimizers
+from esper.execution.training.trainers import Trainers
 from esper.services.tamiyo.blueprint_integration import BlueprintIntegration
-from esper.services.tamiyo.governor import Governor
-from esper.services.tamiyo.graft import Baseline, Training
-from esper.services.tamiyo.grafts import ActiveGrafts
-from esper.services.tamiyo.grower import Grower
+from esper.services.tamiyo.growth.aside import Aside
+from esper.services.tamiyo.growth.governor import Governor
+from esper.services.tamiyo.growth.graft import Baseline, Training
+from esper.services.tamiyo.growth.grafts import ActiveGrafts
+from esper.services.tamiyo.growth.grower import Grower
+from esper.services.tamiyo.growth.prober import Prober
+from esper.services.tamiyo.growth.reload import Reloads
 from esper.services.tamiyo.ownership import let_go, own, refuse_owned
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.policies import POLICIES
 from esper.services.tamiyo.policies.heuristic import loss_trend
-from esper.services.tamiyo.prober import Prober
-from esper.services.tamiyo.reload import Reloads
 from esper.services.tamiyo.report import EpochReport, Verdict
 from esper.services.tamiyo.run_log import RunLog
 from esper.services.tamiyo.seed_selector import SeedSelector
@@ -165,8 +165,9 @@ class Tamiyo:
             layers=self.layers,
             left_out=self._left_out,
         )
-        optimizer = self.training.trainers.optimizers
-        self.governor = Governor(model, optimizer, divergence_factor=growth.divergence_factor)
+        self.governor = Governor(
+            model, self.training.trainers.optimizers, divergence_factor=growth.divergence_factor
+        )
         self.reloads = Reloads(self.grafts, self.governor)
         self._losses: list[float] = []
         self._epoch = -1

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from esper.contracts.errors import ConfigError
-from esper.execution.schedulers import core, lists_per_group, parts_for
+from esper.execution.training.schedulers import core, lists_per_group, parts_for
 
 SeedOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 

@@ -14,11 +14,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from esper.contracts.errors import ConfigError
-from esper.execution import optimizers
 from esper.execution.kasmina_layer import KasminaLayer
-from esper.execution.optimizer_trial import objection
-from esper.execution.schedulers import core, live_optimizers, live_schedulers, parts_for
-from esper.execution.seed_trainer import SeedTrainer
+from esper.execution.training import optimizers
+from esper.execution.training.optimizer_trial import objection
+from esper.execution.training.schedulers import core, live_optimizers, live_schedulers, parts_for
+from esper.execution.training.seed_trainer import SeedTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -146,10 +146,10 @@ class Trainers:
             ) from error
         for one in trainer.optimizers:
             held = [p for group in one.param_groups for p in group["params"]]
-            error = objection(one, held, alone=True)
-            if error:
+            why_not = objection(one, held, alone=True)
+            if why_not:
                 raise ConfigError(
-                    f"{type(one).__name__} cannot train an isolated seed: {error}. Pass "
+                    f"{type(one).__name__} cannot train an isolated seed: {why_not}. Pass "
                     "seed_optimizer=lambda params: torch.optim.AdamW(params, lr=...), or another "
                     "that steps without a closure"
                 )

@@ -7,9 +7,9 @@ from typing import Any, final
 from esper.contracts.health import HealthSignal
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.kernel import spec_from
-from esper.execution.probes import Readings, probe
-from esper.services.tamiyo.aside import Aside
-from esper.services.tamiyo.graft import Training
+from esper.execution.passes.probes import Readings, probe
+from esper.services.tamiyo.growth.aside import Aside
+from esper.services.tamiyo.growth.graft import Training
 
 _PATIENCE = 4
 """Further batches that are tried for a layer that a probe did not reach."""

@@ -19,8 +19,8 @@ from esper.contracts.selection import Decision, decision_data, decision_from
 from esper.execution import lifecycle
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.kernel import Kernel, count_parameters
-from esper.services.tamiyo.aside import Aside
-from esper.services.tamiyo.graft import Baseline, Fault, Graft, Training
+from esper.services.tamiyo.growth.aside import Aside
+from esper.services.tamiyo.growth.graft import Baseline, Fault, Graft, Training
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.report import Step, Verdict
 from esper.services.tamiyo.run_log import RunLog, finite

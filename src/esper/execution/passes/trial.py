@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from esper.contracts.errors import ConfigError
-from esper.execution.batches import OnCopies
 from esper.execution.concealed import every_module
-from esper.execution.isolation import LossFn, example_losses
 from esper.execution.kernel import FAULTS
 from esper.execution.module_state import Parameters, mark_writers
+from esper.execution.passes.batches import OnCopies
+from esper.execution.passes.isolation import LossFn, example_losses
 from esper.execution.side_effect_free import side_effect_free
 
 

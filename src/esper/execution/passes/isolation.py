@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from esper.contracts.errors import ConfigError, KernelError
-from esper.execution.batches import tensors_in
 from esper.execution.kasmina_layer import KasminaLayer
-from esper.execution.seed_trainer import SeedTrainer
+from esper.execution.passes.batches import tensors_in
 from esper.execution.side_effect_free import freeze_statistics, side_effect_free, training_like_mode
+from esper.execution.training.seed_trainer import SeedTrainer
 
 LossFn = Callable[[nn.Module, Any], Any]
 """Takes the model and a batch; gives one loss per example, shape (B,), or what `example_losses`

@@ -14,8 +14,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from esper.execution.isolation import LossFn, example_losses, gradients_of
 from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.passes.isolation import LossFn, example_losses, gradients_of
 from esper.execution.side_effect_free import freeze_statistics, side_effect_free, training_like_mode
 
 # B examples, N everything else of one example

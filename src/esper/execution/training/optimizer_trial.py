@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from esper.execution import optimizers
-from esper.execution.seed_trainer import in_training_mode
+from esper.execution.training import optimizers
+from esper.execution.training.seed_trainer import in_training_mode
 
 
 def objection(

@@ -13,8 +13,8 @@ from torch import nn
 
 from esper.execution import lifecycle
 from esper.execution.kasmina_layer import KasminaLayer
-from esper.services.tamiyo.governor import Governor
-from esper.services.tamiyo.grafts import ActiveGrafts
+from esper.services.tamiyo.growth.governor import Governor
+from esper.services.tamiyo.growth.grafts import ActiveGrafts
 
 logger = logging.getLogger(__name__)
 

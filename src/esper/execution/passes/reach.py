@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from esper.contracts.errors import KernelError
-from esper.execution.isolation import LossFn
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.kernel import FAULTS
+from esper.execution.passes.isolation import LossFn
 from esper.execution.side_effect_free import freeze_statistics, side_effect_free, training_like_mode
 
 

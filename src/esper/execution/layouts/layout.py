@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from esper.contracts.errors import ConfigError, KernelError
-from esper.execution.dry_run import Call, told_by_type
-from esper.execution.examples import changed_axes
+from esper.execution.layouts.dry_run import Call, told_by_type
+from esper.execution.layouts.examples import changed_axes
 from esper.execution.side_effect_free import side_effect_free
 
 LETTERS = "BTLHWFC"

@@ -17,9 +17,9 @@ from torch.nn.modules.pooling import (
     _MaxPoolNd,
 )
 
-from esper.execution.examples import Shape, chosen
-from esper.execution.isolation import LossFn
 from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.layouts.examples import Shape, chosen
+from esper.execution.passes.isolation import LossFn
 from esper.execution.side_effect_free import side_effect_free
 
 _CHANNELS = (

@@ -13,11 +13,11 @@ from torch import nn
 from esper.contracts.config import Growth
 from esper.contracts.seeds import SeedState
 from esper.contracts.selection import Decision
-from esper.execution.counterfactual import Effect, counterfactual, evaluate
-from esper.execution.isolation import LossFn, shadow_step
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.kernel import Kernel, can_learn, count_parameters
-from esper.execution.trainers import Trainers
+from esper.execution.passes.counterfactual import Effect, counterfactual, evaluate
+from esper.execution.passes.isolation import LossFn, shadow_step
+from esper.execution.training.trainers import Trainers
 
 _PATIENCE = 4
 """How many times its training a kernel may wait for the first batch that reaches its layer."""

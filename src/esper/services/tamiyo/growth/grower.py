@@ -9,8 +9,8 @@ from esper.contracts.health import GraftRequest, HealthSignal
 from esper.contracts.selection import Decision
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.services.tamiyo.blueprint_integration import BlueprintIntegration, smallest_kernels
-from esper.services.tamiyo.graft import Baseline
-from esper.services.tamiyo.grafts import ActiveGrafts
+from esper.services.tamiyo.growth.graft import Baseline
+from esper.services.tamiyo.growth.grafts import ActiveGrafts
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.policies import LayerGrowth, Situation
 from esper.services.tamiyo.policies.base import Policy

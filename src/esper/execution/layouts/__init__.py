@@ -1,0 +1,1 @@
+"""Which axis of a layer's input has examples, time, features, channels."""

@@ -1,0 +1,1 @@
+"""Optimizers and schedulers of a run, and the kernels that join them."""
