@@ -51,8 +51,8 @@ class KasminaLayer(Forwarding):
         ConfigError: if there is no seed.
     """
 
-    OWN = Forwarding.OWN | {"name", "spec", "seeds", "fossils", "mutates_input", "fused_paths"}
-    OWN |= {"regrown"}
+    OWN = Forwarding.OWN | {"name", "spec", "layout", "default_seeds", "seeds", "fossils"}
+    OWN |= {"mutates_input", "fused_paths", "regrown"}
 
     def __init__(
         self,

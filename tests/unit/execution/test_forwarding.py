@@ -150,3 +150,14 @@ def test_a_flag_is_the_hosts_and_an_attribute_of_the_layer_its_own() -> None:
     read.seen = torch.ones(2)
     assert torch.equal(read.host.seen, torch.ones(2))
     assert torch.equal(layer.seen, torch.zeros(2))
+
+
+def test_wrapping_and_growing_write_nothing_into_the_host() -> None:
+    held = set(vars(plain()[0]))
+    model, layer = wrapped()
+    layer.rename("fc")
+    layer.layout = "BF"
+    assert set(vars(layer.host)) == held
+    assert set(layer.OWN) >= {name for name in vars(layer) if not name.startswith("_")}
+    assert layer.layout == "BF"
+    assert not hasattr(model, "layout")
