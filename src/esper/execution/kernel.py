@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from esper import blueprints
 from esper.contracts.errors import KernelError
 from esper.contracts.seeds import KernelCost, LayerSpec
+from esper.execution.concealed import every_module
 from esper.execution.side_effect_free import side_effect_free
 
 FAULTS = (
@@ -102,8 +103,11 @@ class Contribution(NamedTuple):
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Number of parameters of a module, shared ones once."""
-    return sum(parameter.numel() for parameter in module.parameters())
+    """Number of parameters of a module, shared ones once, isolated kernels included."""
+    held = {
+        id(p): p.numel() for part in every_module(module) for p in part.parameters(recurse=False)
+    }
+    return sum(held.values())
 
 
 def check_kernel(

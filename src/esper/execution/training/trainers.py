@@ -111,24 +111,19 @@ class Trainers:
         return sentences
 
     def _check_trained(self, name: str, layer: KasminaLayer) -> None:
+        """Refuse a layer that another optimizer trains; one that none trains is frozen."""
         held = self._held()
         wanted = [p for p in layer.host.parameters() if p.requires_grad]
         missing = [p for p in wanted if id(p) not in held]
         if not missing:
             return
         others = live_optimizers(missing)
-        alone = len(self.optimizers) == 1 and len(missing) == len(wanted)
-        if others or alone:
-            trained = (
-                f"is trained by another optimizer, {type(others[0]).__name__}, that Tamiyo was not "
-                "given"
-                if others
-                else f"is trained by no group of {type(self.optimizers[0]).__name__}"
-            )
+        if others:
             raise ConfigError(
-                f"layer {name!r} {trained}: its kernels would learn at another layer's rate. Pass "
-                "all optimizers, Tamiyo(model, [optimizer, other], ...), or freeze the layer with "
-                "requires_grad_(False) if nothing trains it"
+                f"layer {name!r} is trained by another optimizer, {type(others[0]).__name__}, that "
+                "Tamiyo was not given: its kernels would learn at another layer's rate. Pass all "
+                "optimizers, Tamiyo(model, [optimizer, other], ...), or freeze the layer with "
+                "requires_grad_(False) if that one is done with it"
             )
 
     def _try_seeds(self, layer: KasminaLayer) -> None:
@@ -179,7 +174,11 @@ class Trainers:
             layer: The layer of the kernel.
             named: Its parameters with the names that they get in the optimizer.
             source: What trained them so far; its state moves too.
+
+        Raises:
+            ConfigError: if the host is trained by an optimizer that was not given.
         """
+        self._check_trained(layer.name, layer)  # optimizers may have been made since
         for sentence in self._find_schedulers():
             logger.warning(sentence)
         for place, part in self._split(layer, named, key=lambda pair: pair[1]):
