@@ -65,7 +65,7 @@ class FusedPath:
 
 def enclosing_modules(model: nn.Module, name: str) -> list[nn.Module]:
     """Modules that hold the layer with this dotted name, the model itself first."""
-    parts = name.split(".")
+    parts = name.split(".") if name else []
     return [model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts))]
 
 

@@ -34,10 +34,10 @@ def harden(model: M) -> M:
         KernelError: if a blueprint's kernel cannot be traced by ``torch.fx``.
     """
     plain = deepcopy(cast("M", getattr(model, "_orig_mod", model)))
-    if isinstance(plain, KasminaLayer):
-        return cast("M", _plain(plain))
-    layers = kasmina_layers(plain).values()
-    replace_layers(plain, {layer: _plain(layer) for layer in layers})
+    layers = list(kasmina_layers(plain).values())
+    # Inner layers first, so that what takes the place of an outer one holds plain modules.
+    for layer in reversed(layers):
+        plain = replace_layers(plain, {layer: _plain(layer)})
     forget_topology(plain)
     return plain
 

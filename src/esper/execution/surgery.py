@@ -1,7 +1,8 @@
 """Surgery: wrap chosen layers of a model with seeds, and unwrap them."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -16,6 +17,9 @@ from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.layouts.layout import check_layout
 
 M = TypeVar("M", bound=nn.Module)
+
+WHOLE = "(model)"
+"""Name of the layer around a whole model, in messages and records."""
 
 _FAMILIES = {
     "conv": ("conv_bottleneck", "depthwise", "conv_block"),
@@ -33,10 +37,15 @@ def wrap(
 ) -> M:
     """Wrap each named layer in a ``KasminaLayer``, in place; outputs stay equal bit for bit.
 
+    A layer may lie inside another one. If the whole model is one, the layer around it is returned,
+    to be called in its place.
+
     Args:
         model: Any module. Its layers keep their parameters, hooks, mode and ``requires_grad``.
         layers: Dotted names, as in ``model.named_modules()``; each maps a tensor to a tensor.
-        seeds: Blueprint of each seed, the same for all layers, or by layer.
+            Patterns too: ``*`` stands for one part of a name, ``**`` for any number of them, a
+            leading ``*.`` for any beginning, as ``"*.mlp"``. ``""`` is the whole model.
+        seeds: Blueprint of each seed, the same for all layers, or by layer or pattern.
         seeds_per_layer: Number of seeds instead: they take the default blueprints of the layer's
             kind (convolution or features) in turn. 4 if neither is given. The kind is corrected
             once the layer was observed.
@@ -45,9 +54,9 @@ def wrap(
             the past alone.
 
     Raises:
-        ConfigError: if a name is unknown, wrapped already, shared, inside another named layer, or
-            lazy and not initialised, a blueprint is unknown, or a layout means nothing. The model
-            is then unchanged.
+        ConfigError: if a name is unknown, wrapped already, shared, or lazy and not initialised, a
+            pattern matches nothing, a blueprint is unknown, or a layout means nothing. The model is
+            then unchanged.
 
     Example:
         >>> model = wrap(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), ["0", "2"])
@@ -60,20 +69,26 @@ def wrap(
         raise ConfigError("layers is empty; name at least one layer, as in model.named_modules()")
     if seeds is not None and seeds_per_layer is not None:
         raise ConfigError("give seeds or seeds_per_layer, not both")
-    found = {name: _host(model, name) for name in layers}
-    _refuse_overlap(model, found)
+    found = {name: _host(model, name) for name in _matching(model, layers)}
+    _refuse_shared(model, found)
     plans = {name: _plan(name, host, seeds, seeds_per_layer) for name, host in found.items()}
-    layouts = _layouts(layout or {}, layers)
+    layouts = _layouts(layout or {}, list(found))
     known = [s for layer in kasmina_layers(model).values() for s in layer.fused_paths]
     known_ones = (p for p in model.parameters() if not is_lazy(p) and p.is_floating_point())
     like = next(known_ones, None)
-    for name, host in found.items():
+    # Inner layers first: a name leads through the plain model only as long as it is plain.
+    for name in sorted(found, key=lambda name: -len(_parts(name))):
         parent, _, child = name.rpartition(".")
         paths = fused_paths(model, name, known)
-        layer = KasminaLayer(host, name=name, seeds=plans[name], like=like, fused_paths=paths)
+        layer = KasminaLayer(
+            found[name], name=name, seeds=plans[name], like=like, fused_paths=paths
+        )
         layer.layout = layouts.get(name, "")
         layer.default_seeds = seeds is None
-        setattr(model.get_submodule(parent), child, layer)
+        if name:
+            setattr(model.get_submodule(parent), child, layer)
+        else:
+            model = cast("M", layer)
     drop_compiled_graphs()
     check_topology(model)
     watch()
@@ -81,7 +96,7 @@ def wrap(
 
 
 def unwrap(model: M, *, discard_grown: bool = False) -> M:
-    """Put every host layer back, in place.
+    """Put every host layer back, in place; returns the model that was wrapped.
 
     Raises:
         LifecycleError: if a layer has grown, unless ``discard_grown`` lets its kernels go;
@@ -94,7 +109,7 @@ def unwrap(model: M, *, discard_grown: bool = False) -> M:
             f"layer {grown[0]!r} has grown, and unwrap would lose its kernels; use "
             "esper.harden(model) to keep them, or unwrap(model, discard_grown=True)"
         )
-    replace_layers(model, {layer: layer.release_host() for layer in layers.values()})
+    model = replace_layers(model, {layer: layer.release_host() for layer in layers.values()})
     for layer in layers.values():
         for path in layer.fused_paths:
             path.allow(True)
@@ -120,12 +135,23 @@ def name_layers(model: nn.Module) -> dict[str, KasminaLayer]:
     """
     refuse_lazy(model, "esper.Tamiyo, and before the optimizer")
     # Averages of the weights, kept inside the model, grow by themselves.
-    layers = {n: layer for n, layer in kasmina_layers(model).items() if not follows(layer)}
+    found = {n: layer for n, layer in kasmina_layers(model).items() if not follows(layer)}
+    layers = {_plain_name(model, path): layer for path, layer in found.items()}
     for name, layer in layers.items():
         layer.rename(name)
     if layers:
         check_topology(model)
     return layers
+
+
+def _plain_name(model: nn.Module, path: str) -> str:
+    """Name of a wrapped layer in the model as it was before layers around it were wrapped."""
+    parts, module = [], model
+    for part in _parts(path):
+        if not (isinstance(module, KasminaLayer) and part == "host"):
+            parts.append(part)
+        module = getattr(module, part)
+    return ".".join(parts) or WHOLE
 
 
 def refuse_lazy(model: nn.Module, before: str, *, name: str = "") -> None:
@@ -143,30 +169,72 @@ def refuse_lazy(model: nn.Module, before: str, *, name: str = "") -> None:
             )
 
 
-def replace_layers(model: nn.Module, places: Mapping[KasminaLayer, nn.Module]) -> None:
-    """Put other modules where wrapped layers are, in every place that holds them."""
+def replace_layers(model: M, places: Mapping[KasminaLayer, nn.Module]) -> M:
+    """Put other modules where wrapped layers are, in every place that holds them.
+
+    Returns the model, or what takes its place if it is such a layer itself.
+    """
     found = list(model.named_modules(remove_duplicate=False))
-    for name, module in found:
-        if isinstance(module, KasminaLayer) and module in places:
+    for name, module in reversed(found):  # inner ones first: the names lead through the outer ones
+        if name and isinstance(module, KasminaLayer) and module in places:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, places[module])
+    return (
+        cast("M", places[model]) if isinstance(model, KasminaLayer) and model in places else model
+    )
+
+
+def _parts(name: str) -> list[str]:
+    return name.split(".") if name else []
+
+
+def _matching(model: nn.Module, layers: Sequence[str]) -> Iterator[str]:
+    """Names of the layers that are meant, each once.
+
+    Raises:
+        ConfigError: if a pattern matches nothing.
+    """
+    names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+    found: dict[str, None] = {}
+    for wanted in layers:
+        if "*" not in wanted:
+            found[wanted] = None
+            continue
+        fitting = [name for name in names if _pattern(wanted).fullmatch(name)]
+        if not fitting:
+            raise ConfigError(
+                f"layers has {wanted!r}, which matches no module; '*' stands for one part of a "
+                f"dotted name, a leading '*.' for any beginning. Names: {', '.join(names[:8])}"
+                + (", ..." if len(names) > 8 else "")
+            )
+        found |= dict.fromkeys(fitting)
+    return iter(found)
+
+
+def _pattern(wanted: str) -> re.Pattern[str]:
+    anywhere = wanted.startswith("*.")
+    body = re.escape(wanted.removeprefix("*.") if anywhere else wanted)
+    body = body.replace(r"\*\*", ".*").replace(r"\*", "[^.]*")
+    return re.compile(rf"(?:.*\.)?{body}" if anywhere else body)
 
 
 def _host(model: nn.Module, name: str) -> nn.Module:
     names = [path for path, _ in model.named_modules(remove_duplicate=False) if path]
-    if name not in names:
+    if name and name not in names:
         raise ConfigError(unknown_name("layer", name, names))
     host = model.get_submodule(name)
     refuse_lazy(host, "esper.wrap", name=name)
-    if isinstance(host, KasminaLayer):
-        raise ConfigError(f"layer {name!r} is wrapped already; wrap each layer once")
     outer = enclosing_modules(model, name)
-    if isinstance(outer[-1], nn.MultiheadAttention):
+    if isinstance(host, KasminaLayer) or (
+        name.endswith("host") and isinstance(outer[-1], KasminaLayer)
+    ):
+        raise ConfigError(f"layer {name!r} is wrapped already; wrap each layer once")
+    if outer and isinstance(outer[-1], nn.MultiheadAttention):
         raise ConfigError(
             f"layer {name!r} is never called: nn.MultiheadAttention reads its weight directly. "
             "Wrap a layer outside it, as the feed-forward, or use an attention module that calls it"
         )
-    if isinstance(outer[-2:][0], nn.TransformerEncoder) and name.endswith("layers.0"):
+    if outer and isinstance(outer[-2:][0], nn.TransformerEncoder) and name.endswith("layers.0"):
         raise ConfigError(
             f"layer {name!r} is the first of an nn.TransformerEncoder, which reads its attributes, "
             "and a hardened model would not have them; wrap its linear1 or linear2, or a later one"
@@ -174,7 +242,7 @@ def _host(model: nn.Module, name: str) -> nn.Module:
     return host
 
 
-def _refuse_overlap(model: nn.Module, found: Mapping[str, nn.Module]) -> None:
+def _refuse_shared(model: nn.Module, found: Mapping[str, nn.Module]) -> None:
     for name, host in found.items():
         places = [
             path for path, module in model.named_modules(remove_duplicate=False) if module is host
@@ -185,13 +253,6 @@ def _refuse_overlap(model: nn.Module, found: Mapping[str, nn.Module]) -> None:
                 f"layer {name!r} is shared: it is also {others}. A seed would act in all "
                 "of them; give each place a module of its own"
             )
-        for other in found:
-            if name != other and name.startswith(f"{other}."):
-                raise ConfigError(f"layer {name!r} lies inside {other!r}; wrap one of them")
-        for path, module in model.named_modules():
-            inside = name.startswith(f"{path}.") or path.startswith(f"{name}.")
-            if isinstance(module, KasminaLayer) and inside:
-                raise ConfigError(f"layer {name!r} and the wrapped layer {path!r} overlap")
 
 
 def _plan(
@@ -201,9 +262,10 @@ def _plan(
     seeds_per_layer: int | None,
 ) -> tuple[str, ...]:
     if isinstance(seeds, Mapping):
-        if name not in seeds:
+        fitting = [key for key in seeds if key == name or _pattern(key).fullmatch(name)]
+        if not fitting:
             raise ConfigError(f"seeds names no blueprints for layer {name!r}")
-        seeds = seeds[name]
+        seeds = seeds[name if name in fitting else fitting[0]]
     if isinstance(seeds, str):
         raise ConfigError(f"seeds is the string {seeds!r}; give a list of blueprint names")
     if seeds is None:
@@ -248,7 +310,7 @@ def _layouts(layout: Mapping[str, str], layers: Sequence[str]) -> dict[str, str]
 def _check_topology(model: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
     """Refuse a state dict whose topology cannot be rebuilt, before any of it is loaded."""
     for name, layer in kasmina_layers(model).items():
-        packed = state_dict.get(f"{prefix}{name}.{topology.KEY}")
+        packed = state_dict.get(f"{prefix}{name}.{topology.KEY}" if name else prefix + topology.KEY)
         if packed is not None:
             layer.plan(packed)
 
