@@ -30,6 +30,7 @@ BLUEPRINTS: "Registry[Blueprint]" = Registry(
         "conv_block": "esper.blueprints.conv_block:ConvBlock",
         "depthwise": "esper.blueprints.depthwise:Depthwise",
         "se": "esper.blueprints.se:SqueezeExcite",
+        "conv_pool": "esper.blueprints.conv_pool:ConvPool",
     },
     group="esper.blueprints",
 )

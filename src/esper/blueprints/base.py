@@ -24,6 +24,7 @@ from esper.contracts.seeds import LayerSpec
 
 ANY_VECTOR = ("features", "sequence")
 ANY_CONV = ("conv1d", "conv2d")
+ANY_POOL = ("pool1d", "pool2d")
 
 
 class Blueprint(ABC):
@@ -127,6 +128,9 @@ class Blueprint(ABC):
             kernel.to_empty(device=device or torch.get_default_device())
             _initialise(kernel, self.born_zero, seed)
         in_place = spec.order == tuple(range(len(spec.order)))
+        if spec.flat or spec.kind in ANY_POOL:
+            flat = spec.kind not in ANY_POOL
+            return kernel if in_place and not flat else Summary(kernel, spec.order, flat=flat)
         return kernel if in_place else Rearranged(kernel, spec.order)
 
     def _seen(self, spec: LayerSpec) -> LayerSpec:
@@ -170,6 +174,32 @@ class Rearranged(nn.Module):
     @override
     def forward(self, x: Tensor) -> Tensor:
         return cast("Tensor", self.kernel(x.permute(self.order)).permute(self.back))
+
+
+@final
+class Summary(nn.Module):
+    """Kernel that reads its axes in another order, or all in one, and writes features alone.
+
+    Args:
+        kernel: Maps a tensor with the examples first to (B, G).
+        order: Axes of the layer's input in the order of the kernel's.
+        flat: True if the kernel reads the axes behind the examples as one.
+
+    Example:
+        >>> Summary(nn.Linear(6, 4), (0, 1, 2), flat=True)(torch.zeros(5, 2, 3)).shape
+        torch.Size([5, 4])
+    """
+
+    def __init__(self, kernel: nn.Module, order: tuple[int, ...], *, flat: bool) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.order = order
+        self.flat = flat
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(self.order)
+        return cast("Tensor", self.kernel(x.flatten(1) if self.flat else x))
 
 
 def _initialise(kernel: nn.Module, born_zero: tuple[str, ...], seed: int) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from math import prod
 
 
 class SeedState(StrEnum):
@@ -16,7 +17,14 @@ class SeedState(StrEnum):
     CULLED = "culled"
 
 
-_AXES = {"features": "BF", "sequence": "BTF", "conv1d": "BCL", "conv2d": "BCHW"}
+_AXES = {
+    "features": "BF",
+    "sequence": "BTF",
+    "conv1d": "BCL",
+    "conv2d": "BCHW",
+    "pool1d": "BCL",
+    "pool2d": "BCHW",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +34,8 @@ class LayerSpec:
     Attributes:
         kind: What its kernels may mix beside features or channels: ``"features"`` nothing (B, F)
             or (B, ..., F), ``"sequence"`` time (B, T, F), ``"conv1d"`` length (B, C, L),
-            ``"conv2d"`` height and width (B, C, H, W).
+            ``"conv2d"`` height and width (B, C, H, W); ``"pool1d"`` and ``"pool2d"`` the same, and
+            they write features alone (B, F).
         in_size: Features or channels that the layer reads.
         out_size: Features or channels that the layer writes.
         in_extent: Length, or height and width, of the input seen; empty for features and sequences
@@ -45,6 +54,8 @@ class LayerSpec:
             B batch, T time, L length, H height, W width, F or C features, N unknown. As ``"TBF"``.
         causal: True for a ``"conv1d"`` layer whose output never depends on later input.
         doubt: Reason why kernels must not mix the axes beside the features; empty if they may.
+        flat: True if all axes beside the examples are one, the features, to the kernel: the layer
+            takes no other extents, and writes features alone.
     """
 
     kind: str
@@ -63,6 +74,7 @@ class LayerSpec:
     layout: str = ""
     causal: bool = False
     doubt: str = ""
+    flat: bool = False
 
     @property
     def axes(self) -> str:
@@ -80,9 +92,11 @@ class LayerSpec:
         letters = self.axes
         feature = next((i for i, letter in enumerate(letters) if letter in "FC"), -1)
         others = [i for i in range(len(letters)) if i != feature]
-        if self.kind == "features":
+        if self.kind == "features" and not self.flat:
             return (*others, feature)
         batch, *rest = sorted(others, key=lambda i: letters[i] != "B")
+        if self.kind == "features":
+            return (batch, *sorted((*rest, feature)))
         if self.kind == "sequence":
             return (batch, *rest, feature)
         return (batch, feature, *rest)
@@ -94,12 +108,17 @@ class LayerSpec:
             return ("features", "conv2d")
         if self.kind == "sequence" and len(self.in_extent) == 1:
             return ("sequence", "conv1d")
+        if self.kind.startswith("pool") and self.flat:
+            return (self.kind, "features")
         return (self.kind,)
 
     def seen_as(self, kind: str) -> "LayerSpec":
         """Specification for a kernel of one of ``kinds``."""
-        if kind == self.kind and kind.startswith("conv"):
+        if kind == self.kind and kind.startswith(("conv", "pool")):
             return self
+        if kind == "features" and self.flat:
+            size = self.in_size * prod(self.in_extent)
+            return replace(self, kind=kind, in_size=size, in_extent=(), layout=self.axes)
         if kind in ("features", "sequence"):
             return replace(self, kind=kind, in_extent=(), out_extent=(), layout=self.axes)
         return replace(self, kind=kind, layout=self.axes)
@@ -110,6 +129,8 @@ class LayerSpec:
 
     def output_shape(self, batch: int, length: int) -> tuple[int, ...]:
         """Shape of the output for an input of ``input_shape``."""
+        if self.kind.startswith("pool"):
+            return (batch, self.out_size)
         return self._shape(batch, length, self.out_size, self.out_extent)
 
     def _shape(

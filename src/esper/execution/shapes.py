@@ -24,6 +24,7 @@ from esper.execution.layouts.layout import (
     feature_axis,
     reads_earlier,
     reads_later,
+    refused_axes,
 )
 from esper.execution.passes.isolation import LossFn
 from esper.execution.surgery import refit_default_seeds
@@ -88,6 +89,8 @@ def _checked(name: str, call: Call | None) -> Call:
 
 def _spec(layer: KasminaLayer, name: str, call: Call, resized: Call | None) -> LayerSpec:
     (x, y), host = call.shapes[0], layer.host
+    if len(x) in (3, 4) and len(y) == 2:
+        return _summary(layer, name, call, resized)
     if len(x) != len(y) or len(x) < 2 or (isinstance(host, _ConvNd) and not _batched(host, x)):
         raise _no_kernel(name, x, y)
     letters, doubt = _letters(layer, name, call, resized)
@@ -116,6 +119,37 @@ def _spec(layer: KasminaLayer, name: str, call: Call, resized: Call | None) -> L
     told = replace(spec, **_geometry(host))
     # A subclass that pads by itself has another geometry than its attributes say.
     return spec if geometry.misfit(told) and told_by_type(host) is None else told
+
+
+def _summary(layer: KasminaLayer, name: str, call: Call, resized: Call | None) -> LayerSpec:
+    """Specification of a layer that maps pictures or signals to features."""
+    (x, y), host = call.shapes[0], layer.host
+    batch, doubt = batch_axis(host, call, resized)
+    if layer.layout:
+        letters = confirmed(layer.layout, host, call, resized, name=name)
+    elif batch is None:
+        raise KernelError(
+            f"layer {name!r} maps {x} to {y}: {doubt}; say which axis has them, as "
+            f"esper.wrap(..., layout={{{name!r}: {'BCL' if len(x) == 3 else 'BCHW'!r}}})"
+        )
+    else:
+        feature = feature_axis(host, call, batch, name=name)
+        spaces = iter("HW" if len(x) == 4 else "L")
+        known = {batch: "B", feature: "C"}
+        letters = "".join(known.get(axis) or next(spaces) for axis in range(len(x)))
+    sizes = dict(zip(letters, x, strict=True))
+    feature = max(letters.find("F"), letters.find("C"))
+    spec = LayerSpec(
+        kind=f"pool{len(x) - 2}d",
+        in_size=x[feature],
+        out_size=y[1],
+        in_extent=tuple(x[i] for i in _spaces(letters)),
+        layer_type=type(host).__name__,
+        flat=len(refused_axes(host, call, letters.index("B"))) == len(x) - 1,
+    )
+    if sizes["B"] != y[0]:
+        raise _no_kernel(name, x, y)
+    return spec if letters == spec.axes else replace(spec, layout=letters)
 
 
 def _letters(layer: KasminaLayer, name: str, call: Call, resized: Call | None) -> tuple[str, str]:
