@@ -63,11 +63,13 @@ def strategy_of(config: Config) -> SelectionStrategy | Assignment:
     return STRATEGIES.create(settings.strategy, **settings.settings_of(settings.strategy))
 
 
-def bind_blueprints(tracker: PerformanceTracker, layers: Mapping[str, KasminaLayer]) -> None:
-    """Tell the tracker what every seed stands for."""
-    for name, layer in layers.items():
-        for seed_idx, blueprint in enumerate(layer.seed_blueprints):
-            tracker.bind(name, seed_idx, blueprint)
+def bindings_of(layers: Mapping[str, KasminaLayer]) -> list[tuple[str, int, str]]:
+    """What every seed stands for: layer, seed, blueprint."""
+    return [
+        (name, seed_idx, blueprint)
+        for name, layer in layers.items()
+        for seed_idx, blueprint in enumerate(layer.seed_blueprints)
+    ]
 
 
 def events_to_save(journal: Journal, tracker: PerformanceTracker) -> list[Event]:
@@ -75,7 +77,7 @@ def events_to_save(journal: Journal, tracker: PerformanceTracker) -> list[Event]
     if journal.store.durable:
         return journal.undelivered()
     events = tracker.events
-    found = journal.read(scope=events.scope, run=events.run, kinds=KINDS)
+    found = journal.read(scope=events.scope, kinds=KINDS)
     return [event for _, event in found]
 
 

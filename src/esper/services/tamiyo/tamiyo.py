@@ -41,7 +41,7 @@ from esper.services.tamiyo.report import EpochReport, Verdict
 from esper.services.tamiyo.run_log import RunLog
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.services.tamiyo.setup import (
-    bind_blueprints,
+    bindings_of,
     config_of,
     events_to_save,
     held_out_addresses,
@@ -130,7 +130,8 @@ class Tamiyo:
             scope=type(model).__name__ if scope is None else scope,
             run=run or ("run" if store is None else uuid4().hex[:12]),
         )
-        bind_blueprints(self.tracker, self.layers)
+        for binding in bindings_of(self.layers):
+            self.tracker.bind(*binding)
         self.log = RunLog(self.tracker.events)
         self.selector = SeedSelector(
             strategy_of(self.config),
@@ -371,6 +372,7 @@ class Tamiyo:
             "policy": self.policy.state_dict(),
             "run": self.tracker.events.run,
             "history": self.tracker.position,
+            "reads": self.tracker.reads,
             "events": [event_data(event) for event in events_to_save(self.journal, self.tracker)],
         }
 
@@ -395,8 +397,12 @@ class Tamiyo:
         self.prober.load_state_dict(state.get("prober", {}))
         self.journal.append_all([event_from(data) for data in state["events"]])
         run = self.tracker.events.run if self._names_run else state["run"]
-        self.tracker.rewind(state["history"], run=run)
-        bind_blueprints(self.tracker, self.layers)
+        self.tracker.rewind(
+            state["history"],
+            run=run,
+            reads=state.get("reads", ()) if run == state["run"] else (),
+            bindings=bindings_of(self.layers),
+        )
         self.policy.load_state_dict(state["policy"])
         self.grafts.load_state_dict(state["grafts"])
         self.selector.load_state_dict(state["selector"])
