@@ -41,7 +41,7 @@ class KasminaLayer(Forwarding):
 
     Attributes:
         spec: Kind and shapes of the layer, once a forward pass was observed.
-        layout: Axes of the input by the user's word, as ``"TBF"``; empty if they are observed.
+        stated_layout: Axes of the input by the user's word, as ``"TBF"``; empty if there is none.
         default_seeds: True if the user chose no blueprints.
         mutates_input: True if the host writes into its input; told by ``inplace`` of its modules,
             or observed in a forward pass.
@@ -51,7 +51,7 @@ class KasminaLayer(Forwarding):
         ConfigError: if there is no seed.
     """
 
-    OWN = Forwarding.OWN | {"name", "spec", "layout", "default_seeds", "seeds", "fossils"}
+    OWN = Forwarding.OWN | {"name", "spec", "stated_layout", "default_seeds", "seeds", "fossils"}
     OWN |= {"mutates_input", "fused_paths", "regrown"}
 
     def __init__(
@@ -67,7 +67,7 @@ class KasminaLayer(Forwarding):
         if not seeds:
             raise ConfigError(f"layer {name!r} got no seeds; give at least one blueprint name")
         self.spec: LayerSpec | None = None
-        self.layout = ""
+        self.stated_layout = ""
         self.default_seeds = False
         like = next((p for p in host.parameters() if p.is_floating_point()), like)
         self.seeds = nn.ModuleList(Seed("", blueprint, like) for blueprint in seeds)

@@ -25,7 +25,7 @@ class Attributes:
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         # Esper's own modules look after themselves.
-        own = [m for m in modules if not type(m).__module__.startswith("esper.")]
+        own = [module for module in modules if not _is_espers(module)]
         self._held = [(module, _attributes(module)) for module in own]
         values = [value for _, held in self._held for value in held.values()]
         self._undo = [undo for undo in map(_undo, values) if undo is not None]
@@ -75,6 +75,11 @@ class Parameters:
 def mark_writers(modules: Iterable[nn.Module]) -> None:
     """Keep the parameters of these modules in every pass on the side from now on."""
     _WRITERS.update(modules)
+
+
+def _is_espers(module: nn.Module) -> bool:
+    # PyTorch gives a parametrized layer a class of its own, below the layer's.
+    return any(kind.__module__.startswith("esper.") for kind in type(module).__mro__)
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:

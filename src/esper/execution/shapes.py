@@ -48,11 +48,13 @@ def observe_shapes(
     except FAULTS as error:
         raise KernelError(
             f"the model fails on a batch of the holdout data: {error}. Nothing was changed; "
-            "loss_fn(model, batch) must run on every batch"
+            "loss_fn(model, batch) must run on every batch that iterating over the holdout gives"
         ) from error
     calls = {name: _checked(name, seen.get(name)) for name in layers}
     resized: Mapping[str, Call] = {}
-    if any(layers[n].layout or len(x) > 2 for n, call in calls.items() for x, _ in call.shapes):
+    if any(
+        layers[n].stated_layout or len(x) > 2 for n, call in calls.items() for x, _ in call.shapes
+    ):
         resized = watch_resized(model, layers, loss_fn, spare, losses) or {}
         if not resized:
             by_layer = {layers[name]: call for name, call in calls.items()}
@@ -76,7 +78,7 @@ def _checked(name: str, call: Call | None) -> Call:
     if not isinstance(x, Tensor) or not isinstance(y, Tensor):
         raise KernelError(
             f"layer {name!r} maps {type(x).__name__} to {type(y).__name__}; a layer that grows "
-            "maps a tensor to a tensor"
+            "maps a tensor to a tensor; wrap a layer inside it, or one beside it"
         )
     if not (x.is_floating_point() and y.is_floating_point()):
         raise KernelError(
@@ -121,8 +123,8 @@ def _spec(layer: KasminaLayer, name: str, call: Call, resized: Call | None) -> L
 def _letters(layer: KasminaLayer, name: str, call: Call, resized: Call | None) -> tuple[str, str]:
     """Axes of the layer's input, and why kernels must not mix them, if they must not."""
     host, rank = layer.host, call.x.ndim
-    if layer.layout:
-        return confirmed(layer.layout, host, call, resized, name=name), ""
+    if layer.stated_layout:
+        return confirmed(layer.stated_layout, host, call, resized, name=name), ""
     if rank == 2 and len({len(x) for x, _ in call.shapes}) == 1:
         return "BF", ""
     batch, doubt = batch_axis(host, call, resized)
@@ -167,7 +169,7 @@ def _mixes_space(layer: KasminaLayer, letters: str, call: Call) -> bool:
     spaces = _spaces(letters)
     if "B" not in letters or not 1 <= len(spaces) <= 2:
         return False
-    if layer.layout or len(spaces) == 1:
+    if layer.stated_layout or len(spaces) == 1:
         return {letters[axis] for axis in spaces} in ({"L"}, {"H", "W"})
     typed = told_by_type(layer.host) is not None
     return not typed and all(reads_later(layer.host, call, axis) for axis in spaces)
@@ -175,7 +177,7 @@ def _mixes_space(layer: KasminaLayer, letters: str, call: Call) -> bool:
 
 def _is_causal(layer: KasminaLayer, letters: str, call: Call) -> bool:
     (axis,) = _spaces(letters)
-    if layer.layout or told_by_type(layer.host) is not None:
+    if layer.stated_layout or told_by_type(layer.host) is not None:
         return letters[axis] == "T"
     return reads_earlier(layer.host, call, axis) and not reads_later(layer.host, call, axis)
 

@@ -46,8 +46,8 @@ def wrap(
 
     Raises:
         ConfigError: if a name is unknown, wrapped already, shared, inside another named layer, or
-            lazy and not initialised, a blueprint is unknown, or a layout means nothing. The model
-            is then unchanged.
+            lazy, on the meta device or sharded, a blueprint is unknown, or a layout means nothing.
+            The model is then unchanged.
 
     Example:
         >>> model = wrap(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), ["0", "2"])
@@ -71,7 +71,7 @@ def wrap(
         parent, _, child = name.rpartition(".")
         paths = fused_paths(model, name, known)
         layer = KasminaLayer(host, name=name, seeds=plans[name], like=like, fused_paths=paths)
-        layer.layout = layouts.get(name, "")
+        layer.stated_layout = layouts.get(name, "")
         layer.default_seeds = seeds is None
         setattr(model.get_submodule(parent), child, layer)
     drop_compiled_graphs()
@@ -116,9 +116,9 @@ def name_layers(model: nn.Module) -> dict[str, KasminaLayer]:
     checked at this model too, before any part of it is loaded.
 
     Raises:
-        ConfigError: if a lazy layer of the model is not initialised.
+        ConfigError: if a layer of the model is lazy, on the meta device or sharded.
     """
-    refuse_lazy(model, "esper.Tamiyo, and before the optimizer")
+    refuse_unready(model, "esper.Tamiyo, and before the optimizer")
     # Averages of the weights, kept inside the model, grow by themselves.
     layers = {n: layer for n, layer in kasmina_layers(model).items() if not follows(layer)}
     for name, layer in layers.items():
@@ -128,19 +128,45 @@ def name_layers(model: nn.Module) -> dict[str, KasminaLayer]:
     return layers
 
 
-def refuse_lazy(model: nn.Module, before: str, *, name: str = "") -> None:
-    """Refuse a module with parameters or buffers that have no shape yet.
+def refuse_unready(model: nn.Module, before: str, *, name: str = "") -> None:
+    """Refuse a module whose parameters or buffers have no shape yet, no values, or not all of them.
+
+    Args:
+        model: The module.
+        before: What is about to be called, for the message.
+        name: Its dotted name in the model.
 
     Raises:
-        ConfigError: that names the lazy layer.
+        ConfigError: that names the layer which is lazy, on the meta device or sharded.
     """
-    for path, module in model.named_modules(prefix=name):
+    hosts = {layer.host: path for path, layer in kasmina_layers(model).items()}
+    for path_inside, module in model.named_modules(prefix=name):
+        path = hosts.get(module, path_inside)
         tensors = [*module._parameters.values(), *module._buffers.values()]
-        if any(is_lazy(tensor) for tensor in tensors):
+        held = [tensor for tensor in tensors if tensor is not None]
+        subject = f"layer {path!r}" if path else "the model"
+        if any(is_lazy(tensor) for tensor in held):
             raise ConfigError(
-                f"layer {path!r} is a {type(module).__name__} that is not initialised: its shape "
+                f"{subject} is a {type(module).__name__} that is not initialised: its shape "
                 f"is known after the first pass; run the model once on a batch before {before}"
             )
+        if any(tensor.is_meta for tensor in held):
+            raise ConfigError(
+                f"{subject} is on the meta device, where it has shapes and no values; load the "
+                "weights onto a device, or call model.to_empty(...) and initialise them, before "
+                f"{before}"
+            )
+        if hasattr(module, "_fsdp_wrapped_module") or any(map(_is_sharded, held)):
+            raise ConfigError(
+                f"{subject} is sharded by FSDP, so this process holds a part of its parameters, "
+                "and a kernel stands beside the whole layer; grow the model without "
+                "fully_shard or FullyShardedDataParallel, in one process"
+            )
+
+
+def _is_sharded(tensor: Any) -> bool:
+    """True for a DTensor and for the flat parameter of FSDP; their modules take long to import."""
+    return hasattr(tensor, "placements") or getattr(tensor, "_is_flat_param", False)
 
 
 def replace_layers(model: nn.Module, places: Mapping[KasminaLayer, nn.Module]) -> None:
@@ -157,7 +183,7 @@ def _host(model: nn.Module, name: str) -> nn.Module:
     if name not in names:
         raise ConfigError(unknown_name("layer", name, names))
     host = model.get_submodule(name)
-    refuse_lazy(host, "esper.wrap", name=name)
+    refuse_unready(host, "esper.wrap", name=name)
     if isinstance(host, KasminaLayer):
         raise ConfigError(f"layer {name!r} is wrapped already; wrap each layer once")
     outer = enclosing_modules(model, name)

@@ -156,8 +156,8 @@ def test_wrapping_and_growing_write_nothing_into_the_host() -> None:
     held = set(vars(plain()[0]))
     model, layer = wrapped()
     layer.rename("fc")
-    layer.layout = "BF"
+    layer.stated_layout = "BF"
     assert set(vars(layer.host)) == held
     assert set(layer.OWN) >= {name for name in vars(layer) if not name.startswith("_")}
-    assert layer.layout == "BF"
-    assert not hasattr(model, "layout")
+    assert layer.stated_layout == "BF"
+    assert not hasattr(model, "stated_layout")

@@ -55,7 +55,8 @@ def reached(
     except FAULTS as error:
         raise KernelError(
             f"the model fails on a batch of the holdout data: {_named(error)}. Nothing was "
-            "changed; loss_fn(model, batch) must run on every batch"
+            "changed; loss_fn(model, batch) must run on every batch that iterating over the "
+            "holdout gives"
         ) from error
     finally:
         for handle in handles:

@@ -19,6 +19,7 @@ from esper.execution.training import optimizers
 from esper.execution.training.optimizer_trial import objection
 from esper.execution.training.schedulers import core, live_optimizers, live_schedulers, parts_for
 from esper.execution.training.seed_trainer import SeedTrainer
+from esper.execution.training.succession import successor
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +68,8 @@ class Trainers:
     ) -> None:
         self.model = model
         self.layers = layers
-        self.wrappers = tuple(_several(optimizer))
-        self.optimizers: tuple[Any, ...] = tuple(core(one) for one in self.wrappers)
+        self.wrappers = _several(optimizer)
+        self.optimizers: list[Any] = [core(one) for one in self.wrappers]
         self.seed_optimizer = seed_optimizer
         self.schedulers = [s for s in _several_schedulers(scheduler) if s is not None]
         self._objections: dict[tuple[Place, int], str] = {}
@@ -178,7 +179,8 @@ class Trainers:
         Raises:
             ConfigError: if the host is trained by an optimizer that was not given.
         """
-        self._check_trained(layer.name, layer)  # optimizers may have been made since
+        self._follow()
+        self._check_trained(layer.name, layer)
         for sentence in self._find_schedulers():
             logger.warning(sentence)
         for place, part in self._split(layer, named, key=lambda pair: pair[1]):
@@ -189,6 +191,21 @@ class Trainers:
                 scheduler=self.schedulers,
                 beside=self._anchor(place),
             )
+
+    def _follow(self) -> None:
+        """Take on the optimizers that the user's loop made in place of those that were given."""
+        for index, optimizer in enumerate(self.optimizers):
+            new = successor(optimizer)
+            if new is None or any(new is one for one in self.optimizers):
+                continue
+            logger.warning(
+                "%s was not stepped any more, and another optimizer, %s, now trains the same "
+                "parameters: kernels join that one. Give it to the next Tamiyo that you make",
+                type(optimizer).__name__,
+                type(new).__name__,
+            )
+            self.optimizers[index] = self.wrappers[index] = new
+            self._objections.clear()
 
     def holds(self, parameter: nn.Parameter) -> bool:
         """True if one of the optimizers trains a parameter."""

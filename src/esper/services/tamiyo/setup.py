@@ -13,9 +13,11 @@ from esper.contracts.config import Config
 from esper.contracts.errors import ConfigError, KernelError
 from esper.contracts.events import Event
 from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.kernel import FAULTS
 from esper.execution.passes.batches import OnCopies, addresses
 from esper.execution.passes.counterfactual import evaluate
 from esper.execution.passes.isolation import LossFn
+from esper.execution.passes.probes import probe
 from esper.execution.passes.reach import reached
 from esper.execution.passes.trial import try_passes
 from esper.execution.shapes import observe_shapes
@@ -125,6 +127,7 @@ def try_out(training: Training, layers: Mapping[str, KasminaLayer]) -> dict[str,
         )
         left_out |= {name: why for name, why in found.items() if why}
     _tell(layers, left_out)
+    _require_gradients(training, {n: la for n, la in layers.items() if n not in left_out})
     for function in filter(None, (training.loss_fn, training.accuracy_fn)):
         evaluate(training.model, function, [batch])
         _require_examples(training.model, function, batch)
@@ -219,6 +222,34 @@ def _tell(layers: Mapping[str, KasminaLayer], left_out: Mapping[str, str]) -> No
             )
 
 
+def _require_gradients(training: Training, layers: Mapping[str, KasminaLayer]) -> None:
+    """Refuse a model whose losses in training depend on none of the layers that they call.
+
+    Raises:
+        KernelError: that names the first of them, or reentrant checkpointing.
+    """
+    deaf: dict[str, None] = {}
+    with side_effect_free(training.model, reads=training.holdout):
+        for batch in training.holdout:
+            given: dict[str, Any] = {"loss_fn": training.loss_fn, "batch": batch}
+            try:
+                deaf |= dict.fromkeys(reached(training.model, layers, training=True, **given))
+                if probe(training.model, layers, **given):
+                    return
+            except KernelError as error:
+                if "use_reentrant" in str(error):
+                    raise
+                return  # data that only evaluation takes says nothing of training
+            except FAULTS:
+                return
+    for name in deaf:
+        raise KernelError(
+            f"layer {name!r} cannot grow: no loss of the holdout depends on it in training, as "
+            "under torch.no_grad or in reentrant gradient checkpointing; let gradients reach it, "
+            "and call torch.utils.checkpoint.checkpoint with use_reentrant=False"
+        )
+
+
 def _require_examples(model: nn.Module, function: LossFn, batch: Any) -> None:
     """Refuse a square of losses: it is what (B, 1) against (B,) becomes by broadcasting."""
     with side_effect_free(model, training=False), torch.no_grad():
@@ -234,6 +265,12 @@ def _require_examples(model: nn.Module, function: LossFn, batch: Any) -> None:
 def _check(layers: Mapping[str, KasminaLayer], holdout: Iterable[Any]) -> None:
     if not layers:
         raise ConfigError("the model has no wrapped layers; call esper.wrap(model, layers=[...])")
+    if isinstance(holdout, Mapping):
+        first = next(iter(holdout), "name")
+        raise ConfigError(
+            f"holdout is a {type(holdout).__name__}, and iterating over it gives its keys; give "
+            f"one list of batches or DataLoader, as holdout[{first!r}]"
+        )
     if isinstance(holdout, Iterator):
         raise ConfigError(
             "holdout is an iterator and can be read only once; give a list of batches, or a "

@@ -33,7 +33,7 @@ from esper.services.tamiyo.growth.grafts import ActiveGrafts
 from esper.services.tamiyo.growth.grower import Grower
 from esper.services.tamiyo.growth.prober import Prober
 from esper.services.tamiyo.growth.reload import Reloads
-from esper.services.tamiyo.ownership import let_go, own, refuse_owned
+from esper.services.tamiyo.ownership import let_go, own, refuse_owned, refuse_replicas
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.policies import POLICIES
 from esper.services.tamiyo.policies.heuristic import loss_trend
@@ -84,8 +84,9 @@ class Tamiyo:
         run: Name of the run in the store; by default a fresh one.
 
     Raises:
-        ConfigError: if the model is not wrapped or grows under another Tamiyo, the holdout can be
-            iterated only once, or an optimizer or a setting is wrong.
+        ConfigError: if the model is not wrapped, lazy, on the meta device, sharded, trained by
+            several processes, or grows under another Tamiyo; if the holdout can be iterated only
+            once; if an optimizer or a setting is wrong.
         KernelError: if the model fails on a batch of the holdout; it is left as it was.
         StoreError: if the store cannot be opened.
     """
@@ -108,6 +109,7 @@ class Tamiyo:
     ) -> None:
         model = getattr(model, "_orig_mod", model)
         self.config = config_of(config)
+        refuse_replicas()
         self.layers = name_layers(model)
         refuse_owned(self.layers.values())
         self.training = Training(
