@@ -287,8 +287,8 @@ def matrices_alone(trial: Trial) -> None:
 @refused(
     "layer 'fc2' is trained by another optimizer, Adam, that Tamiyo was not given: its "
     "kernels would learn at another layer's rate. Pass all optimizers, Tamiyo(model, "
-    "[optimizer, other], ...), or freeze the layer with requires_grad_(False) if nothing "
-    "trains it"
+    "[optimizer, other], ...), or freeze the layer with requires_grad_(False) if that one "
+    "is done with it"
 )
 def optimizer_that_was_not_given(trial: Trial) -> None:
     """A second optimizer trains the wrapped layer, and Tamiyo got the first."""
@@ -299,9 +299,9 @@ def optimizer_that_was_not_given(trial: Trial) -> None:
 
 
 @refused(
-    "layer 'fc1' is trained by no group of Adam: its kernels would learn at another layer's "
-    "rate. Pass all optimizers, Tamiyo(model, [optimizer, other], ...), or freeze the layer "
-    "with requires_grad_(False) if nothing trains it"
+    "Adam trains no parameter of the model: it was made for another one, or for a copy. Make it "
+    "over this model's parameters, or freeze the model with requires_grad_(False) if kernels "
+    "alone are to learn"
 )
 def optimizer_of_another_model(trial: Trial) -> None:
     """The optimizer was made of another model's parameters, as before a `deepcopy`."""

@@ -83,6 +83,7 @@ class Trainers:
             ConfigError: if a layer is trained by an optimizer that was not given, or a kernel's
                 parameters, of one axis or of two, cannot be trained.
         """
+        self._check_given()
         for name, layer in self.layers.items():
             self._check_trained(name, layer)
         for sentence in self._find_schedulers():
@@ -110,6 +111,17 @@ class Trainers:
                     "Pass Tamiyo(..., scheduler=scheduler), so that a resumed run does too"
                 )
         return sentences
+
+    def _check_given(self) -> None:
+        """Refuse optimizers that train nothing of a model that is not frozen."""
+        held = self._held()
+        wanted = [p for p in self.model.parameters() if p.requires_grad]
+        if held and wanted and not any(id(p) in held for p in wanted):
+            raise ConfigError(
+                f"{type(self.optimizers[0]).__name__} trains no parameter of the model: it was "
+                "made for another one, or for a copy. Make it over this model's parameters, or "
+                "freeze the model with requires_grad_(False) if kernels alone are to learn"
+            )
 
     def _check_trained(self, name: str, layer: KasminaLayer) -> None:
         """Refuse a layer that another optimizer trains; one that none trains is frozen."""
