@@ -353,20 +353,3 @@ def test_no_pass_on_the_side_moves_what_modules_keep_for_themselves() -> None:
     assert grown.losses == control.losses
     for a, b in zip(grown.model.parameters(), control.model.parameters(), strict=True):
         assert torch.equal(a, b)
-
-
-def test_what_is_out_of_reach_is_named_at_construction() -> None:
-    head = nn.BatchNorm1d(3)
-    draws = torch.Generator().manual_seed(0)
-
-    def through_head(model: nn.Module, batch: Any) -> Tensor:
-        return head(model(batch[0])).square().mean(1)  # type: ignore[no-any-return]
-
-    def drawn(model: nn.Module, batch: Any) -> Tensor:
-        return (model(batch[0]) * torch.rand(1, generator=draws)).square().mean(1)  # type: ignore[no-any-return]
-
-    with pytest.raises(ConfigError, match=r"loss_fn uses 'head', which is outside the model"):
-        SmallRun(loss_fn=through_head)
-    assert not head.running_mean.any()  # type: ignore[union-attr]
-    with pytest.raises(ConfigError, match=r"gives other losses .* on the same batch"):
-        SmallRun(loss_fn=drawn)
