@@ -54,7 +54,7 @@ def copied(module: nn.Module, memo: dict[Any, Any]) -> nn.Module:
     _TOGETHER[twin].add(twin)
     _SAMPLES[twin] = _sample(module)
     if _loaded not in twin._load_state_dict_post_hooks.values():
-        twin.register_load_state_dict_post_hook(_loaded)
+        twin.register_load_state_dict_post_hook(_loaded)  # type: ignore[no-untyped-call]
     return twin
 
 
