@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from esper.contracts.errors import ConfigError
 from esper.contracts.seeds import SeedState
-from tests.unit.services.small_run import SmallRun, batches, host, loss_fn, same, settings, teacher
+from tests.unit.services.small_run import SmallRun, host, loss_fn, same, settings, teacher
 
 NEVER_BLENDS = settings(train_epochs=50)
 
@@ -397,40 +397,3 @@ def test_reading_a_holdout_moves_nothing_that_the_training_draws_from(draws: Any
 def _drawn(state: tuple[Any, int, dict[str, Any]]) -> list[Any]:
     own, sampler = copy.deepcopy(state[0]), copy.deepcopy(state[2]["draws"])
     return [np.asarray(own.random(3)), np.asarray([sampler.random() for _ in range(3)])]
-
-
-# --- batches that hide what they hold -------------------------------------------------------------
-
-
-class Store(dict[str, Tensor]):
-    """Attributes of a `Graph`."""
-
-
-class Graph:
-    """A batch whose tensors lie below what a plain copy reaches, as in graph libraries."""
-
-    def __init__(self, x: Tensor, y: Tensor) -> None:
-        self.__dict__["_store"] = Holder(Store(x=x, y=y))
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self.__dict__["_store"].mapping[name]
-
-
-class Holder:
-    def __init__(self, mapping: Store) -> None:
-        self.mapping = mapping
-
-
-def test_a_batch_that_a_plain_copy_does_not_protect_is_copied_whole() -> None:
-    def normalising(model: nn.Module, graph: Graph) -> Tensor:
-        graph.x.sub_(1.0)
-        return loss_fn(model, (graph.x, graph._store.mapping.pop("y")))
-
-    holdout = [Graph(x, y) for x, y in batches(teacher(96, seed=2))]
-    kept = [graph.x.clone() for graph in holdout]
-    run = SmallRun(options={"holdout": holdout, "loss_fn": normalising})
-    losses = [run.engine.on_epoch_end(number).holdout_loss for number in range(2)]
-    assert losses[0] == losses[1]
-    assert all(torch.equal(graph.x, x) for graph, x in zip(holdout, kept, strict=True))

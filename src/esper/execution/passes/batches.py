@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.contracts.errors import ConfigError
-from esper.execution.undoing.changes import keep
+from esper.execution.undoing.changes import equal_bits, keep
 from esper.execution.undoing.module_state import Reached
 from esper.execution.undoing.reachable import Path, follow
 
@@ -53,6 +53,7 @@ class OnCopies:
         given = self._copy(batch)
         tensors = list(tensors_in(given))
         before = [_version(tensor) for tensor in tensors]
+        values = [] if self._settled else [keep(tensor) for tensor in tensors]
         keys = _keys(given)
         kept = [keep(follow(self.function, path)) for path in self._places]
         whole = None if self._settled else Reached([batch])
@@ -62,6 +63,8 @@ class OnCopies:
             for one in filter(None, kept):
                 one.put_back()
             written = any(_version(t) != v for t, v in zip(tensors, before, strict=True))
+            written |= any(value is not None and value.changed() for value in values)
+            written |= not self._settled and _replaced(given, batch)
             self.changes |= _keys(given) != keys
             if written and self._settled and not self.writes:
                 logger.warning("%s writes into its batch: it gets copies from now on", self.name)
@@ -194,6 +197,14 @@ def addresses(batch: Any) -> tuple[tuple[Any, ...], ...]:
 
 def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
+
+
+def _replaced(given: Any, batch: Any) -> bool:
+    """Whether a copy of a batch holds other values by now, on whatever device."""
+    now, before = list(tensors_in(given)), list(tensors_in(batch))
+    return len(now) == len(before) and not all(
+        equal_bits(a.detach().cpu(), b.detach().cpu()) for a, b in zip(now, before, strict=True)
+    )
 
 
 def _keys(batch: Any) -> list[str]:

@@ -115,9 +115,14 @@ def shadow_step(
     ):
         freeze_statistics(model)
         losses = example_losses(loss_fn, model, batch)
+        if not losses.requires_grad:
+            # A context of the user's own, as enable_grad(), ends with gradients off again.
+            with torch.enable_grad():
+                losses = example_losses(loss_fn, model, batch)
         if not losses.requires_grad or losses.numel() == 0:
             return None
-        loss = losses.mean()
+        with torch.enable_grad():
+            loss = losses.mean()
         gradients = gradients_of(loss, parameters)
     if all(gradient is None for gradient in gradients):
         return None

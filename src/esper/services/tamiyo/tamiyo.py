@@ -19,6 +19,7 @@ from esper.contracts.errors import ConfigError
 from esper.contracts.events import Event, event_data, event_from
 from esper.contracts.schema import require_schema
 from esper.contracts.selection import Decision
+from esper.execution.paired import paired
 from esper.execution.passes.batches import OnCopies
 from esper.execution.passes.isolation import LossFn
 from esper.execution.side_effect_free import keeps_statistics
@@ -215,11 +216,10 @@ class Tamiyo:
         if epoch <= self._epoch:
             raise ConfigError(f"epoch {epoch} ended before: the last one was {self._epoch}")
         self._epoch = epoch
-        now, decision = None, None
-        verdicts: list[Verdict] = []
+        now, decision, verdicts = None, None, list[Verdict]()
         self.reloads.epoch = epoch
         self.reloads.link()
-        with self.aside("the end of an epoch") as attempt:
+        with self.aside("the end of an epoch") as attempt, paired(self.training.model):
             self.grafts.wake(epoch)
             now = self._move_on(epoch, verdicts)
             decision, attempt.reason = self._grow(now, epoch)
@@ -256,7 +256,7 @@ class Tamiyo:
             The end of each graft that was under way.
         """
         self._finished, verdicts = True, list[Verdict]()
-        with self.aside("the end of the run"):
+        with self.aside("the end of the run"), paired(self.training.model):
             verdicts = self.grafts.withdraw_all("the run ended", epoch=max(self._epoch, 0))
             self.governor.let_go()
             self.journal.flush()
