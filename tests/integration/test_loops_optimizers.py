@@ -13,6 +13,7 @@ from torch.optim import lr_scheduler as schedulers
 
 import esper
 from esper.contracts.errors import ConfigError
+from esper.execution.training.optimizers import KERNEL
 from esper.services.tamiyo.report import EpochReport
 from tests.integration.optimizer_doubles import (
     MatricesOnly,
@@ -344,7 +345,7 @@ def test_optimizers_that_train_kernels(make: Callable[[Any], Optimizer]) -> None
     first, *rest = optimizer.param_groups
     assert rest
     for group in rest:
-        assert {k: v for k, v in group.items() if k != "params"} == {
+        assert {k: v for k, v in group.items() if k not in ("params", KERNEL)} == {
             k: v for k, v in first.items() if k != "params"
         }
 

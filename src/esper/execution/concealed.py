@@ -72,9 +72,8 @@ class Concealing(nn.Module):
         if part is not None:
             rest = {key: v for key, v in state_dict.items() if not key.startswith(inside)}
             own = {k[len(inside) :]: v for k, v in state_dict.items() if k.startswith(inside)}
-            assign = local_metadata.get("assign_to_params_buffers", False)
-            try:
-                odd = part.load_state_dict(own, strict=False, assign=assign)
+            try:  # not assigned: an optimizer may know the part by its parameters
+                odd = part.load_state_dict(own, strict=False)
             except RuntimeError as error:
                 error_msgs.append(f"{inside[:-1]}: {error}")
             else:

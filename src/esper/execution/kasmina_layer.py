@@ -78,8 +78,7 @@ class KasminaLayer(Forwarding):
         self.fused_paths = tuple(fused_paths)
         self._reads = first_argument(host)
         self._blended = self._isolated = _NOTHING
-        self._grown = False
-        self.regrown = False
+        self._grown = self.regrown = False
         self._left: list[nn.Parameter] = []
         # Not train(host.training): parts of the host may be frozen in evaluation mode.
         self.training = host.training
@@ -309,11 +308,13 @@ class KasminaLayer(Forwarding):
 
     @override
     def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         packed = state_dict.get(f"{prefix}{topology.KEY}")
         if packed is not None:
             self._regrow(self.plan(packed))
+        if args and args[0].get("assign_to_params_buffers"):
+            topology.assign(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def take_regrown(self) -> list[nn.Parameter] | None:

@@ -125,7 +125,8 @@ def shadow_step(
             losses = example_losses(loss_fn, model, batch)
             if not losses.requires_grad or losses.numel() == 0:
                 continue
-            loss = losses.mean()
+            with torch.enable_grad():  # a context of the user's may have switched it off again
+                loss = losses.mean()
             gradients = gradients_of(loss, parameters)
         if all(gradient is None for gradient in gradients):
             return None

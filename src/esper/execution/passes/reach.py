@@ -77,5 +77,7 @@ def _objection(x: Any, y: Any, training: bool) -> str:
 
 
 def _named(error: Exception) -> str:
-    """The message of an error; with its name where the message is but a key."""
+    """The message of an error; with its name where the message is but a key, or with a way out."""
+    if "does not require grad" in str(error):
+        return f"{error} (loss_fn may take gradients inside `with torch.enable_grad():`)"
     return f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else str(error)

@@ -13,6 +13,11 @@ from esper.execution.training.schedulers import core, lists_per_group, parts_for
 
 SeedOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 
+KERNEL = "esper_kernel"
+"""Entry of a parameter group that says whose parameters it holds."""
+
+_NOT_SETTINGS = ("params", "param_names", KERNEL)
+
 _REFUSALS = (TypeError, ValueError, LookupError, AttributeError, AssertionError)
 """Errors of a constructor that is called with what it does not take."""
 
@@ -56,6 +61,7 @@ def adopt(
     source: Optimizer | None = None,
     scheduler: Any = None,
     beside: Iterable[nn.Parameter] = (),
+    kernel: str = "",
 ) -> None:
     """Add a group of parameters to a running optimizer and its scheduler.
 
@@ -63,12 +69,14 @@ def adopt(
     group that holds a parameter of ``beside``, or from the first.
 
     ``source`` is the optimizer that trained them so far: its state (momenta, step counts) moves
-    too, if ``optimizer`` keeps the same kind of state.
+    too, if ``optimizer`` keeps the same kind of state. ``kernel`` names the group.
     """
     inner = core(optimizer)
     index = _group_of(inner, beside)
     template = inner.param_groups[index]
-    group = {k: deepcopy(v) for k, v in template.items() if k not in ("params", "param_names")}
+    group = {k: deepcopy(v) for k, v in template.items() if k not in _NOT_SETTINGS}
+    if kernel:
+        group[KERNEL] = kernel
     if source is not None:
         source = core(source)
         _same_mode(source, template)
@@ -124,11 +132,13 @@ def replay_groups(
     scheduler: Any = None,
     *,
     beside: Callable[[nn.Parameter], Iterable[nn.Parameter]] = lambda _: (),
+    kernel: Callable[[nn.Parameter], str] = lambda _: "",
 ) -> None:
     """Add the groups of a grown model's optimizer to a fresh one, by parameter name.
 
     ``beside`` gives parameters of the group that those of a kernel took their settings from; what
-    a scheduler does not save, as lambdas, is then that group's again.
+    a scheduler does not save, as lambdas, is then that group's again. ``kernel`` gives the name of
+    a kernel's group.
 
     Raises:
         ConfigError: if the groups that it has already hold other parameters than they did.
@@ -148,7 +158,8 @@ def replay_groups(
         )
     for group in names[len(found) :]:
         named = [(name, parameters[name]) for name in group]
-        adopt(optimizer, named, scheduler=scheduler, beside=beside(named[0][1]))
+        first = named[0][1]
+        adopt(optimizer, named, scheduler=scheduler, beside=beside(first), kernel=kernel(first))
 
 
 def _keeps_alike(optimizer: Optimizer, source: Optimizer, new: Sequence[nn.Parameter]) -> bool:
@@ -169,7 +180,7 @@ def _of_groups(
     optimizer: Optimizer, parameters: list[nn.Parameter], template: Mapping[str, Any]
 ) -> Optimizer | None:
     """The same class from one group that has every setting; for those that want it said there."""
-    left_out = ("params", "param_names", *_OF_SCHEDULERS)
+    left_out = (*_NOT_SETTINGS, *_OF_SCHEDULERS)
     group = {k: deepcopy(v) for k, v in template.items() if k not in left_out}
     try:
         return type(optimizer)([{"params": parameters, **group}])  # type: ignore[call-arg]

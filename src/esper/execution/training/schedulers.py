@@ -56,11 +56,21 @@ def lists_per_group(found: Iterable[Any], count: int) -> Iterator[list[Any]]:
     """
     # Measured when asked for: SequentialLR shares a list with its part, which must change once.
     seen: set[int] = set()
-    for part in found:
-        for name, values in list(_attributes(part).items()):
-            if id(values) not in seen and _is_per_group(name, values, count):
-                seen.add(id(values))
-                yield values
+    for part, name in names_per_group(found, count):
+        values = _attributes(part)[name]
+        if id(values) not in seen and len(values) == count:
+            seen.add(id(values))
+            yield values
+
+
+def names_per_group(found: Iterable[Any], count: int) -> list[tuple[Any, str]]:
+    """Schedulers and the names of their lists that hold one value for each group; as above."""
+    return [
+        (part, name)
+        for part in found
+        for name, values in _attributes(part).items()
+        if _is_per_group(name, values, count)
+    ]
 
 
 def parts_for(scheduler: Any, optimizer: Any) -> list[Any]:

@@ -7,6 +7,7 @@ matrices (two axes or more) with matrices, vectors with vectors.
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple, TypeVar, final
 
@@ -17,7 +18,13 @@ from esper.contracts.errors import ConfigError
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.training import optimizers
 from esper.execution.training.optimizer_trial import objection
-from esper.execution.training.schedulers import core, live_optimizers, live_schedulers, parts_for
+from esper.execution.training.reloading import Lists, parameter_name
+from esper.execution.training.schedulers import (
+    core,
+    live_optimizers,
+    live_schedulers,
+    parts_for,
+)
 from esper.execution.training.seed_trainer import SeedTrainer
 from esper.execution.training.succession import successor
 
@@ -73,6 +80,7 @@ class Trainers:
         self.seed_optimizer = seed_optimizer
         self.schedulers = [s for s in _several_schedulers(scheduler) if s is not None]
         self._objections: dict[tuple[Place, int], str] = {}
+        self._lists = Lists(self.optimizers)
 
     # --- before the first batch -------------------------------------------------------------------
 
@@ -95,6 +103,7 @@ class Trainers:
         layers = list(self.layers.values())
         for layer in layers if self.seed_optimizer is None else layers[:1]:
             self._try_seeds(layer)
+        self._lists.note(self.schedulers)
 
     def _find_schedulers(self) -> list[str]:
         """Take on the schedulers that were not given; a sentence for each optimizer with one."""
@@ -192,7 +201,8 @@ class Trainers:
             ConfigError: if the host is trained by an optimizer that was not given.
         """
         self._follow()
-        self._check_trained(layer.name, layer)
+        self._check_trained(layer.name, layer)  # optimizers may have been made since
+        self.mend()
         for sentence in self._find_schedulers():
             logger.warning(sentence)
         for place, part in self._split(layer, named, key=lambda pair: pair[1]):
@@ -202,7 +212,13 @@ class Trainers:
                 source=None if source is None else source.of(part[0][1]),
                 scheduler=self.schedulers,
                 beside=self._anchor(place),
+                kernel=part[0][0],
             )
+        self._lists.note(self.schedulers)
+
+    def mend(self) -> None:
+        """Give schedulers one value for each group, if a state was loaded that has others."""
+        self._lists.mend(self._home)
 
     def _follow(self) -> None:
         """Take on the optimizers that the user's loop made in place of those that were given."""
@@ -225,6 +241,7 @@ class Trainers:
 
     def discard(self, parameters: Iterable[nn.Parameter]) -> None:
         """Have every optimizer and scheduler drop these parameters."""
+        self.mend()
         gone = list(parameters)
         for optimizer, wrapper in zip(self.optimizers, self.wrappers, strict=True):
             optimizers.discard(optimizer, gone, self.schedulers)
@@ -359,18 +376,30 @@ class Trainers:
                 f"the checkpoint is of a run with {len(saved)} optimizers, and Tamiyo was given "
                 f"{len(self.optimizers)}; give it the same ones, in the same order"
             )
+        grown = [g for one in self.optimizers for g in one.param_groups if optimizers.KERNEL in g]
+        self.discard([parameter for group in grown for parameter in group["params"]])
         for optimizer, groups in zip(self.optimizers, saved, strict=True):
             optimizers.replay_groups(
-                optimizer, self.model, groups, self.schedulers, beside=self._beside
+                optimizer,
+                self.model,
+                groups,
+                self.schedulers,
+                beside=self._beside,
+                kernel=partial(parameter_name, self.layers.values()),
             )
 
     def _beside(self, parameter: nn.Parameter) -> list[nn.Parameter]:
         """A parameter of the group that a kernel's parameter took its settings from."""
+        home = self._home(parameter)
+        return [] if home is None else self._anchor(home)
+
+    def _home(self, parameter: nn.Parameter) -> Place | None:
+        """The group that a kernel's parameter took its settings from."""
         for name, layer in self.layers.items():
             kernels = (*layer.seeds.parameters(), *layer.fossils.parameters())
             if any(p is parameter for p in kernels):
-                return self._anchor(self._place(name, layer, parameter.ndim))
-        return []
+                return self._place(name, layer, parameter.ndim)
+        return None
 
 
 def _dims(layer: KasminaLayer) -> list[int]:

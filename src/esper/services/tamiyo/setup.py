@@ -1,13 +1,14 @@
 """Parts of a run, made from its settings; the user's functions, tried out beforehand."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from esper.contracts.config import Config
 from esper.contracts.errors import ConfigError, KernelError
@@ -22,6 +23,8 @@ from esper.execution.passes.reach import reached
 from esper.execution.passes.trial import try_passes
 from esper.execution.shapes import observe_shapes
 from esper.execution.side_effect_free import side_effect_free
+from esper.execution.undoing.module_state import Sources
+from esper.execution.undoing.reachable import walk
 from esper.records.fold import KINDS
 from esper.services.tamiyo.assignment import Assignment
 from esper.services.tamiyo.blueprint_integration import smallest_kernels
@@ -271,8 +274,21 @@ def _check(layers: Mapping[str, KasminaLayer], holdout: Iterable[Any]) -> None:
             f"holdout is a {type(holdout).__name__}, and iterating over it gives its keys; give "
             f"one list of batches or DataLoader, as holdout[{first!r}]"
         )
-    if isinstance(holdout, Iterator):
+    if not _can_be_read_again(holdout):
         raise ConfigError(
             "holdout is an iterator and can be read only once; give a list of batches, or a "
             "DataLoader"
         )
+
+
+def _can_be_read_again(holdout: Iterable[Any]) -> bool:
+    """False for an iterator, and for a source with one inside that it hands out each time."""
+    sources = Sources(holdout)
+    datasets = [
+        value for _, value in walk(holdout, data=True) if isinstance(value, IterableDataset)
+    ]
+    own = [] if isinstance(holdout, DataLoader) else [holdout]
+    try:
+        return not any(iter(source) is iter(source) for source in (*own, *datasets))
+    finally:
+        sources.put_back()

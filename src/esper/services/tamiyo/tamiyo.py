@@ -19,6 +19,7 @@ from esper.contracts.errors import ConfigError
 from esper.contracts.events import Event, event_data, event_from
 from esper.contracts.schema import require_schema
 from esper.contracts.selection import Decision
+from esper.execution.paired import paired
 from esper.execution.passes.batches import OnCopies
 from esper.execution.passes.isolation import LossFn
 from esper.execution.side_effect_free import keeps_statistics
@@ -174,14 +175,12 @@ class Tamiyo:
         self.reloads = Reloads(self.grafts, self.governor)
         self._losses: list[float] = []
         self._epoch = -1
-        self._batches = 0
-        self._batches_of_epoch = 0
+        self._batches = self._batches_of_epoch = 0
         self._recent: deque[Any] = deque(maxlen=_CALIBRATION_BATCHES)
-        self._keeps_statistics = keeps_statistics(model)
+        self._keeps_statistics, self._finished = keeps_statistics(model), False
         self._held_out: frozenset[Any] = frozenset()
         with self.aside("the watch over the holdout"):
             self._held_out = held_out_addresses(holdout)
-        self._finished = False
         own(self.layers.values(), self)
 
     # --- what the user calls ----------------------------------------------------------------------
@@ -194,10 +193,8 @@ class Tamiyo:
         """
         if self._finished:
             return
-        with self.aside("the link to a loaded state dict"):
-            self.reloads.link(self._epoch + 1)
-        self._batches += 1
-        self._batches_of_epoch += 1
+        self.reloads.link()
+        self._batches, self._batches_of_epoch = self._batches + 1, self._batches_of_epoch + 1
         if self._held_out:
             with self.aside("the watch over the holdout"):
                 self._held_out = warn_if_held_out(batch, self._held_out)
@@ -222,15 +219,15 @@ class Tamiyo:
         if epoch <= self._epoch:
             raise ConfigError(f"epoch {epoch} ended before: the last one was {self._epoch}")
         self._epoch = epoch
-        now: Baseline | None = None
-        verdicts: list[Verdict] = []
-        decision: Decision | None = None
-        with self.aside("the end of an epoch") as attempt:
-            self.reloads.link(epoch)
+        now, decision, verdicts = None, None, list[Verdict]()
+        self.reloads.epoch = epoch
+        self.reloads.link()
+        with self.aside("the end of an epoch") as attempt, paired(self.training.model):
             self.grafts.wake(epoch)
             now = self._move_on(epoch, verdicts)
             decision, attempt.reason = self._grow(now, epoch)
         self._batches_of_epoch = 0
+        self.reloads.epoch = epoch + 1
         self._held_out = frozenset()  # one epoch has shown every batch
         self._recent.clear()  # what a resumed run does not have, must not matter
         report = EpochReport(
@@ -261,12 +258,12 @@ class Tamiyo:
         Returns:
             The end of each graft that was under way.
         """
-        self._finished = True
-        verdicts: list[Verdict] = []
-        with self.aside("the end of the run"):
+        self._finished, verdicts = True, list[Verdict]()
+        with self.aside("the end of the run"), paired(self.training.model):
             verdicts = self.grafts.withdraw_all("the run ended", epoch=max(self._epoch, 0))
             self.governor.let_go()
             self.journal.flush()
+        self.reloads.end()
         let_go(self.layers.values(), self)
         return verdicts
 
