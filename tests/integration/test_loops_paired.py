@@ -1,5 +1,6 @@
 """Lists and dictionaries of tensors that a loop pairs with the model's parameters."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 from weakref import ref
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from tests.unit.services.small_run import SmallRun, settings
+import esper
+from tests.unit.services.small_run import SEEDS, SmallRun, host, settings
 
 pytestmark = pytest.mark.trains
 
@@ -157,3 +159,21 @@ def test_what_mirrors_nothing_and_optimizers_stay_as_they_are() -> None:
     assert [id(group["params"]) for group in run.optimizer.param_groups[:1]] == groups
     run.model.load_state_dict(best)
     run.run(10, first=8)
+
+
+def test_a_target_network_inside_the_model_follows_and_is_no_layer_to_grow() -> None:
+    online = esper.wrap(host(), ["fc1"], SEEDS)
+    task = nn.Module()
+    task.online = online
+    target = copy.deepcopy(online).requires_grad_(requires_grad=False)
+    task.target = target
+    task.forward = online.forward
+    run = SmallRun(grown=False, model=task)
+    run.tamiyo = esper.Tamiyo(
+        task, run.optimizer, loss_fn=run.loss_fn, holdout=run.holdout, config=BLENDS_SOON
+    )
+    assert set(run.engine.layers) == {"online.fc1"}
+    for number in range(6):
+        run.run(number + 1, first=number)
+        for ours, theirs in zip(target.parameters(), online.parameters(), strict=True):
+            ours.data.lerp_(theirs.data, 0.1)

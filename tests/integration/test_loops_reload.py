@@ -37,7 +37,8 @@ def states(run: SmallRun) -> list[Any]:
 def test_the_best_epoch_is_restored_with_its_optimizer(saved: int, *, model_first: bool) -> None:
     run = SmallRun(config=BLENDS_SOON).run(saved)
     model, optimizer = states(run)
-    momenta = [s["exp_avg"].clone() for s in optimizer["state"].values()]
+    # A tuple, because a list that mirrors the parameters would grow with them.
+    momenta = tuple(s["exp_avg"].clone() for s in optimizer["state"].values())
     grown = len(kernels(run))
     run.run(8, first=saved)
     if model_first:
@@ -109,6 +110,24 @@ def test_a_run_is_taken_back_to_an_earlier_epoch() -> None:
     run.run(8, first=3)
     assert run.losses[-30:] == first
     check_trained(run)
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize("order", ["mto", "mot", "mo"])
+def test_states_are_loaded_into_a_fresh_run_in_any_order(order: str) -> None:
+    run = SmallRun(config=BLENDS_SOON).run(5)
+    kept = dict(zip("mo", states(run), strict=True)) | {"t": copy.deepcopy(run.engine.state_dict())}
+    drawn = torch.get_rng_state()
+    run.run(8, first=5)
+    fresh = SmallRun(config=BLENDS_SOON)
+    parts: dict[str, Any] = {"m": fresh.model, "o": fresh.optimizer, "t": fresh.engine}
+    for part in order:
+        parts[part].load_state_dict(kept[part])
+    torch.set_rng_state(drawn)
+    fresh.run(8, first=5)
+    check_trained(fresh)
+    if "t" in order:
+        assert fresh.losses == run.losses[-18:]
 
 
 @pytest.mark.trains

@@ -74,6 +74,16 @@ def follows(module: nn.Module) -> bool:
     return found is not None and module in _FOLLOWERS.get(found, ())
 
 
+def adopt_frozen_copies(modules: Iterable[nn.Module]) -> None:
+    """Let the copies among these modules follow that no gradient trains, as a target network."""
+    found = list(modules)
+    for module in found:
+        origin = _ORIGINS.get(module)
+        original = origin() if origin is not None else None
+        if original in found and not any(p.requires_grad for p in module.parameters()):
+            _FOLLOWERS.setdefault(original, WeakSet()).add(module)
+
+
 def _registered(holder: nn.Module, _name: str, part: nn.Module | None) -> None:
     averages = isinstance(holder, AveragedModel) or _AVERAGES.search(type(holder).__name__)
     if not averages or not isinstance(part, nn.Module):

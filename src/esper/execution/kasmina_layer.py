@@ -15,7 +15,7 @@ from typing_extensions import override
 from esper.contracts.errors import ConfigError, KernelError, LifecycleError
 from esper.contracts.seeds import LayerSpec, SeedState
 from esper.execution import fast_paths, lifecycle, topology
-from esper.execution.concealed import every_module
+from esper.execution.concealed import assign_in_place, every_module
 from esper.execution.fast_paths import FusedPath
 from esper.execution.followers import copied, followers
 from esper.execution.forwarding import Forwarding, first_argument
@@ -310,11 +310,11 @@ class KasminaLayer(Forwarding):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        packed = state_dict.get(f"{prefix}{topology.KEY}")
-        if packed is not None:
+        if (packed := state_dict.get(f"{prefix}{topology.KEY}")) is not None:
             self._regrow(self.plan(packed))
         if args and args[0].get("assign_to_params_buffers"):
-            topology.assign(self, state_dict, prefix)
+            assign_in_place(self.seeds, state_dict, f"{prefix}seeds.")
+            assign_in_place(self.fossils, state_dict, f"{prefix}fossils.")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def take_regrown(self) -> list[nn.Parameter] | None:

@@ -54,16 +54,17 @@ def _follow(before: list[Table], after: list[Table]) -> None:
     groups = set()
     found = []
     for held in gc.get_objects():
-        if type(held) is dict and isinstance(held.get("params"), list):
+        kind = type(held)  # an isinstance() would wake proxies
+        if kind is dict and type(held.get("params")) is list:
             groups.add(id(held["params"]))
-        if isinstance(held, dict | list) and id(held) not in ours and len(held) in sizes:
+        if issubclass(kind, dict | list) and id(held) not in ours and len(held) in sizes:
             found.append(held)
     for held in found:
         for old, new in zip(before, after, strict=True):
             if id(held) not in groups and old.keys() != new.keys() and _mirrors(held, old):
                 _mirror(held, old, new)
-                kind = "dictionary" if isinstance(held, dict) else "list"
-                logger.info("a %s of %d tensors follows the parameters", kind, len(held))
+                name = type(held).__name__
+                logger.info("a %s of %d tensors follows the parameters", name, len(held))
                 break
 
 

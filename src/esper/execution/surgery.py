@@ -11,7 +11,7 @@ from esper.contracts.errors import ConfigError, LifecycleError, unknown_name
 from esper.contracts.seeds import LayerSpec, SeedState
 from esper.execution import topology
 from esper.execution.fast_paths import drop_compiled_graphs, enclosing_modules, fused_paths
-from esper.execution.followers import follows, watch
+from esper.execution.followers import adopt_frozen_copies, follows, watch
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.layouts.layout import check_layout
 
@@ -119,7 +119,8 @@ def name_layers(model: nn.Module) -> dict[str, KasminaLayer]:
         ConfigError: if a layer of the model is lazy, on the meta device or sharded.
     """
     refuse_unready(model, "esper.Tamiyo, and before the optimizer")
-    # Averages of the weights, kept inside the model, grow by themselves.
+    # Averages of the weights and target networks, kept inside the model, grow by themselves.
+    adopt_frozen_copies(kasmina_layers(model).values())
     layers = {n: layer for n, layer in kasmina_layers(model).items() if not follows(layer)}
     for name, layer in layers.items():
         layer.rename(name)

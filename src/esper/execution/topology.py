@@ -191,16 +191,3 @@ def restore(
     seed.blueprint, seed.kernel_id, seed.recipe = saved["blueprint"], saved["kernel_id"], recipe
     seed.place(kernel, concealed=True)
     seed.move(SeedState(saved["state"]))
-
-
-def assign(layer: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
-    """Load the kernels' values in place before a state dict's own tensors are assigned.
-
-    The optimizer that trains a kernel knows it by its parameters, and they must stay.
-    """
-    for name, parameter in layer.named_parameters():
-        key = prefix + name
-        of_kernel = not name.startswith("host.")
-        if of_kernel and key in state_dict and state_dict[key].shape == parameter.shape:
-            parameter.data.copy_(state_dict[key])
-            state_dict[key] = parameter

@@ -376,22 +376,21 @@ class Trainers:
                 f"the checkpoint is of a run with {len(saved)} optimizers, and Tamiyo was given "
                 f"{len(self.optimizers)}; give it the same ones, in the same order"
             )
-        grown = [g for one in self.optimizers for g in one.param_groups if optimizers.KERNEL in g]
-        self.discard([parameter for group in grown for parameter in group["params"]])
+        states = [dict(one.state) for one in self.optimizers]  # theirs may have been loaded before
+        groups_now = [group for one in self.optimizers for group in one.param_groups]
+        self.discard([p for g in groups_now if optimizers.KERNEL in g for p in g["params"]])
         for optimizer, groups in zip(self.optimizers, saved, strict=True):
+            kernel = partial(parameter_name, self.layers.values())
             optimizers.replay_groups(
-                optimizer,
-                self.model,
-                groups,
-                self.schedulers,
-                beside=self._beside,
-                kernel=partial(parameter_name, self.layers.values()),
+                optimizer, self.model, groups, self.schedulers, beside=self._beside, kernel=kernel
             )
+        held = self._held()
+        for optimizer, state in zip(self.optimizers, states, strict=True):
+            optimizer.state.update({p: s for p, s in state.items() if id(p) in held})
 
     def _beside(self, parameter: nn.Parameter) -> list[nn.Parameter]:
         """A parameter of the group that a kernel's parameter took its settings from."""
-        home = self._home(parameter)
-        return [] if home is None else self._anchor(home)
+        return [] if (home := self._home(parameter)) is None else self._anchor(home)
 
     def _home(self, parameter: nn.Parameter) -> Place | None:
         """The group that a kernel's parameter took its settings from."""
@@ -409,9 +408,7 @@ def _dims(layer: KasminaLayer) -> list[int]:
 
 def _several(optimizer: Any) -> list[Any]:
     found = optimizer.values() if isinstance(optimizer, Mapping) else optimizer
-    if not isinstance(found, Iterable):
-        found = [found]
-    several = list(found)
+    several = list(found) if isinstance(found, Iterable) else [found]
     if not several:
         raise ConfigError("Tamiyo was given no optimizer; pass the one that trains the model")
     for one in several:

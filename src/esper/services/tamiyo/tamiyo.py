@@ -193,7 +193,7 @@ class Tamiyo:
         """
         if self._finished:
             return
-        self.reloads.link()
+        self.reloads.link(begun=True)
         self._batches, self._batches_of_epoch = self._batches + 1, self._batches_of_epoch + 1
         if self._held_out:
             with self.aside("the watch over the holdout"):
@@ -221,7 +221,7 @@ class Tamiyo:
         self._epoch = epoch
         now, decision, verdicts = None, None, list[Verdict]()
         self.reloads.epoch = epoch
-        self.reloads.link()
+        self.reloads.link(begun=True)
         with self.aside("the end of an epoch") as attempt, paired(self.training.model):
             self.grafts.wake(epoch)
             now = self._move_on(epoch, verdicts)

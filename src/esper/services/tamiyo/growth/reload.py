@@ -33,6 +33,8 @@ class Reloads:
         self.governor = governor
         self.epoch = 0
         """Number of the present epoch."""
+        self.begun = False
+        """True from the first batch on; before it, states may be loaded one after the other."""
         self._handles = [
             handle
             for optimizer in grafts.training.trainers.optimizers
@@ -49,13 +51,20 @@ class Reloads:
         for layer in self.grafts.layers.values():
             layer.take_regrown()
 
-    def link(self) -> None:
-        """Link optimizer and grafts to the kernels that there are, if they changed."""
+    def link(self, *, begun: bool = False) -> None:
+        """Link optimizer and grafts to the kernels that there are, if they changed.
+
+        Args:
+            begun: True if the run has begun; until then its states may be loaded in any order.
+        """
+        self.begun |= begun
         with self.grafts.aside("the link to a loaded state dict"):
             self.grafts.training.trainers.mend()
             layers = [layer for layer in self.grafts.layers.values() if layer.regrown]
-            if layers:
+            if layers and self.begun:
                 self._link(layers)
+            for layer in layers:
+                self._adopt(layer)
 
     def _link(self, layers: Sequence[KasminaLayer]) -> None:
         self.governor.let_go()  # what it keeps is of other kernels
@@ -65,7 +74,6 @@ class Reloads:
         self.grafts.end_lost(_WHY, epoch=self.epoch)
         for layer in layers:
             self._settle(layer)
-            self._adopt(layer)
 
     def _settle(self, layer: KasminaLayer) -> None:
         """Drop isolated kernels that no graft trains, and say which blended ones nobody judges."""
