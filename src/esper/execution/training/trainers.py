@@ -19,6 +19,7 @@ from esper.execution.training import optimizers
 from esper.execution.training.optimizer_trial import objection
 from esper.execution.training.schedulers import core, live_optimizers, live_schedulers, parts_for
 from esper.execution.training.seed_trainer import SeedTrainer
+from esper.execution.training.stepping import Stepping
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class Trainers:
         self.seed_optimizer = seed_optimizer
         self.schedulers = [s for s in _several_schedulers(scheduler) if s is not None]
         self._objections: dict[tuple[Place, int], str] = {}
+        self._stepping = Stepping(self.optimizers)
 
     # --- before the first batch -------------------------------------------------------------------
 
@@ -84,8 +86,10 @@ class Trainers:
         """
         for name, layer in self.layers.items():
             self._check_trained(name, layer)
-        for sentence in self._find_schedulers():
-            warnings.warn(sentence, stacklevel=_CALLS)
+        for one in self.wrappers:
+            if optimizers.goes_apart(one):
+                for sentence in self._find_schedulers(one):
+                    warnings.warn(sentence, stacklevel=_CALLS)
         for name, layer in self.layers.items():
             for ndim in _dims(layer):
                 self._place(name, layer, ndim)
@@ -94,21 +98,23 @@ class Trainers:
         for layer in layers if self.seed_optimizer is None else layers[:1]:
             self._try_seeds(layer)
 
-    def _find_schedulers(self) -> list[str]:
-        """Take on the schedulers that were not given; a sentence for each optimizer with one."""
-        sentences = []
-        for optimizer in self.optimizers:
-            if parts_for(self.schedulers, optimizer):
-                continue
-            forgotten = live_schedulers(optimizer)
-            self.schedulers += forgotten
-            if forgotten:
-                sentences.append(
-                    f"{type(optimizer).__name__} has a scheduler, {type(forgotten[0]).__name__}, "
-                    "that Tamiyo was not given; it is told of new parameter groups all the same. "
-                    "Pass Tamiyo(..., scheduler=scheduler), so that a resumed run does too"
-                )
-        return sentences
+    def _find_schedulers(self, optimizer: Any) -> list[str]:
+        """Take on a scheduler that was not given, for kernels that get groups of their own.
+
+        Returns:
+            A sentence about it, if there is one.
+        """
+        if parts_for(self.schedulers, optimizer):
+            return []
+        forgotten = live_schedulers(optimizer)
+        self.schedulers += forgotten
+        if not forgotten:
+            return []
+        return [
+            f"{type(core(optimizer)).__name__} has a scheduler, {type(forgotten[0]).__name__}, "
+            "that Tamiyo was not given; it is told of new parameter groups all the same. "
+            "Pass Tamiyo(..., scheduler=scheduler), so that a resumed run does too"
+        ]
 
     def _check_trained(self, name: str, layer: KasminaLayer) -> None:
         held = self._held()
@@ -163,6 +169,7 @@ class Trainers:
             ConfigError: if none like the user's can be made.
         """
         new = list(parameters)
+        self._stepping.forget()
         if self.seed_optimizer is not None:
             return SeedTrainer([self.seed_optimizer(new)])
         return SeedTrainer(
@@ -179,14 +186,22 @@ class Trainers:
             layer: The layer of the kernel.
             named: Its parameters with the names that they get in the optimizer.
             source: What trained them so far; its state moves too.
+
+        Raises:
+            ConfigError: if another optimizer has trained the host meanwhile.
         """
-        for sentence in self._find_schedulers():
-            logger.warning(sentence)
+        if source is not None:
+            self._stepping.check(layer)
         for place, part in self._split(layer, named, key=lambda pair: pair[1]):
+            one = self.wrappers[place.optimizer]
+            trained_by = None if source is None else source.of(part[0][1])
+            if optimizers.goes_apart(one, place.group, trained_by):
+                for sentence in self._find_schedulers(one):
+                    logger.warning(sentence)
             optimizers.adopt(
-                self.optimizers[place.optimizer],
+                one,
                 part,
-                source=None if source is None else source.of(part[0][1]),
+                source=trained_by,
                 scheduler=self.schedulers,
                 beside=self._anchor(place),
             )
@@ -331,18 +346,23 @@ class Trainers:
                 f"the checkpoint is of a run with {len(saved)} optimizers, and Tamiyo was given "
                 f"{len(self.optimizers)}; give it the same ones, in the same order"
             )
-        for optimizer, groups in zip(self.optimizers, saved, strict=True):
+        grown = {n for n, p in self.model.named_parameters() if self._layer_of_kernel(p)}
+        for optimizer, groups in zip(self.wrappers, saved, strict=True):
             optimizers.replay_groups(
-                optimizer, self.model, groups, self.schedulers, beside=self._beside
+                optimizer, self.model, groups, self.schedulers, grown=grown, beside=self._beside
             )
 
     def _beside(self, parameter: nn.Parameter) -> list[nn.Parameter]:
         """A parameter of the group that a kernel's parameter took its settings from."""
-        for name, layer in self.layers.items():
+        layer = self._layer_of_kernel(parameter)
+        return self._anchor(self._place(layer.name, layer, parameter.ndim)) if layer else []
+
+    def _layer_of_kernel(self, parameter: nn.Parameter) -> KasminaLayer | None:
+        for layer in self.layers.values():
             kernels = (*layer.seeds.parameters(), *layer.fossils.parameters())
             if any(p is parameter for p in kernels):
-                return self._anchor(self._place(name, layer, parameter.ndim))
-        return []
+                return layer
+        return None
 
 
 def _dims(layer: KasminaLayer) -> list[int]:
