@@ -164,8 +164,7 @@ def test_schedulers_drive_kernels_as_they_drive_the_host(
             run.scheduler.step(*step)
             control.scheduler.step(*step)
         (wanted,) = rates(control.optimizer)
-        assert rates(run.optimizer) == pytest.approx([wanted] * len(run.optimizer.param_groups))
-    assert len(run.optimizer.param_groups) > 2
+        assert rates(run.optimizer) == pytest.approx([wanted])
     assert grew(run)
 
 

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import schedulefree
 import torch
 from torch import nn, optim
 from torch.optim import SGD, Adam, AdamW
 
 from tests.integration.optimizer_doubles import (
     MatricesOnly,
-    ScheduleFree,
     SharpnessAware,
     Wrapper,
 )
@@ -164,7 +164,7 @@ def muon_beside_another(trial: Trial) -> None:
 def schedule_free(trial: Trial) -> None:
     """The optimizer is schedule-free: `train()` before an epoch, `eval()` before its end."""
     model = trial.wrap(Net())
-    optimizer = ScheduleFree(model.parameters())
+    optimizer = schedulefree.AdamWScheduleFree(model.parameters(), lr=0.02)
     tamiyo = trial.tamiyo(model, optimizer)
     for epoch in trial.epochs:
         optimizer.train()

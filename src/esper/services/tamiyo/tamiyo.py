@@ -19,7 +19,7 @@ from esper.contracts.errors import ConfigError
 from esper.contracts.events import Event, event_data, event_from
 from esper.contracts.schema import require_schema
 from esper.contracts.selection import Decision
-from esper.execution.paired import paired
+from esper.execution.mirrors import Mirrors
 from esper.execution.passes.batches import OnCopies
 from esper.execution.passes.isolation import LossFn
 from esper.execution.side_effect_free import keeps_statistics
@@ -172,7 +172,7 @@ class Tamiyo:
         self.governor = Governor(
             model, self.training.trainers.optimizers, divergence_factor=growth.divergence_factor
         )
-        self.reloads = Reloads(self.grafts, self.governor)
+        self.reloads, self._mirrors = Reloads(self.grafts, self.governor), Mirrors(model)
         self._losses: list[float] = []
         self._epoch = -1
         self._batches = self._batches_of_epoch = 0
@@ -222,10 +222,13 @@ class Tamiyo:
         now, decision, verdicts = None, None, list[Verdict]()
         self.reloads.epoch = epoch
         self.reloads.link(begun=True)
-        with self.aside("the end of an epoch") as attempt, paired(self.training.model):
+        with self.aside("the end of an epoch") as attempt, self._mirrors.following():
             self.grafts.wake(epoch)
             now = self._move_on(epoch, verdicts)
             decision, attempt.reason = self._grow(now, epoch)
+        if decision is not None:
+            with self.aside("the watch over averages of the parameters"):
+                self._mirrors.watch()
         self._batches_of_epoch = 0
         self.reloads.epoch = epoch + 1
         self._held_out = frozenset()  # one epoch has shown every batch
@@ -259,7 +262,7 @@ class Tamiyo:
             The end of each graft that was under way.
         """
         self._finished, verdicts = True, list[Verdict]()
-        with self.aside("the end of the run"), paired(self.training.model):
+        with self.aside("the end of the run"), self._mirrors.following():
             verdicts = self.grafts.withdraw_all("the run ended", epoch=max(self._epoch, 0))
             self.governor.let_go()
             self.journal.flush()

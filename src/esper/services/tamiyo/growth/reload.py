@@ -59,7 +59,6 @@ class Reloads:
         """
         self.begun |= begun
         with self.grafts.aside("the link to a loaded state dict"):
-            self.grafts.training.trainers.mend()
             layers = [layer for layer in self.grafts.layers.values() if layer.regrown]
             if layers and self.begun:
                 self._link(layers)
