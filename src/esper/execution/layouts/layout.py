@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from esper.contracts.errors import ConfigError, KernelError
 from esper.execution.layouts.dry_run import Call, told_by_type
-from esper.execution.layouts.examples import changed_axes
+from esper.execution.layouts.examples import Shape, changed_axes
 from esper.execution.side_effect_free import side_effect_free
 
 LETTERS = "BTLHWFC"
@@ -108,9 +108,9 @@ def feature_axis(host: nn.Module, call: Call, batch: int | None, *, name: str) -
     """
     rank: int = call.x.ndim
     refused = refused_axes(host, call, batch)
-    if len(refused) == 1:
-        return refused[0]
     candidates = refused or [axis for axis in range(rank) if axis != batch]
+    if len(candidates) == 1:
+        return candidates[0]
     for votes in (call.inside, call.beside):
         found = {vote % rank for vote in votes} & set(candidates)
         if len(found) == 1:
@@ -151,17 +151,35 @@ def _moves(host: nn.Module, call: Call, axis: int, *, changed: int) -> bool:
     return False
 
 
+def at_other_extents(host: nn.Module, call: Call, axis: int) -> list[tuple[Shape, Shape]]:
+    """Shapes that the host reads and writes at other extents of an axis, of those that it takes."""
+    size = call.x.shape[axis]
+    # Even ones too: merged neighbours want them. Halves are for what wants more.
+    extents = (size - 1, size - 2, size + 1, size // 2)
+    found = ((extent, _at_extent(host, call, axis, extent)) for extent in extents if extent > 0)
+    x = tuple(call.x.shape)
+    return [
+        ((*x[:axis], extent, *x[axis + 1 :]), tuple(y.shape))
+        for extent, y in found
+        if isinstance(y, Tensor)
+    ]
+
+
 def _takes_other_extents(host: nn.Module, call: Call, axis: int) -> bool:
     size = call.x.shape[axis]
     # Halves and doubles too: windows and merged neighbours want even extents.
-    for extent in {size - 1, size // 2, 2 * size} - {0}:
-        x = _resized(call.x, axis, extent)
-        # Masks have the extent as well, but a scale of the same size may stand among them.
-        for further in (_further(call, size, extent), call.further):
-            with suppress(Exception):
-                _run(host, x, further)
-                return True
-    return False
+    extents = {size - 1, size // 2, 2 * size} - {0}
+    return any(_at_extent(host, call, axis, extent) is not None for extent in extents)
+
+
+def _at_extent(host: nn.Module, call: Call, axis: int, extent: int) -> Any:
+    """Output at another extent of an axis; ``None`` if the host does not take it."""
+    x = _resized(call.x, axis, extent)
+    # Masks have the extent as well, but a scale of the same size may stand among them.
+    for further in (_further(call, call.x.shape[axis], extent), call.further):
+        with suppress(Exception):
+            return _run(host, x, further)
+    return None
 
 
 def _run(host: nn.Module, x: Tensor, further: tuple[Sequence[Any], Mapping[str, Any]]) -> Any:
