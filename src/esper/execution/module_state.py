@@ -24,8 +24,7 @@ class Attributes:
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        # Esper's own modules look after themselves.
-        own = [m for m in modules if not type(m).__module__.startswith("esper.")]
+        own = [module for module in modules if not _is_esper_s(type(module))]
         self._held = [(module, _attributes(module)) for module in own]
         values = [value for _, held in self._held for value in held.values()]
         self._undo = [undo for undo in map(_undo, values) if undo is not None]
@@ -75,6 +74,11 @@ class Parameters:
 def mark_writers(modules: Iterable[nn.Module]) -> None:
     """Keep the parameters of these modules in every pass on the side from now on."""
     _WRITERS.update(modules)
+
+
+def _is_esper_s(kind: type) -> bool:
+    """True for modules that look after themselves, parametrized ones included."""
+    return any(base.__module__.startswith("esper.") for base in kind.__mro__)
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 import esper
 from esper.contracts.seeds import SeedState
 from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.side_effect_free import side_effect_free
 from esper.execution.surgery import kasmina_layers
 
 X = torch.linspace(-1, 1, 12).view(3, 4)
@@ -150,3 +151,11 @@ def test_a_flag_is_the_hosts_and_an_attribute_of_the_layer_its_own() -> None:
     read.seen = torch.ones(2)
     assert torch.equal(read.host.seen, torch.ones(2))
     assert torch.equal(layer.seen, torch.zeros(2))
+
+
+def test_a_parametrized_layer_keeps_what_it_learns_in_a_pass_on_the_side() -> None:
+    model, layer = wrapped()
+    parametrizations.weight_norm(layer)
+    with side_effect_free(model):
+        layer.mutates_input = True
+    assert layer.mutates_input
