@@ -45,12 +45,12 @@ class OnCopies:
         """Call the function with a copy of ``batch``."""
         given = copied(batch, tensors=self.writes or not self._settled)
         tensors = list(tensors_in(given))
-        before = [_version(tensor) for tensor in tensors]
+        before = [version_of(tensor) for tensor in tensors]
         keys = _keys(given)
         try:
             return self.function(model, given)
         finally:
-            written = any(_version(t) != v for t, v in zip(tensors, before, strict=True))
+            written = any(version_of(t) != v for t, v in zip(tensors, before, strict=True))
             self.changes |= _keys(given) != keys
             if written and self._settled and not self.writes:
                 logger.warning("%s writes into its batch: it gets copies from now on", self.name)
@@ -163,7 +163,8 @@ def addresses(batch: Any) -> tuple[tuple[Any, ...], ...]:
     )
 
 
-def _version(tensor: Tensor) -> int:
+def version_of(tensor: Tensor) -> int:
+    """Number of writes into a tensor's memory; -1 where none are counted, in inference mode."""
     return -1 if tensor.is_inference() else tensor._version
 
 

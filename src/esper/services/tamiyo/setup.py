@@ -13,9 +13,11 @@ from esper.contracts.config import Config
 from esper.contracts.errors import ConfigError, KernelError
 from esper.contracts.events import Event
 from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.kernel import FAULTS
 from esper.execution.passes.batches import OnCopies, addresses
 from esper.execution.passes.counterfactual import evaluate
 from esper.execution.passes.isolation import LossFn
+from esper.execution.passes.probes import probe
 from esper.execution.passes.reach import reached
 from esper.execution.passes.trial import try_passes
 from esper.execution.shapes import observe_shapes
@@ -116,7 +118,15 @@ def try_out(training: Training, layers: Mapping[str, KasminaLayer]) -> dict[str,
     """
     _check(layers, training.holdout)
     left_out: dict[str, str] = {}
-    batch = _observe_all(training, layers, left_out)
+    with torch.inference_mode(False):
+        batch = _observe_all(training, layers, left_out)
+        _try_out(training, layers, batch, left_out)
+    return left_out
+
+
+def _try_out(
+    training: Training, layers: Mapping[str, KasminaLayer], batch: Any, left_out: dict[str, str]
+) -> None:
     with suppress(KernelError):  # data that only evaluation takes says nothing of training
         found = reached(
             training.model, layers, loss_fn=training.loss_fn, batch=batch, training=True
@@ -128,8 +138,9 @@ def try_out(training: Training, layers: Mapping[str, KasminaLayer]) -> dict[str,
         _require_examples(training.model, function, batch)
         if isinstance(function, OnCopies):
             function.settle()
+    growing = {name: layer for name, layer in layers.items() if name not in left_out}
+    _require_gradients(training, growing, batch)
     training.trainers.check()
-    return left_out
 
 
 def observe(
@@ -215,6 +226,15 @@ def _tell(layers: Mapping[str, KasminaLayer], left_out: Mapping[str, str]) -> No
                 name,
                 ", ".join(layer.seed_blueprints),
             )
+
+
+def _require_gradients(training: Training, layers: Mapping[str, KasminaLayer], batch: Any) -> None:
+    try:
+        probe(training.model, layers, loss_fn=training.loss_fn, batch=batch)
+    except KernelError:
+        raise
+    except FAULTS:  # data that only evaluation takes says nothing of training
+        return
 
 
 def _require_examples(model: nn.Module, function: LossFn, batch: Any) -> None:
