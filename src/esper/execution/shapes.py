@@ -157,7 +157,8 @@ def _beside(shape: Shape, feature: int) -> Shape:
 def _letters(layer: KasminaLayer, name: str, call: Call, resized: Call | None) -> tuple[str, str]:
     """Axes of the layer's input, and why kernels must not mix them, if they must not."""
     host, rank = layer.host, call.x.ndim
-    ranks = sorted({len(x) for x, _ in _in_passes(call, resized)})
+    passes = [*_in_passes(call, resized), *(resized.training if resized else ())]
+    ranks = sorted({len(x) for x, _ in passes})
     if len(ranks) > 1:
         return _letters_of_ranks(layer, name, call, ranks)
     if layer.layout:

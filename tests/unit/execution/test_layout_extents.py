@@ -139,6 +139,36 @@ def test_losses_per_token_tell_the_examples() -> None:
     assert spec.axes == "TBF"
 
 
+class ByMode(nn.Module):
+    """A layer of other axes in training."""
+
+    def __init__(self, *, flat: bool) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.flat = flat
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return self.layer(x)  # type: ignore[no-any-return]
+        if self.flat:
+            return self.layer(x.flatten(0, 1)).view_as(x)  # type: ignore[no-any-return]
+        return self.layer(x.transpose(0, 1)).transpose(0, 1)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("flat", "doubt"),
+    [(True, "has 2 axes in one pass and 3 in another"), (False, "another in training; if it is")],
+)
+def test_a_layer_of_other_axes_in_training_mixes_none(*, flat: bool, doubt: str) -> None:
+    model = wrap(ByMode(flat=flat), ["layer"])
+    layers = kasmina_layers(model)
+    (spec,) = observe_shapes(model, layers, loss_fn=squares, batch=torch.randn(5, 6, 4)).values()
+    assert spec.kind == "features"
+    assert doubt in spec.doubt
+    assert model.training
+
+
 # --- past and future ------------------------------------------------------------------------------
 
 

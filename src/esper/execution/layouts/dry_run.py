@@ -21,7 +21,11 @@ from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.layouts.examples import Shape, chosen
 from esper.execution.passes.batches import version_of
 from esper.execution.passes.isolation import LossFn
-from esper.execution.side_effect_free import side_effect_free
+from esper.execution.side_effect_free import (
+    freeze_statistics,
+    side_effect_free,
+    training_like_mode,
+)
 
 _CHANNELS = (
     _ConvNd,
@@ -62,6 +66,7 @@ class Call:
         written: True if the host wrote into its input.
         shapes: Shapes of input and output of every call.
         single: The same in a pass on one example, if there was one.
+        training: Shapes of input of every call in training, on the whole batch and on this one.
         inside: Axis of the features by modules of known type in the host that share its shapes.
         beside: The same by the nearest modules before and behind it.
         examples: Axis of the examples, by whose losses depend on what; ``None`` if not known.
@@ -74,6 +79,7 @@ class Call:
     written: bool = False
     shapes: list[tuple[Shape, Shape]] = field(default_factory=list)
     single: list[tuple[Shape, Shape]] = field(default_factory=list)
+    training: list[tuple[Shape, Shape]] = field(default_factory=list)
     inside: set[int] = field(default_factory=set)
     beside: set[int] = field(default_factory=set)
     examples: int | None = None
@@ -103,9 +109,14 @@ def told_by_type(module: nn.Module) -> int | None:
 
 
 def watch(
-    model: nn.Module, layers: Mapping[str, KasminaLayer], loss_fn: LossFn, batch: Any
+    model: nn.Module,
+    layers: Mapping[str, KasminaLayer],
+    loss_fn: LossFn,
+    batch: Any,
+    *,
+    training: bool = False,
 ) -> tuple[dict[str, Call], Any]:
-    """Calls of the layers in one pass in evaluation mode, and the losses, without their mask."""
+    """Calls of the layers in one pass, in evaluation mode or as in training; losses, unmasked."""
     watched = _Watch()
     handles = []
     for name, layer in layers.items():
@@ -117,7 +128,10 @@ def watch(
         if axis is not None:
             handles.append(module.register_forward_hook(partial(watched.note, axis=axis)))
     try:
-        with side_effect_free(model, training=False), torch.no_grad():
+        mode = training_like_mode(model) if training else False
+        with side_effect_free(model, training=mode), torch.no_grad():
+            if training:
+                freeze_statistics(model)
             losses = loss_fn(model, batch)
     finally:
         for handle in handles:
@@ -131,7 +145,7 @@ def watch_resized(
     """Calls of the layers in a pass with one example fewer; ``None`` if no such batch can be made.
 
     ``losses`` are those of the whole batch. Of a batch of one example, a batch of two is made.
-    A pass on a single example follows, which may squeeze an axis away.
+    Passes follow on a single example, which may squeeze an axis away, and as in training.
     """
     if not isinstance(losses, Tensor) or losses.ndim == 0 or len(losses) == 0:
         return None
@@ -140,14 +154,40 @@ def watch_resized(
     for last in (False, True):
         # Whatever is raised: the examples lie elsewhere, or the batch cannot be taken apart.
         with suppress(Exception):
-            seen, found = watch(model, layers, loss_fn, chosen(batch, count, keep, last=last))
+            fewer = chosen(batch, count, keep, last=last)
+            seen, found = watch(model, layers, loss_fn, fewer)
             if isinstance(found, Tensor) and found.ndim and len(found) == len(keep):
-                with suppress(Exception):
-                    single, _ = watch(model, layers, loss_fn, chosen(batch, count, (0,), last=last))
-                    for name in seen.keys() & single.keys():
-                        seen[name].single = single[name].shapes
+                _add_single(seen, model, layers, loss_fn, chosen(batch, count, (0,), last=last))
+                _add_training(seen, model, layers, loss_fn, (batch, fewer))
                 return seen
     return None
+
+
+def _add_single(
+    seen: Mapping[str, Call],
+    model: nn.Module,
+    layers: Mapping[str, KasminaLayer],
+    loss_fn: LossFn,
+    batch: Any,
+) -> None:
+    with suppress(Exception):
+        calls, _ = watch(model, layers, loss_fn, batch)
+        for name in seen.keys() & calls.keys():
+            seen[name].single = calls[name].shapes
+
+
+def _add_training(
+    seen: Mapping[str, Call],
+    model: nn.Module,
+    layers: Mapping[str, KasminaLayer],
+    loss_fn: LossFn,
+    batches: tuple[Any, Any],
+) -> None:
+    with suppress(Exception):
+        whole, fewer = (watch(model, layers, loss_fn, batch, training=True)[0] for batch in batches)
+        for name in seen.keys() & whole.keys() & fewer.keys():
+            pairs = zip(whole[name].shapes, fewer[name].shapes, strict=False)
+            seen[name].training = [(x, fewer_x) for (x, _), (fewer_x, _) in pairs]
 
 
 def trace_examples(

@@ -17,6 +17,7 @@ from esper.execution.layouts.examples import Shape, changed_axes
 from esper.execution.side_effect_free import side_effect_free
 
 LETTERS = "BTLHWFC"
+_MOVED = "its examples have one axis in evaluation and another in training"
 
 
 def check_layout(layer: str, layout: str) -> str:
@@ -60,8 +61,14 @@ def batch_axis(host: nn.Module, call: Call, resized: Call | None) -> tuple[int |
     if len(found) == 1:
         axes, written = found.pop()
         if axes == written and len(axes) == 1:
-            return axes[0], ""
+            return (None, _MOVED) if _elsewhere(axes[0], resized.training) else (axes[0], "")
     return None, "no axis of its own has the examples, in every call, in input and output alike"
+
+
+def _elsewhere(axis: int, training: Sequence[tuple[Shape, Shape]]) -> bool:
+    """True if the examples have another axis in training; what is drawn may change further ones."""
+    changed = [changed_axes(x, fewer) for x, fewer in training if len(x) == len(fewer)]
+    return any(axes and axis not in axes for axes in changed)
 
 
 def _batch_axis_by_type(host: nn.Module, call: Call) -> int | None:

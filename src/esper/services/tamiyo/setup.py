@@ -24,7 +24,7 @@ from esper.execution.shapes import observe_shapes
 from esper.execution.side_effect_free import side_effect_free
 from esper.records.fold import KINDS
 from esper.services.tamiyo.assignment import Assignment
-from esper.services.tamiyo.blueprint_integration import smallest_kernels
+from esper.services.tamiyo.blueprint_integration import misfit, smallest_kernels
 from esper.services.tamiyo.growth.graft import Training
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.settings import config_from, load_config
@@ -222,9 +222,10 @@ def _tell(layers: Mapping[str, KasminaLayer], left_out: Mapping[str, str]) -> No
     for name, layer in layers.items():
         if name not in unseen and name not in left_out and not smallest_kernels(layer):
             logger.warning(
-                "layer %s cannot grow: none of its seeds' blueprints, %s, fits it",
+                "layer %s cannot grow: none of its seeds' blueprints, %s, fits it (%s)",
                 name,
                 ", ".join(layer.seed_blueprints),
+                misfit(layer),
             )
 
 
