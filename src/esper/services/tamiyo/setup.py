@@ -121,6 +121,7 @@ def try_out(training: Training, layers: Mapping[str, KasminaLayer]) -> dict[str,
     with torch.inference_mode(False):
         batch = _observe_all(training, layers, left_out)
         _try_out(training, layers, batch, left_out)
+        training.trainers.check()
     return left_out
 
 
@@ -140,7 +141,6 @@ def _try_out(
             function.settle()
     growing = {name: layer for name, layer in layers.items() if name not in left_out}
     _require_gradients(training, growing, batch)
-    training.trainers.check()
 
 
 def observe(
