@@ -12,6 +12,8 @@ from esper.stores.memory import MemoryStore
 from tests.integration.test_loops_side import SIDE, Switch, side_run
 from tests.unit.services.small_run import SmallRun, loss_fn, same, settings
 
+pytestmark = pytest.mark.trains
+
 
 @pytest.mark.parametrize("first", [2, 3])
 def test_a_holdout_that_goes_on_failing_ends_the_graft(first: int) -> None:
