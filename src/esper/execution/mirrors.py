@@ -1,10 +1,11 @@
 """Lists and dictionaries that the user pairs with the model's parameters: they grow with it.
 
 Averages of weights in a plain dictionary, by name, or in a list, by position, are what many loops
-keep. When a kernel comes or goes, three kinds of container in this process follow: a dictionary with
-the names of the parameters and no others; a list of the model's own parameters, or of references to
-them; a list of other tensors if its values were seen moving since the kernel germinated, as an
-average's do and a snapshot's do not. Parameter groups of optimizers do not belong to these.
+keep. When a kernel comes or goes, three kinds of container in this process follow: a dictionary
+with the names of the parameters and no others; a list of the model's own parameters, or of
+references to them; a list of other tensors if its values were seen moving since the kernel
+germinated, as an average's do and a snapshot's do not. Parameter groups of optimizers do not belong
+to these.
 """
 
 import gc

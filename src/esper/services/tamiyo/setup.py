@@ -27,7 +27,7 @@ from esper.execution.undoing.module_state import Sources
 from esper.execution.undoing.reachable import walk
 from esper.records.fold import KINDS
 from esper.services.tamiyo.assignment import Assignment
-from esper.services.tamiyo.blueprint_integration import smallest_kernels
+from esper.services.tamiyo.blueprint_integration import misfit, smallest_kernels
 from esper.services.tamiyo.growth.graft import Training
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.settings import config_from, load_config
@@ -123,7 +123,16 @@ def try_out(training: Training, layers: Mapping[str, KasminaLayer]) -> dict[str,
     """
     _check(layers, training.holdout)
     left_out: dict[str, str] = {}
-    batch = _observe_all(training, layers, left_out)
+    with torch.inference_mode(False):
+        batch = _observe_all(training, layers, left_out)
+        _try_out(training, layers, batch, left_out)
+        training.trainers.check()
+    return left_out
+
+
+def _try_out(
+    training: Training, layers: Mapping[str, KasminaLayer], batch: Any, left_out: dict[str, str]
+) -> None:
     with suppress(KernelError):  # data that only evaluation takes says nothing of training
         found = reached(
             training.model, layers, loss_fn=training.loss_fn, batch=batch, training=True
@@ -136,8 +145,6 @@ def try_out(training: Training, layers: Mapping[str, KasminaLayer]) -> dict[str,
         _require_examples(training.model, function, batch)
         if isinstance(function, OnCopies):
             function.settle()
-    training.trainers.check()
-    return left_out
 
 
 def observe(
@@ -219,9 +226,10 @@ def _tell(layers: Mapping[str, KasminaLayer], left_out: Mapping[str, str]) -> No
     for name, layer in layers.items():
         if name not in unseen and name not in left_out and not smallest_kernels(layer):
             logger.warning(
-                "layer %s cannot grow: none of its seeds' blueprints, %s, fits it",
+                "layer %s cannot grow: none of its seeds' blueprints, %s, fits it (%s)",
                 name,
                 ", ".join(layer.seed_blueprints),
+                misfit(layer),
             )
 
 

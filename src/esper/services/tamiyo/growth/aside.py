@@ -3,7 +3,10 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from traceback import TracebackException
 from typing import final
+
+import torch
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +56,12 @@ class Aside:
         """
         attempt = Attempt()
         try:
-            yield attempt
+            # An evaluation may be in inference mode, whose tensors no training could use.
+            with torch.inference_mode(False):
+                yield attempt
         except Exception as error:
-            cause = str(error).strip().partition("\n")[0]
+            told = TracebackException.from_exception(error, limit=0)  # whose str() never fails
+            cause = str(told).strip().partition("\n")[0]
             kind = type(error).__name__
             attempt.why = f"{what} failed: {kind}: {cause}" if cause else f"{what} failed: {kind}"
             if (what, kind) not in self._told:
