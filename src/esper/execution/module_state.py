@@ -4,23 +4,32 @@ import random  # noqa: TID251 (only to put the user's state back)
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, final
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+Undo = Callable[[], object]
+
 _PYTORCHS = frozenset(vars(nn.Module()))
 _WRITERS: WeakSet[nn.Module] = WeakSet()
 """Modules whose forward was seen writing into their parameters, as a codebook's."""
+
+_SEEN: WeakKeyDictionary[nn.Module, tuple[int, ...]] = WeakKeyDictionary()
+"""Versions of the frozen parameters of modules at the last pass on the side."""
+
+_LONG = 1000
+_DRAWS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+_PLAIN = (int, float, complex, str, bytes, Tensor, np.ndarray, list, tuple, dict, set, deque)
 
 
 @final
 class Attributes:
     """Attributes of modules, and parameters of those that write into them, to be put back.
 
-    Numbers, tensors, lists, dictionaries, sets and random generators are restored; what other
-    objects hold inside is not.
+    Numbers, tensors, arrays, containers, random generators and objects that hold nothing but these
+    are restored; what other objects hold inside is not.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
@@ -28,8 +37,8 @@ class Attributes:
         own = [module for module in modules if not _is_espers(module)]
         self._held = [(module, _attributes(module)) for module in own]
         values = [value for _, held in self._held for value in held.values()]
-        self._undo = [undo for undo in map(_undo, values) if undo is not None]
-        self._written = Parameters(module for module in own if module in _WRITERS)
+        self._undo = [undo for value in values for undo in _undos(value)]
+        self._written = Parameters(m for m in own if m in _WRITERS or _has_moved(m))
 
     def put_back(self) -> None:
         """Restore everything, in place."""
@@ -51,7 +60,7 @@ class Parameters:
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._held = [
-            (module, name, p, p._version, p.detach().clone())
+            (module, name, p, p.detach().clone())
             for module in modules
             for name, p in module._parameters.items()
             if p is not None
@@ -59,16 +68,16 @@ class Parameters:
 
     def written(self) -> Iterator[nn.Module]:
         """Modules whose parameters were written or replaced."""
-        for module, name, p, version, _ in self._held:
-            if p._version != version or module._parameters.get(name) is not p:
+        for module, name, p, value in self._held:
+            if module._parameters.get(name) is not p or _differ(p, value):
                 yield module
 
     def put_back(self) -> None:
         """Restore the values, in place."""
-        for module, name, p, version, value in self._held:
+        for module, name, p, value in self._held:
             if module._parameters.get(name, module) is not p:
                 module._parameters[name] = p
-            if p._version != version:
+            if _differ(p, value):
                 p.data.copy_(value)
 
 
@@ -86,30 +95,80 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in vars(module).items() if name not in _PYTORCHS}
 
 
-def _undo(value: Any) -> Callable[[], object] | None:
-    """Function that restores the inside of a value, if it can change."""
-    if value is None or isinstance(value, bool | int | float | str | tuple):
-        return None
+def _undos(value: Any, depth: int = 3) -> Iterator[Undo]:
+    """Functions that restore the inside of a value, and of what it holds, if it can change."""
+    if value is None or isinstance(value, bool | int | float | str | nn.Parameter):
+        return
+    held: Iterable[Any] = ()
     if isinstance(value, Tensor):
-        kept, version = value.detach().clone(), value._version
-        return lambda: value._version != version and value.data.copy_(kept)
-    if isinstance(value, list | deque):
-        items = list(value)
-        return lambda: (value.clear(), value.extend(items))
-    if isinstance(value, dict | set):
+        kept = value.detach().clone()
+        yield lambda: _differ(value, kept) and value.data.copy_(kept)
+    elif isinstance(value, np.ndarray):
+        numbers = value.copy()
+        yield lambda: np.copyto(value, numbers)
+    elif isinstance(value, tuple):
+        held = value
+    elif isinstance(value, list | deque):
+        held = items = list(value)
+        yield lambda: (value.clear(), value.extend(items))
+    elif isinstance(value, dict | set):
         content = value.copy()
-        return lambda: (value.clear(), value.update(content))
-    return _undo_draws(value)
+        held = content.values() if isinstance(content, dict) else ()
+        yield lambda: (value.clear(), value.update(content))
+    elif _is_record(value):
+        fields = dict(vars(value))
+        held = fields.values()
+        yield lambda: (vars(value).clear(), vars(value).update(fields))
+    else:
+        yield from _undo_draws(value)
+    # What is long is data: its items are not looked into.
+    if depth and isinstance(held, Iterable) and len(found := list(held)) <= _LONG:
+        for part in found:
+            yield from _undos(part, depth - 1)
 
 
-def _undo_draws(value: Any) -> Callable[[], object] | None:
+def _is_record(value: Any) -> bool:
+    """Whether an object holds plain values alone, as a meter or a namespace; no locks, no files."""
+    held = getattr(value, "__dict__", None)
+    known = (*_PLAIN, *_DRAWS)
+    return (
+        isinstance(held, dict)
+        and not isinstance(value, nn.Module | type)
+        and not callable(value)
+        and all(part is None or isinstance(part, known) for part in held.values())
+    )
+
+
+def _undo_draws(value: Any) -> Iterator[Undo]:
     if isinstance(value, torch.Generator):
         drawn = value.get_state()
-        return lambda: value.set_state(drawn)
-    if isinstance(value, np.random.Generator):
+        yield lambda: value.set_state(drawn)
+    elif isinstance(value, np.random.Generator):
         bits = value.bit_generator.state
-        return lambda: setattr(value.bit_generator, "state", bits)
-    if isinstance(value, random.Random):
+        yield lambda: setattr(value.bit_generator, "state", bits)
+    elif isinstance(value, np.random.RandomState):
+        legacy = value.get_state()
+        yield lambda: value.set_state(legacy)
+    elif isinstance(value, random.Random):
         state = value.getstate()
-        return lambda: value.setstate(state)
-    return None
+        yield lambda: value.setstate(state)
+
+
+def version(tensor: Tensor) -> int:
+    """Counter of in-place writes into a tensor; -1 for one that has none, of inference mode."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _differ(tensor: Tensor, kept: Tensor) -> bool:
+    # By value: what is written through ``.data`` has no version.
+    return tensor.shape != kept.shape or not torch.equal(tensor, kept)
+
+
+def _has_moved(module: nn.Module) -> bool:
+    """Whether a frozen parameter was written since the last pass on the side: by forward, maybe."""
+    frozen = [p for p in module._parameters.values() if p is not None and not p.requires_grad]
+    if not frozen:
+        return False
+    before, now = _SEEN.get(module), tuple(map(version, frozen))
+    _SEEN[module] = now
+    return before is not None and before != now

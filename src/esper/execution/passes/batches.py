@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from esper.execution.module_state import version
+
 logger = logging.getLogger(__name__)
 
 _PLAIN = (str, bytes, int, float, bool, complex, type(None))
@@ -45,12 +47,12 @@ class OnCopies:
         """Call the function with a copy of ``batch``."""
         given = copied(batch, tensors=self.writes or not self._settled)
         tensors = list(tensors_in(given))
-        before = [_version(tensor) for tensor in tensors]
+        before = [version(tensor) for tensor in tensors]
         keys = _keys(given)
         try:
             return self.function(model, given)
         finally:
-            written = any(_version(t) != v for t, v in zip(tensors, before, strict=True))
+            written = any(version(t) != v for t, v in zip(tensors, before, strict=True))
             self.changes |= _keys(given) != keys
             if written and self._settled and not self.writes:
                 logger.warning("%s writes into its batch: it gets copies from now on", self.name)
@@ -161,10 +163,6 @@ def addresses(batch: Any) -> tuple[tuple[Any, ...], ...]:
             if tensor.layout is torch.strided and tensor.numel()
         )
     )
-
-
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
 
 
 def _keys(batch: Any) -> list[str]:

@@ -31,6 +31,7 @@ from esper.services.tamiyo.growth.governor import Governor
 from esper.services.tamiyo.growth.graft import Baseline, Training
 from esper.services.tamiyo.growth.grafts import ActiveGrafts
 from esper.services.tamiyo.growth.grower import Grower
+from esper.services.tamiyo.growth.holdout_watch import HoldoutWatch
 from esper.services.tamiyo.growth.prober import Prober
 from esper.services.tamiyo.growth.reload import Reloads
 from esper.services.tamiyo.ownership import let_go, own, refuse_owned, refuse_replicas
@@ -44,13 +45,10 @@ from esper.services.tamiyo.setup import (
     bind_blueprints,
     config_of,
     events_to_save,
-    held_out_addresses,
     journal_of,
     observe,
-    on_copies,
     strategy_of,
     try_out,
-    warn_if_held_out,
 )
 from esper.stores.base import MetricsStore
 from esper.stores.journal import Journal
@@ -117,7 +115,7 @@ class Tamiyo:
             trainers=Trainers(model, self.layers, optimizer, scheduler, seed_optimizer),
             loss_fn=OnCopies(loss_fn, "loss_fn"),
             holdout=holdout,
-            accuracy_fn=on_copies(accuracy_fn, "accuracy_fn"),
+            accuracy_fn=accuracy_fn and OnCopies(accuracy_fn, "accuracy_fn"),
         )
         self.aside = Aside()
         self._left_out = try_out(self.training, self.layers)
@@ -177,9 +175,7 @@ class Tamiyo:
         self._batches_of_epoch = 0
         self._recent: deque[Any] = deque(maxlen=_CALIBRATION_BATCHES)
         self._keeps_statistics = keeps_statistics(model)
-        self._held_out: frozenset[Any] = frozenset()
-        with self.aside("the watch over the holdout"):
-            self._held_out = held_out_addresses(holdout)
+        self._watch = HoldoutWatch(holdout)
         self._finished = False
         own(self.layers.values(), self)
 
@@ -197,9 +193,8 @@ class Tamiyo:
             self.reloads.link(self._epoch + 1)
         self._batches += 1
         self._batches_of_epoch += 1
-        if self._held_out:
-            with self.aside("the watch over the holdout"):
-                self._held_out = warn_if_held_out(batch, self._held_out)
+        with self.aside("the watch over the holdout"):
+            self._watch.on_batch(batch)
         if not self._keeps_statistics:
             self._recent.clear()
         self._recent.append(batch)
@@ -230,7 +225,7 @@ class Tamiyo:
             now = self._move_on(epoch, verdicts)
             decision, attempt.reason = self._grow(now, epoch)
         self._batches_of_epoch = 0
-        self._held_out = frozenset()  # one epoch has shown every batch
+        self._watch.stop()
         self._recent.clear()  # what a resumed run does not have, must not matter
         report = EpochReport(
             epoch=epoch,
@@ -389,6 +384,7 @@ class Tamiyo:
                 parameters that it had.
         """
         require_schema(state, "Tamiyo", SCHEMA)
+        self.reloads.start_over()
         self.training.trainers.replay_groups(state["groups"])
         self._epoch = state["epoch"]
         self._losses = list(state["losses"])
@@ -402,4 +398,3 @@ class Tamiyo:
         self.policy.load_state_dict(state["policy"])
         self.grafts.load_state_dict(state["grafts"])
         self.selector.load_state_dict(state["selector"])
-        self.reloads.forget()

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import final
 
+import torch
+
 logger = logging.getLogger(__name__)
 
 
@@ -53,7 +55,8 @@ class Aside:
         """
         attempt = Attempt()
         try:
-            yield attempt
+            with torch.inference_mode(False):  # a loop may evaluate, and call us, in that mode
+                yield attempt
         except Exception as error:
             cause = str(error).strip().partition("\n")[0]
             kind = type(error).__name__
