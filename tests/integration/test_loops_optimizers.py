@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.optim import LBFGS, SGD, Adafactor, Adam, AdamW, Optimizer, Rprop, SparseAdam
+from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer, SparseAdam
 from torch.optim import lr_scheduler as schedulers
 
 import esper
@@ -18,7 +18,6 @@ from tests.integration.optimizer_doubles import (
     MatricesOnly,
     ScheduleFree,
     ScheduleWrapper,
-    SharpnessAware,
     WarmupScheduler,
     Wrapper,
 )
@@ -47,7 +46,6 @@ def train(
     *,
     first: int = 0,
     schedule: Sequence[Any] = (),
-    step: Callable[[Any, nn.Module, Any], None] | None = None,
 ) -> list[EpochReport]:
     reports = []
     for epoch in range(first, epochs):
@@ -57,10 +55,7 @@ def train(
                 optimizer.zero_grad()
             torch.autograd.backward(loss_fn(model, batch).mean())
             for optimizer in optimizers:
-                if step is None:
-                    optimizer.step()
-                else:
-                    step(optimizer, model, batch)
+                optimizer.step()
             tamiyo.on_batch_end(batch)
         reports.append(tamiyo.on_epoch_end(epoch))
         for one in schedule:
@@ -291,44 +286,6 @@ def test_matrices_go_to_the_optimizer_of_matrices() -> None:
     for parameter in grown:
         wanted = matrices if parameter.ndim == 2 else vectors
         assert group_of((matrices, vectors), parameter)[0] is wanted
-
-
-def test_sharpness_aware_steps() -> None:
-    model = wrapped()
-    optimizer = SharpnessAware(model.parameters(), SGD, lr=0.02, momentum=0.9)
-
-    def step(optimizer: Any, model: nn.Module, batch: Any) -> None:
-        optimizer.first_step()
-        optimizer.zero_grad()
-        torch.autograd.backward(loss_fn(model, batch).mean())
-        optimizer.second_step()
-
-    tamiyo = tamiyo_of(model, optimizer)
-    train(model, tamiyo, [optimizer], 10, step=step)
-    assert kernels(model, "fc1") + kernels(model, "fc2")
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda ps: Adafactor(ps, lr=0.02),
-        lambda ps: Rprop(ps, lr=0.001),
-        lambda ps: SGD(ps, lr=0.02, foreach=True, maximize=False),
-        lambda ps: Adam(ps, lr=0.02, fused=True),
-    ],
-    ids=["adafactor", "rprop", "foreach", "fused"],
-)
-def test_optimizers_that_train_kernels(make: Callable[[Any], Optimizer]) -> None:
-    model = wrapped()
-    optimizer = make(model.parameters())
-    tamiyo = tamiyo_of(model, optimizer)
-    train(model, tamiyo, [optimizer], 6)
-    first, *rest = optimizer.param_groups
-    assert rest
-    for group in rest:
-        assert {k: v for k, v in group.items() if k != "params"} == {
-            k: v for k, v in first.items() if k != "params"
-        }
 
 
 @pytest.mark.parametrize("options", [{}, {"seed_optimizer": lambda ps: Adam(ps, lr=0.01)}])

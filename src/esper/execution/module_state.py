@@ -2,7 +2,8 @@
 
 import random  # noqa: TID251 (only to put the user's state back)
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from operator import is_
 from typing import Any, final
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -20,6 +21,7 @@ _SEEN: WeakKeyDictionary[nn.Module, tuple[int, ...]] = WeakKeyDictionary()
 """Versions of the frozen parameters of modules at the last pass on the side."""
 
 _LONG = 1000
+_FIXED = (bool, int, float, str, nn.Parameter, type(None))
 _DRAWS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 _PLAIN = (int, float, complex, str, bytes, Tensor, np.ndarray, list, tuple, dict, set, deque)
 
@@ -36,7 +38,8 @@ class Attributes:
         # Esper's own modules look after themselves.
         own = [module for module in modules if not _is_espers(module)]
         self._held = [(module, _attributes(module)) for module in own]
-        values = [value for _, held in self._held for value in held.values()]
+        held = [value for _, attributes in self._held for value in attributes.values()]
+        values = [value for value in held if not isinstance(value, _FIXED)]
         self._undo = [undo for value in values for undo in _undos(value)]
         self._written = Parameters(m for m in own if m in _WRITERS or _has_moved(m))
 
@@ -97,9 +100,9 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
 
 def _undos(value: Any, depth: int = 3) -> Iterator[Undo]:
     """Functions that restore the inside of a value, and of what it holds, if it can change."""
-    if value is None or isinstance(value, bool | int | float | str | nn.Parameter):
+    if isinstance(value, _FIXED):
         return
-    held: Iterable[Any] = ()
+    held: Collection[Any] = ()
     if isinstance(value, Tensor):
         kept = value.detach().clone()
         yield lambda: _differ(value, kept) and value.data.copy_(kept)
@@ -110,21 +113,34 @@ def _undos(value: Any, depth: int = 3) -> Iterator[Undo]:
         held = value
     elif isinstance(value, list | deque):
         held = items = list(value)
-        yield lambda: (value.clear(), value.extend(items))
-    elif isinstance(value, dict | set):
-        content = value.copy()
-        held = content.values() if isinstance(content, dict) else ()
-        yield lambda: (value.clear(), value.update(content))
-    elif _is_record(value):
-        fields = dict(vars(value))
-        held = fields.values()
-        yield lambda: (vars(value).clear(), vars(value).update(fields))
+        yield lambda: _identical(value, items) or _refill(value, value.extend, items)
+    elif isinstance(value, set):
+        members = value.copy()
+        yield lambda: value == members or _refill(value, value.update, members)
+    elif isinstance(value, dict) or _is_record(value):
+        entries = value if isinstance(value, dict) else vars(value)
+        content = dict(entries)
+        held = content.values()
+        yield lambda: _same_entries(entries, content) or _refill(entries, entries.update, content)
     else:
         yield from _undo_draws(value)
     # What is long is data: its items are not looked into.
-    if depth and isinstance(held, Iterable) and len(found := list(held)) <= _LONG:
-        for part in found:
+    if depth and len(held) <= _LONG:
+        for part in held:
             yield from _undos(part, depth - 1)
+
+
+def _refill(container: Any, fill: Callable[[Any], object], content: Any) -> object:
+    container.clear()
+    return fill(content)
+
+
+def _identical(found: Collection[Any], items: Collection[Any]) -> bool:
+    return len(found) == len(items) and all(map(is_, found, items))
+
+
+def _same_entries(found: dict[Any, Any], content: dict[Any, Any]) -> bool:
+    return list(found) == list(content) and _identical(found.values(), content.values())
 
 
 def _is_record(value: Any) -> bool:
