@@ -78,7 +78,6 @@ def events_to_save(journal: Journal, tracker: PerformanceTracker) -> list[Event]
     return [event for _, event in found]
 
 
-@torch.inference_mode(False)
 def try_out(training: Training, layers: Mapping[str, KasminaLayer]) -> dict[str, str]:
     """Run every function of the user's once; what is wrong shows now, not in mid-run.
 
@@ -91,23 +90,24 @@ def try_out(training: Training, layers: Mapping[str, KasminaLayer]) -> dict[str,
         KernelError: if the model fails on a batch of the holdout, or no layer can grow; the model
             is left as it was.
     """
-    _check(layers, training.holdout)
-    left_out: dict[str, str] = {}
-    batch = _observe_all(training, layers, left_out)
-    with suppress(KernelError):  # data that only evaluation takes says nothing of training
-        found = reached(
-            training.model, layers, loss_fn=training.loss_fn, batch=batch, training=True
-        )
-        left_out |= {name: why for name, why in found.items() if why}
-    _tell(layers, left_out)
-    for function in filter(None, (training.loss_fn, training.accuracy_fn)):
-        evaluate(training.model, function, [batch])
-        _require_examples(training.model, function, batch)
-        if isinstance(function, OnCopies):
-            function.settle()
-    _require_gradients(training, {n: la for n, la in layers.items() if n not in left_out})
-    training.trainers.check()
-    return left_out
+    with torch.inference_mode(False):  # the caller may be in that mode
+        _check(layers, training.holdout)
+        left_out: dict[str, str] = {}
+        batch = _observe_all(training, layers, left_out)
+        with suppress(KernelError):  # data that only evaluation takes says nothing of training
+            found = reached(
+                training.model, layers, loss_fn=training.loss_fn, batch=batch, training=True
+            )
+            left_out |= {name: why for name, why in found.items() if why}
+        _tell(layers, left_out)
+        for function in filter(None, (training.loss_fn, training.accuracy_fn)):
+            evaluate(training.model, function, [batch])
+            _require_examples(training.model, function, batch)
+            if isinstance(function, OnCopies):
+                function.settle()
+        _require_gradients(training, {n: la for n, la in layers.items() if n not in left_out})
+        training.trainers.check()
+        return left_out
 
 
 def observe(
