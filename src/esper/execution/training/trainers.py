@@ -220,7 +220,7 @@ class Trainers:
     def _follow(self) -> None:
         """Take on the optimizers that the user's loop made in place of those that were given."""
         for index, optimizer in enumerate(self.optimizers):
-            new = successor(optimizer)
+            new = successor(optimizer, self._of(optimizer))
             if new is None or any(new is one for one in self.optimizers):
                 continue
             logger.warning(
@@ -232,12 +232,21 @@ class Trainers:
             self.optimizers[index] = self.wrappers[index] = new
             self._objections.clear()
 
+    def _of(self, optimizer: Optimizer) -> list[nn.Parameter]:
+        """Parameters of the host that an optimizer holds, or that none does if these are gone."""
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        parts = [m for la in self.layers.values() for m in (la.seeds, la.fossils)]
+        kernels = {id(p) for part in parts for p in part.parameters()}
+        host = [p for p in self.model.parameters() if id(p) not in kernels]
+        return [p for p in host if id(p) in held] or [p for p in host if not self.holds(p)]
+
     def holds(self, parameter: nn.Parameter) -> bool:
         """True if one of the optimizers trains a parameter."""
         return id(parameter) in self._held()
 
     def discard(self, parameters: Iterable[nn.Parameter]) -> None:
         """Have every optimizer and scheduler drop these parameters."""
+        self._follow()
         gone = list(parameters)
         for optimizer, wrapper in zip(self.optimizers, self.wrappers, strict=True):
             optimizers.discard(optimizer, gone, self.schedulers)

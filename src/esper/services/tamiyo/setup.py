@@ -15,7 +15,7 @@ from esper.contracts.errors import ConfigError, KernelError
 from esper.contracts.events import Event
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.kernel import FAULTS
-from esper.execution.passes.batches import OnCopies, addresses
+from esper.execution.passes.batches import OnCopies
 from esper.execution.passes.counterfactual import evaluate
 from esper.execution.passes.isolation import LossFn
 from esper.execution.passes.probes import probe
@@ -38,9 +38,6 @@ from esper.stores.memory import MemoryStore
 from esper.strategies import STRATEGIES, SelectionStrategy
 
 logger = logging.getLogger(__name__)
-
-Addresses = tuple[tuple[Any, ...], ...]
-"""Where the tensors of a batch lie in memory."""
 
 
 def config_of(config: Config | Mapping[str, Any] | str | Path | None) -> Config:
@@ -86,29 +83,6 @@ def events_to_save(journal: Journal, tracker: PerformanceTracker) -> list[Event]
     return [event for _, event in found]
 
 
-def on_copies(function: LossFn | None, name: str) -> OnCopies | None:
-    """The user's function on copies of its batches, if there is one."""
-    return None if function is None else OnCopies(function, name)
-
-
-def held_out_addresses(holdout: Iterable[Any]) -> frozenset[Addresses]:
-    """Where the batches of a holdout that is kept in memory lie; empty for any other."""
-    if not isinstance(holdout, list | tuple):
-        return frozenset()
-    return frozenset(map(addresses, holdout)) - {()}
-
-
-def warn_if_held_out(batch: Any, held_out: frozenset[Addresses]) -> frozenset[Addresses]:
-    """Say that a batch that was trained on is one of the holdout; returns what is left to watch."""
-    if addresses(batch) not in held_out:
-        return held_out
-    logger.warning(
-        "the holdout holds a batch that is trained on, so a kernel that learns it by heart looks "
-        "good; give a holdout whose batches on_batch_end never gets"
-    )
-    return frozenset()
-
-
 def try_out(training: Training, layers: Mapping[str, KasminaLayer]) -> dict[str, str]:
     """Run every function of the user's once; what is wrong shows now, not in mid-run.
 
@@ -121,30 +95,24 @@ def try_out(training: Training, layers: Mapping[str, KasminaLayer]) -> dict[str,
         KernelError: if the model fails on a batch of the holdout, or no layer can grow; the model
             is left as it was.
     """
-    _check(layers, training.holdout)
-    left_out: dict[str, str] = {}
-    with torch.inference_mode(False):
+    with torch.inference_mode(False):  # the caller may be in that mode
+        _check(layers, training.holdout)
+        left_out: dict[str, str] = {}
         batch = _observe_all(training, layers, left_out)
-        _try_out(training, layers, batch, left_out)
+        with suppress(KernelError):  # data that only evaluation takes says nothing of training
+            found = reached(
+                training.model, layers, loss_fn=training.loss_fn, batch=batch, training=True
+            )
+            left_out |= {name: why for name, why in found.items() if why}
+        _tell(layers, left_out)
+        for function in filter(None, (training.loss_fn, training.accuracy_fn)):
+            evaluate(training.model, function, [batch])
+            _require_examples(training.model, function, batch)
+            if isinstance(function, OnCopies):
+                function.settle()
+        _require_gradients(training, {n: la for n, la in layers.items() if n not in left_out})
         training.trainers.check()
-    return left_out
-
-
-def _try_out(
-    training: Training, layers: Mapping[str, KasminaLayer], batch: Any, left_out: dict[str, str]
-) -> None:
-    with suppress(KernelError):  # data that only evaluation takes says nothing of training
-        found = reached(
-            training.model, layers, loss_fn=training.loss_fn, batch=batch, training=True
-        )
-        left_out |= {name: why for name, why in found.items() if why}
-    _tell(layers, left_out)
-    _require_gradients(training, {n: la for n, la in layers.items() if n not in left_out})
-    for function in filter(None, (training.loss_fn, training.accuracy_fn)):
-        evaluate(training.model, function, [batch])
-        _require_examples(training.model, function, batch)
-        if isinstance(function, OnCopies):
-            function.settle()
+        return left_out
 
 
 def observe(
@@ -208,29 +176,29 @@ def _tell(layers: Mapping[str, KasminaLayer], left_out: Mapping[str, str]) -> No
         KernelError: if none can.
     """
     unseen = _unseen(layers, left_out)
-    if len(unseen) + len(left_out) == len(layers):
-        for name, why in left_out.items():
-            raise KernelError(f"layer {name!r} cannot grow: it {why}")
+    objections = {name: f"it {why}" for name, why in left_out.items()}
+    for name, layer in layers.items():
+        if name not in unseen and name not in left_out and not smallest_kernels(layer):
+            blueprints = ", ".join(layer.seed_blueprints)
+            objections[name] = (
+                f"none of its seeds' blueprints, {blueprints}, fits it ({misfit(layer)}); give "
+                "it others by esper.wrap(..., seeds=[...]), or wrap a layer beside it"
+            )
+    if len(unseen) + len(objections) == len(layers):
+        for name, why in objections.items():
+            raise KernelError(f"layer {name!r} cannot grow: {why}")
         raise KernelError(
             f"layer {next(iter(unseen))!r} is never called in forward, so it cannot grow; wrap one "
             "that is"
         )
-    for name, why in left_out.items():
-        logger.warning("layer %s cannot grow: it %s", name, why)
+    for name, why in objections.items():
+        logger.warning("layer %s cannot grow: %s", name, why)
     for name in unseen:
         logger.warning(
             "layer %s was called in no batch of the holdout; it can grow once a training batch "
             "reaches it",
             name,
         )
-    for name, layer in layers.items():
-        if name not in unseen and name not in left_out and not smallest_kernels(layer):
-            logger.warning(
-                "layer %s cannot grow: none of its seeds' blueprints, %s, fits it (%s)",
-                name,
-                ", ".join(layer.seed_blueprints),
-                misfit(layer),
-            )
 
 
 def _require_gradients(training: Training, layers: Mapping[str, KasminaLayer]) -> None:
@@ -256,8 +224,9 @@ def _require_gradients(training: Training, layers: Mapping[str, KasminaLayer]) -
     for name in deaf:
         raise KernelError(
             f"layer {name!r} cannot grow: no loss of the holdout depends on it in training, as "
-            "under torch.no_grad or in reentrant gradient checkpointing; let gradients reach it, "
-            "and call torch.utils.checkpoint.checkpoint with use_reentrant=False"
+            "under torch.no_grad, torch.func.vmap or reentrant gradient checkpointing; let "
+            "gradients reach it, and call torch.utils.checkpoint.checkpoint with "
+            "use_reentrant=False"
         )
 
 

@@ -32,6 +32,7 @@ from esper.services.tamiyo.growth.governor import Governor
 from esper.services.tamiyo.growth.graft import Baseline, Training
 from esper.services.tamiyo.growth.grafts import ActiveGrafts
 from esper.services.tamiyo.growth.grower import Grower
+from esper.services.tamiyo.growth.holdout_watch import HoldoutWatch
 from esper.services.tamiyo.growth.prober import Prober
 from esper.services.tamiyo.growth.reload import Reloads
 from esper.services.tamiyo.ownership import let_go, own, refuse_owned, refuse_replicas
@@ -45,13 +46,10 @@ from esper.services.tamiyo.setup import (
     bindings_of,
     config_of,
     events_to_save,
-    held_out_addresses,
     journal_of,
     observe,
-    on_copies,
     strategy_of,
     try_out,
-    warn_if_held_out,
 )
 from esper.stores.base import MetricsStore
 from esper.stores.journal import Journal
@@ -118,7 +116,7 @@ class Tamiyo:
             trainers=Trainers(model, self.layers, optimizer, scheduler, seed_optimizer),
             loss_fn=OnCopies(loss_fn, "loss_fn"),
             holdout=holdout,
-            accuracy_fn=on_copies(accuracy_fn, "accuracy_fn"),
+            accuracy_fn=accuracy_fn and OnCopies(accuracy_fn, "accuracy_fn"),
         )
         self.aside = Aside()
         self._left_out = try_out(self.training, self.layers)
@@ -178,9 +176,7 @@ class Tamiyo:
         self._batches = self._batches_of_epoch = 0
         self._recent: deque[Any] = deque(maxlen=_CALIBRATION_BATCHES)
         self._keeps_statistics, self._finished = keeps_statistics(model), False
-        self._held_out: frozenset[Any] = frozenset()
-        with self.aside("the watch over the holdout"):
-            self._held_out = held_out_addresses(holdout)
+        self._watch = HoldoutWatch(holdout)
         own(self.layers.values(), self)
 
     # --- what the user calls ----------------------------------------------------------------------
@@ -195,9 +191,8 @@ class Tamiyo:
             return
         self.reloads.link(begun=True)
         self._batches, self._batches_of_epoch = self._batches + 1, self._batches_of_epoch + 1
-        if self._held_out:
-            with self.aside("the watch over the holdout"):
-                self._held_out = warn_if_held_out(batch, self._held_out)
+        with self.aside("the watch over the holdout"):
+            self._watch.on_batch(batch)
         if not self._keeps_statistics:
             self._recent.clear()
         self._recent.append(batch)
@@ -231,7 +226,7 @@ class Tamiyo:
                 self._mirrors.watch()
         self._batches_of_epoch = 0
         self.reloads.epoch = epoch + 1
-        self._held_out = frozenset()  # one epoch has shown every batch
+        self._watch.stop()
         self._recent.clear()  # what a resumed run does not have, must not matter
         report = EpochReport(
             epoch=epoch,
@@ -391,6 +386,7 @@ class Tamiyo:
                 parameters that it had.
         """
         require_schema(state, "Tamiyo", SCHEMA)
+        self.reloads.start_over()
         self.training.trainers.replay_groups(state["groups"])
         self._epoch = state["epoch"]
         self._losses = list(state["losses"])
@@ -408,4 +404,3 @@ class Tamiyo:
         self.policy.load_state_dict(state["policy"])
         self.grafts.load_state_dict(state["grafts"])
         self.selector.load_state_dict(state["selector"])
-        self.reloads.forget()

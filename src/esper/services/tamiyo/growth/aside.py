@@ -56,8 +56,7 @@ class Aside:
         """
         attempt = Attempt()
         try:
-            # An evaluation may be in inference mode, whose tensors no training could use.
-            with torch.inference_mode(False):
+            with torch.inference_mode(False):  # a loop may evaluate, and call us, in that mode
                 yield attempt
         except Exception as error:
             told = TracebackException.from_exception(error, limit=0)  # whose str() never fails
