@@ -297,8 +297,11 @@ def wrong_layout(trial: Trial) -> None:
 
 @refused(
     "layer 'body.0' cannot grow: none of its seeds' blueprints, conv_bottleneck, depthwise, "
-    "conv_block, conv_bottleneck, fits it; give it others by esper.wrap(..., seeds=[...]), "
-    "or wrap a layer beside it"
+    "conv_block, conv_bottleneck, fits it (blueprint 'conv_bottleneck' does not fit a conv2d "
+    "layer (ConvTranspose2d, 3x4x4 -> 8x8x8): no whole stride s gives ceil(n / s) or "
+    "floor(n / s) for its extents, 4 -> 8; wrap the convolution itself, so that its own geometry "
+    "is known, or pad it); give it others by esper.wrap(..., seeds=[...]), or wrap a layer "
+    "beside it"
 )
 def transposed_convolution(trial: Trial) -> None:
     """The one wrapped layer is an `nn.ConvTranspose2d`."""

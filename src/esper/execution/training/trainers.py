@@ -369,8 +369,8 @@ class Trainers:
         names = [optimizers.group_names(one, self.model) for one in self.optimizers]
         return names[0] if len(names) == 1 else {"optimizers": names}
 
-    def replay_groups(self, names: Any) -> None:
-        """Undo ``group_names`` on fresh optimizers over a restored model.
+    def replay_groups(self, names: Any, gone: Iterable[nn.Parameter] = ()) -> None:
+        """Undo ``group_names`` on optimizers over a restored model; ``gone`` are dropped before.
 
         Raises:
             ConfigError: if the optimizers are not as many as they were, or hold other parameters.
@@ -383,7 +383,8 @@ class Trainers:
             )
         states = [dict(one.state) for one in self.optimizers]  # theirs may have been loaded before
         groups_now = [group for one in self.optimizers for group in one.param_groups]
-        self.discard([p for group in groups_now for _, p in optimizers.kernels_in(group)])
+        joined = [p for group in groups_now for _, p in optimizers.kernels_in(group)]
+        self.discard([*gone, *joined])
         named = {id(p): name for name, p in self.model.named_parameters()}
         grown = {named[id(p)]: name for name, p in kernel_parameters(self.layers.values())}
         for optimizer, groups in zip(self.wrappers, saved, strict=True):

@@ -17,6 +17,8 @@ from esper.execution.undoing.reachable import Found, Path, follow, is_draws, wal
 
 _WRITERS: WeakSet[nn.Module] = WeakSet()
 """Modules whose forward was seen writing into their parameters, as a codebook's."""
+_VERSIONS: WeakKeyDictionary[nn.Module, tuple[int, ...]] = WeakKeyDictionary()
+"""Versions of the frozen parameters of modules at the last pass on the side."""
 _PLAIN = frozenset({str, int, float, bool, tuple, type(None), torch.Size})
 _PLACES: WeakKeyDictionary[nn.Module, list[Path]] = WeakKeyDictionary()
 """Where a module keeps what was seen changing."""
@@ -78,7 +80,7 @@ class ModuleState:
         self._registered = [
             (table, len(table)) for m in own for table in (m._parameters, m._modules)
         ]
-        self._written = Parameters(module for module in own if module in _WRITERS)
+        self._written = Parameters(m for m in own if m in _WRITERS or _has_moved(m))
 
     def put_back(self) -> None:
         """Restore everything, in place."""
@@ -137,6 +139,16 @@ class Sources:
             for name, number in numbers.items():
                 if isinstance(attributes.get(name), int | float):
                     attributes[name] = number
+
+
+def _has_moved(module: nn.Module) -> bool:
+    """Whether a frozen parameter was written since the last pass on the side: by forward, maybe."""
+    frozen = [p for p in module._parameters.values() if p is not None and not p.requires_grad]
+    if not frozen:
+        return False
+    now = tuple(-1 if p.is_inference() else p._version for p in frozen)
+    before, _VERSIONS[module] = _VERSIONS.get(module), now
+    return before is not None and before != now
 
 
 def _is_espers(module: nn.Module) -> bool:

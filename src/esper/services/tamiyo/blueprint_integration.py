@@ -159,7 +159,8 @@ def smallest_kernels(layer: KasminaLayer) -> list[int]:
 
 def misfit(layer: KasminaLayer) -> str:
     """Reason why the blueprint of the layer's first seed does not fit it; empty if it does."""
-    return _smallest(layer.seed_blueprints[0], known_spec(layer))[1]
+    objection = _smallest(layer.seed_blueprints[0], known_spec(layer))[1]
+    return objection.partition(". Blueprints that fit")[0]
 
 
 def _sizes(layer: KasminaLayer, seeds: list[int], budget: int) -> dict[int, int]:

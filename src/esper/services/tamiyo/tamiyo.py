@@ -386,8 +386,7 @@ class Tamiyo:
                 parameters that it had.
         """
         require_schema(state, "Tamiyo", SCHEMA)
-        self.reloads.start_over()
-        self.training.trainers.replay_groups(state["groups"])
+        self.training.trainers.replay_groups(state["groups"], self.reloads.start_over())
         self._epoch = state["epoch"]
         self._losses = list(state["losses"])
         self._batches = state["batches"]

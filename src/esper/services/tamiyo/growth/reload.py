@@ -46,14 +46,14 @@ class Reloads:
         for handle in self._handles:
             handle.remove()
 
-    def start_over(self) -> None:
-        """Have the optimizers drop every kernel: Tamiyo's own state, which follows, has them."""
+    def start_over(self) -> list[nn.Parameter]:
+        """Parameters of every kernel, that went too: a state of Tamiyo's follows, and has them."""
         layers = self.grafts.layers.values()
         gone = [p for layer in layers for p in layer.take_regrown() or ()]
         parts = [module for layer in layers for module in (layer.seeds, layer.fossils)]
         held = [p for part in parts for p in part.parameters()]
         isolated = [p for layer in layers for p in _isolated(layer)]
-        self.grafts.training.trainers.discard([*gone, *held, *isolated])
+        return [*gone, *held, *isolated]
 
     def link(self, *, begun: bool = False) -> None:
         """Link optimizer and grafts to the kernels that there are, if they changed.
