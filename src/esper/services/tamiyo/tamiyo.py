@@ -4,10 +4,8 @@
 measures, moves grafts on, judges those that are due, and lets the policy ask for the next one.
 """
 
-import logging
 from collections import deque
 from collections.abc import Iterable, Mapping
-from math import isfinite
 from pathlib import Path
 from typing import Any, Self, final
 from uuid import uuid4
@@ -28,10 +26,12 @@ from esper.execution.training import optimizers
 from esper.execution.training.trainers import Trainers
 from esper.services.tamiyo.blueprint_integration import BlueprintIntegration
 from esper.services.tamiyo.growth.aside import Aside
+from esper.services.tamiyo.growth.budget import host_parameters, warn_if_too_small, with_budget
 from esper.services.tamiyo.growth.governor import Governor
 from esper.services.tamiyo.growth.graft import Baseline, Training
 from esper.services.tamiyo.growth.grafts import ActiveGrafts
 from esper.services.tamiyo.growth.grower import Grower
+from esper.services.tamiyo.growth.mover import Mover
 from esper.services.tamiyo.growth.prober import Prober
 from esper.services.tamiyo.growth.reload import Reloads
 from esper.services.tamiyo.ownership import let_go, own, refuse_owned, refuse_replicas
@@ -55,8 +55,6 @@ from esper.services.tamiyo.setup import (
 )
 from esper.stores.base import MetricsStore
 from esper.stores.journal import Journal
-
-logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 """Version of the state."""
@@ -122,6 +120,8 @@ class Tamiyo:
         )
         self.aside = Aside()
         self._left_out = try_out(self.training, self.layers)
+        self.config = with_budget(self.config, host_parameters(model, self.layers))
+        warn_if_too_small(self.config.growth, self.layers, self._left_out)
         self._owns_store = not isinstance(store, MetricsStore | Journal)
         self._names_run = run is not None
         self.journal = journal_of(store)
@@ -171,6 +171,9 @@ class Tamiyo:
         )
         self.governor = Governor(
             model, self.training.trainers.optimizers, divergence_factor=growth.divergence_factor
+        )
+        self.mover = Mover(
+            self.training, self.grafts, self.governor, log=self.log, aside=self.aside
         )
         self.reloads = Reloads(self.grafts, self.governor)
         self._losses: list[float] = []
@@ -235,7 +238,7 @@ class Tamiyo:
             holdout_loss=float("nan") if now is None else now.loss,
             holdout_accuracy=None if now is None else now.accuracy,
             used=self.used,
-            budget=self.config.growth.budget,
+            budget=self.budget,
             steps=self.grafts.take_steps(),
             verdicts=tuple(verdicts),
             decision=decision,
@@ -277,6 +280,11 @@ class Tamiyo:
             self.close()
 
     @property
+    def budget(self) -> int:
+        """Parameters that growth may add in all."""
+        return self.policy.budget
+
+    @property
     def used(self) -> int:
         """Parameters of all kernels, absorbed or under way."""
         return self.grower.used
@@ -300,45 +308,22 @@ class Tamiyo:
 
     def _move_on(self, epoch: int, verdicts: list[Verdict]) -> Baseline | None:
         """Measure, roll back what fell ill, and take every graft the step that is due."""
-        now = self._measure()
-        if now is not None:
-            verdicts += self._govern(now, epoch)
-            if verdicts:
-                now = self._measure()
+        now = self.mover.measure(epoch, verdicts)
         if now is not None:
             self._losses.append(now.loss)
-        verdicts += self.grafts.move_on(
+        verdicts += self.mover.move_on(
             now,
             epoch=epoch,
             batches_per_epoch=self._batches_of_epoch,
             calibration=list(self._recent) if self._keeps_statistics else (),
         )
-        if now is not None and self.grafts.blending and isfinite(now.loss):
-            self.governor.keep(now.loss, epoch)
-        elif now is not None or not self.grafts.blending:
-            self.governor.let_go()
         return now
-
-    def _measure(self) -> Baseline | None:
-        with self.aside("the measurement of the held-out loss"):
-            return self.training.measure()
-        return None
-
-    def _govern(self, now: Baseline, epoch: int) -> list[Verdict]:
-        """Roll an ill host back; the kernels that were being blended in are at fault."""
-        why = self.governor.objection(now.loss)
-        if not why:
-            return []
-        logger.warning("epoch %d: %s; rolled back to epoch %d", epoch, why, self.governor.epoch)
-        self.log.rollback(epoch=epoch, to_epoch=self.governor.epoch, why=why)
-        self.governor.restore()
-        return self.grafts.abandon_blending(f"{why}; the host was rolled back", epoch=epoch)
 
     def _grow(self, now: Baseline | None, epoch: int) -> tuple[Decision | None, str]:
         if self._finished:
             return None, "the run is finished"
         if not self.prober and self._recent:
-            self._probe(self._recent[-1])
+            self.prober.probe(self._recent[-1])
         if now is None:
             self.prober.forget()
             return None, "the held-out loss could not be measured"
@@ -347,9 +332,6 @@ class Tamiyo:
         with self.aside("the choice of a graft") as attempt:
             return self.grower.grow(health, self._losses, now, epoch)
         return None, attempt.why
-
-    def _probe(self, batch: Any) -> None:
-        self.prober.probe(batch)
 
     # --- checkpoints ------------------------------------------------------------------------------
 

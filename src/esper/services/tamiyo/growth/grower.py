@@ -142,5 +142,5 @@ class Grower:
         if layer.spec is None or layer_name in self.left_out:
             return []
         if layer_name not in self._sizes:
-            self._sizes[layer_name] = smallest_kernels(layer)
+            self._sizes[layer_name] = list(smallest_kernels(layer).values())
         return self._sizes[layer_name]
