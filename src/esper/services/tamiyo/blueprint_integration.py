@@ -163,13 +163,6 @@ def smallest_kernels(layer: KasminaLayer) -> dict[str, int]:
     return dict(sorted(sizes.items(), key=itemgetter(1)))
 
 
-def misfits(layer: KasminaLayer) -> dict[str, str]:
-    """Reason why each of its blueprints that does not fit the layer does not."""
-    spec = known_spec(layer)
-    found = {name: _smallest(name, spec)[1] for name in dict.fromkeys(layer.seed_blueprints)}
-    return {name: objection for name, objection in found.items() if objection}
-
-
 def _sizes(layer: KasminaLayer, seeds: list[int], budget: int) -> dict[int, int]:
     """Parameters of the kernel that each seed would get; a seed without one is left out."""
     spec, names = known_spec(layer), layer.seed_blueprints

@@ -4,6 +4,7 @@
 measures, moves grafts on, judges those that are due, and lets the policy ask for the next one.
 """
 
+import sys
 from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -36,6 +37,7 @@ from esper.services.tamiyo.growth.prober import Prober
 from esper.services.tamiyo.growth.reload import Reloads
 from esper.services.tamiyo.ownership import let_go, own, refuse_owned, refuse_replicas
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
+from esper.services.tamiyo.plan import Plan, plan_of
 from esper.services.tamiyo.policies import POLICIES
 from esper.services.tamiyo.policies.heuristic import loss_trend
 from esper.services.tamiyo.report import EpochReport, Verdict
@@ -81,6 +83,7 @@ class Tamiyo:
         seed_optimizer: Makes the optimizer of an isolated seed; by default one like ``optimizer``.
         scope: Whose history this is; by default the model's class name.
         run: Name of the run in the store; by default a fresh one.
+        plan: Print the plan of the run, as ``plan()`` returns it.
 
     Raises:
         ConfigError: if the model is not wrapped, lazy, on the meta device, sharded, trained by
@@ -105,6 +108,7 @@ class Tamiyo:
         seed_optimizer: optimizers.SeedOptimizer | None = None,
         scope: str | None = None,
         run: str | None = None,
+        plan: bool = False,
     ) -> None:
         model = getattr(model, "_orig_mod", model)
         self.config = config_of(config)
@@ -185,8 +189,19 @@ class Tamiyo:
         with self.aside("the watch over the holdout"):
             self._held_out = held_out_addresses(holdout)
         own(self.layers.values(), self)
+        if plan:
+            sys.stdout.write(f"{self.plan()}\n")
 
     # --- what the user calls ----------------------------------------------------------------------
+
+    def plan(self, *, batch: Any = None, batches: int | None = None) -> Plan:
+        """What the run will do and an estimate of its cost, from a few passes on the side.
+
+        Args:
+            batch: A training batch to time; by default the first of the holdout.
+            batches: Training batches of an epoch; by default as many as make the holdout a tenth.
+        """
+        return plan_of(self.training, self.grower, self.aside, batch=batch, batches=batches)
 
     def on_batch_end(self, batch: Any) -> None:
         """After ``optimizer.step()``: probe now and then, train isolated seeds, raise alphas.

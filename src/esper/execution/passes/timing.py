@@ -1,0 +1,94 @@
+"""Times of passes through a model, measured on the side."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.passes.isolation import LossFn, example_losses, gradients_of
+from esper.execution.passes.probes import probe
+from esper.execution.side_effect_free import side_effect_free, training_like_mode
+
+_PASSES = 5
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassTimes:
+    """Milliseconds of one pass, the shortest of a few; the optimizer's step is in none.
+
+    Attributes:
+        training_ms: Forward and backward, over all trainable parameters.
+        probe_ms: Forward and backward down to the lowest wrapped layer; a shadow step is like it.
+        evaluation_ms: Forward without gradients, once for each function that is evaluated.
+        examples: Examples of the batch of training and probe.
+        held_out: Examples of the batch of evaluation.
+    """
+
+    training_ms: float
+    probe_ms: float
+    evaluation_ms: float
+    examples: int
+    held_out: int
+
+
+def time_passes(
+    model: nn.Module,
+    layers: Mapping[str, KasminaLayer],
+    functions: Sequence[LossFn],
+    *,
+    batch: Any,
+    held_out: Any,
+) -> PassTimes:
+    """Time a few passes that leave model, gradients and random states as they were.
+
+    Args:
+        model: The model.
+        layers: The wrapped layers by name.
+        functions: Functions that are evaluated; the first gives the losses to train by.
+        batch: As the functions take it, to train on.
+        held_out: As the functions take it, to evaluate.
+
+    Raises:
+        KernelError: if the model uses reentrant checkpointing.
+    """
+    loss_fn = functions[0]
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    sizes = {}
+
+    def train() -> None:
+        losses = example_losses(loss_fn, model, batch)
+        sizes["examples"] = len(losses)
+        if losses.requires_grad:
+            gradients_of(losses.mean(), parameters)
+
+    def evaluate() -> None:
+        for function in functions:
+            sizes["held_out"] = len(example_losses(function, model, held_out))
+
+    with side_effect_free(model, training=training_like_mode(model)), torch.enable_grad():
+        training_ms = _shortest_ms(train)
+    with side_effect_free(model, training=False), torch.no_grad():
+        evaluation_ms = _shortest_ms(evaluate)
+    return PassTimes(
+        training_ms=training_ms,
+        probe_ms=_shortest_ms(lambda: probe(model, layers, loss_fn=loss_fn, batch=batch)),
+        evaluation_ms=evaluation_ms,
+        **sizes,
+    )
+
+
+def _shortest_ms(run: Callable[[], object]) -> float:
+    """Time of the fastest call but the first, which may allocate and compile."""
+    times = []
+    for _ in range(1 + _PASSES):
+        started = perf_counter()
+        run()
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize()
+        times.append(perf_counter() - started)
+    return 1000 * min(times[1:])
