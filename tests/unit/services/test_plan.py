@@ -14,7 +14,9 @@ from esper.services.tamiyo.plan import Plan
 from tests.unit.services import small_run
 from tests.unit.services.small_run import SmallRun, same
 
-TIMES = PassTimes(training_ms=10.0, probe_ms=8.0, evaluation_ms=3.0, examples=32, held_out=32)
+TIMES = PassTimes(
+    training_ms=10.0, probe_ms=8.0, shadow_ms=6.0, evaluation_ms=3.0, examples=32, held_out=32
+)
 
 
 def planned(**given: Any) -> Plan:
@@ -54,10 +56,10 @@ def test_it_fits_a_terminal() -> None:
 
 
 def test_the_cost_is_that_of_its_passes() -> None:
-    """A probe each 4 batches, 8 / 10 a probe; evaluation of a tenth, 3 / 10; shadow 8 / 10 each."""
+    """A probe each 4 batches, 8 / 10 a probe; evaluation of a tenth, 3 / 10; shadow 6 / 10 each."""
     plan = planned()
     assert plan.epoch_cost(0) == pytest.approx(1 + 0.25 * 0.8 + 0.1 * 0.3)
-    assert plan.epoch_cost(2) == pytest.approx(1 + 0.25 * 0.8 + 0.1 * 0.3 + 2 * 0.8)
+    assert plan.epoch_cost(2) == pytest.approx(1 + 0.25 * 0.8 + 0.1 * 0.3 + 2 * 0.6)
     told = replace(plan, batches=6)  # one probe in six batches, three of the holdout
     assert told.epoch_cost(0) == pytest.approx(1 + 0.8 / 6 + 0.5 * 0.3)
     assert "1 probe(s) an epoch" in str(told)

@@ -2,18 +2,20 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from statistics import median
 from time import perf_counter
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.passes.isolation import LossFn, example_losses, gradients_of
 from esper.execution.passes.probes import probe
-from esper.execution.side_effect_free import side_effect_free, training_like_mode
+from esper.execution.side_effect_free import freeze_statistics, side_effect_free, training_like_mode
 
-_PASSES = 5
+_PASSES = 3
 
 
 @final
@@ -23,7 +25,8 @@ class PassTimes:
 
     Attributes:
         training_ms: Forward and backward, over all trainable parameters.
-        probe_ms: Forward and backward down to the lowest wrapped layer; a shadow step is like it.
+        probe_ms: One probe of the wrapped layers.
+        shadow_ms: Forward, and backward down to one wrapped layer; the median over the layers.
         evaluation_ms: Forward without gradients, once for each function that is evaluated.
         examples: Examples of the batch of training and probe.
         held_out: Examples of the batch of evaluation.
@@ -31,6 +34,7 @@ class PassTimes:
 
     training_ms: float
     probe_ms: float
+    shadow_ms: float
     evaluation_ms: float
     examples: int
     held_out: int
@@ -77,9 +81,36 @@ def time_passes(
     return PassTimes(
         training_ms=training_ms,
         probe_ms=_shortest_ms(lambda: probe(model, layers, loss_fn=loss_fn, batch=batch)),
+        shadow_ms=median(
+            _shortest_ms(partial(_pass_like_shadow, model, layer, loss_fn, batch))
+            for layer in layers.values()
+        ),
         evaluation_ms=evaluation_ms,
         **sizes,
     )
+
+
+def _pass_like_shadow(model: nn.Module, layer: KasminaLayer, loss_fn: LossFn, batch: Any) -> None:
+    """Pass of which only what follows the layer is recorded, as when a seed trains."""
+    roots = []
+
+    def record(module: nn.Module, args: Any, output: Any) -> Any:
+        if not isinstance(output, Tensor):
+            return output
+        torch.set_grad_enabled(True)
+        roots.append(torch.zeros_like(output, requires_grad=True))
+        return output + roots[-1]
+
+    handle = layer.register_forward_hook(record)
+    try:
+        mode = training_like_mode(model)
+        with side_effect_free(model, training=mode), torch.no_grad():
+            freeze_statistics(model)
+            losses = example_losses(loss_fn, model, batch)
+            if losses.requires_grad:
+                gradients_of(losses.mean(), roots)
+    finally:
+        handle.remove()
 
 
 def _shortest_ms(run: Callable[[], object]) -> float:

@@ -104,7 +104,7 @@ class Plan:
         held_out = HOLDOUT_SHARE * times.examples / times.held_out
         if self.batches is not None and self.holdout_batches is not None:
             held_out = self.holdout_batches / self.batches
-        aside = (probes + seeds) * times.probe_ms + held_out * times.evaluation_ms
+        aside = probes * times.probe_ms + seeds * times.shadow_ms + held_out * times.evaluation_ms
         return 1 + aside / times.training_ms
 
     def to_json(self) -> dict[str, Any]:
@@ -173,8 +173,9 @@ class Plan:
         return (
             f"cost, an estimate: an epoch takes {alone:.2f} x the plain loop's time with no seed "
             f"in training, {active}{assumed}; measured on one batch: {times.training_ms:.2g} ms "
-            f"forward and backward, {times.probe_ms:.2g} ms a probe, {times.evaluation_ms:.2g} ms "
-            "an evaluation. Kernels that are kept add their own"
+            f"forward and backward, {times.probe_ms:.2g} ms a probe, {times.shadow_ms:.2g} ms a "
+            f"shadow step, {times.evaluation_ms:.2g} ms an evaluation. The optimizer's step is not "
+            "counted, which would lower the ratios, nor kernels that are kept"
         )
 
 
