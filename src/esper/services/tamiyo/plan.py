@@ -175,7 +175,7 @@ class Plan:
             f"in training, {active}{assumed}; measured on one batch: {times.training_ms:.2g} ms "
             f"forward and backward, {times.probe_ms:.2g} ms a probe, {times.shadow_ms:.2g} ms a "
             f"shadow step, {times.evaluation_ms:.2g} ms an evaluation. The optimizer's step is not "
-            "counted, which would lower the ratios, nor kernels that are kept"
+            "counted, which makes the ratios too high, nor the kernels, which makes them too low"
         )
 
 
