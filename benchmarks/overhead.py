@@ -8,7 +8,7 @@ out.
 
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
 from time import process_time
@@ -243,12 +243,10 @@ def rows() -> list[tuple[str, str, str]]:
     return found
 
 
-def _times(host: Host) -> list[tuple[str, str, str]]:
+def _times(host: Host) -> Iterator[tuple[str, str, str]]:
     alone = compare(host, growth(probe_every=NEVER))
     name, step = host.name, f"a batch is {alone.step_ms:.2g} ms"
-    found = [
-        (f"{name}: a batch, nothing active, no probes", _spread(alone.batch), "<= 1.02 x; " + step)
-    ]
+    yield f"{name}: a batch, nothing active, no probes", _spread(alone.batch), "<= 1.02 x; " + step
     cases = {
         "probes off": ({"probe_every": NEVER}, TENTH, ""),
         "default": ({}, TENTH, "<= 1.03 x"),
@@ -265,8 +263,7 @@ def _times(host: Host) -> list[tuple[str, str, str]]:
         assert tamiyo is not None
         told = tamiyo.plan(batches=BATCHES).epoch_cost(seeds)
         value = f"{_spread(ratios.epoch)}; plain validates too: {_spread(ratios.validated)}"
-        found.append((f"{name}: an epoch, {what}", value, f"{goal} (plan: {told:.2f} x)".strip()))
-    return found
+        yield f"{name}: an epoch, {what}", value, f"{goal} (plan: {told:.2f} x)".strip()
 
 
 def _memory(host: Host) -> list[tuple[str, str, str]]:

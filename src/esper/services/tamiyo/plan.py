@@ -1,5 +1,6 @@
 """Plan of a run: what it will do, and what that will cost; it prints as text."""
 
+import sys
 from collections.abc import Mapping, Sized
 from dataclasses import asdict, dataclass
 from typing import Any, final
@@ -106,6 +107,10 @@ class Plan:
             held_out = self.holdout_batches / self.batches
         aside = probes * times.probe_ms + seeds * times.shadow_ms + held_out * times.evaluation_ms
         return 1 + aside / times.training_ms
+
+    def show(self) -> None:
+        """Write it to the standard output, as ``print`` does."""
+        sys.stdout.write(f"{self}\n")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data, with the estimates for each number of seeds in training."""

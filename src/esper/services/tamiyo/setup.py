@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from esper.execution.undoing.reachable import walk
 from esper.records.fold import KINDS
 from esper.services.tamiyo.assignment import Assignment
 from esper.services.tamiyo.blueprint_integration import smallest_kernels
+from esper.services.tamiyo.growth.aside import Aside
 from esper.services.tamiyo.growth.graft import Training
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.settings import config_from, load_config
@@ -91,22 +92,32 @@ def on_copies(function: LossFn | None, name: str) -> OnCopies | None:
     return None if function is None else OnCopies(function, name)
 
 
-def held_out_addresses(holdout: Iterable[Any]) -> frozenset[Addresses]:
-    """Where the batches of a holdout that is kept in memory lie; empty for any other."""
-    if not isinstance(holdout, list | tuple):
-        return frozenset()
-    return frozenset(map(addresses, holdout)) - {()}
+@final
+class HoldoutWatch:
+    """Says once that a batch that is trained on is one of a holdout that is kept in memory."""
 
+    def __init__(self, holdout: Iterable[Any], aside: Aside) -> None:
+        self.aside = aside
+        self._left: frozenset[Addresses] = frozenset()
+        if isinstance(holdout, list | tuple):
+            with aside("the watch over the holdout"):
+                self._left = frozenset(map(addresses, holdout)) - {()}
 
-def warn_if_held_out(batch: Any, held_out: frozenset[Addresses]) -> frozenset[Addresses]:
-    """Say that a batch that was trained on is one of the holdout; returns what is left to watch."""
-    if addresses(batch) not in held_out:
-        return held_out
-    logger.warning(
-        "the holdout holds a batch that is trained on, so a kernel that learns it by heart looks "
-        "good; give a holdout whose batches on_batch_end never gets"
-    )
-    return frozenset()
+    def see(self, batch: Any) -> None:
+        """Compare a batch that was trained on with what is held out, until one is found in it."""
+        if not self._left:
+            return
+        with self.aside("the watch over the holdout"):
+            if addresses(batch) in self._left:
+                self.end()
+                logger.warning(
+                    "the holdout holds a batch that is trained on, so a kernel that learns it by "
+                    "heart looks good; give a holdout whose batches on_batch_end never gets"
+                )
+
+    def end(self) -> None:
+        """See no more: one epoch has shown every batch."""
+        self._left = frozenset()
 
 
 def try_out(training: Training, layers: Mapping[str, KasminaLayer]) -> dict[str, str]:

@@ -4,7 +4,6 @@
 measures, moves grafts on, judges those that are due, and lets the policy ask for the next one.
 """
 
-import sys
 from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -27,7 +26,7 @@ from esper.execution.training import optimizers
 from esper.execution.training.trainers import Trainers
 from esper.services.tamiyo.blueprint_integration import BlueprintIntegration
 from esper.services.tamiyo.growth.aside import Aside
-from esper.services.tamiyo.growth.budget import host_parameters, warn_if_too_small, with_budget
+from esper.services.tamiyo.growth.budget import with_budget
 from esper.services.tamiyo.growth.governor import Governor
 from esper.services.tamiyo.growth.graft import Baseline, Training
 from esper.services.tamiyo.growth.grafts import ActiveGrafts
@@ -44,16 +43,15 @@ from esper.services.tamiyo.report import EpochReport, Verdict
 from esper.services.tamiyo.run_log import RunLog
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.services.tamiyo.setup import (
+    HoldoutWatch,
     bindings_of,
     config_of,
     events_to_save,
-    held_out_addresses,
     journal_of,
     observe,
     on_copies,
     strategy_of,
     try_out,
-    warn_if_held_out,
 )
 from esper.stores.base import MetricsStore
 from esper.stores.journal import Journal
@@ -124,8 +122,7 @@ class Tamiyo:
         )
         self.aside = Aside()
         self._left_out = try_out(self.training, self.layers)
-        self.config = with_budget(self.config, host_parameters(model, self.layers))
-        warn_if_too_small(self.config.growth, self.layers, self._left_out)
+        self.config = with_budget(self.config, model, self.layers, self._left_out)
         self._owns_store = not isinstance(store, MetricsStore | Journal)
         self._names_run = run is not None
         self.journal = journal_of(store)
@@ -176,21 +173,17 @@ class Tamiyo:
         self.governor = Governor(
             model, self.training.trainers.optimizers, divergence_factor=growth.divergence_factor
         )
-        self.mover = Mover(
-            self.training, self.grafts, self.governor, log=self.log, aside=self.aside
-        )
+        self.mover = Mover(self.training, self.grafts, self.governor, self.log, self.aside)
         self.reloads = Reloads(self.grafts, self.governor)
         self._losses: list[float] = []
         self._epoch = -1
         self._batches = self._batches_of_epoch = 0
         self._recent: deque[Any] = deque(maxlen=_CALIBRATION_BATCHES)
         self._keeps_statistics, self._finished = keeps_statistics(model), False
-        self._held_out: frozenset[Any] = frozenset()
-        with self.aside("the watch over the holdout"):
-            self._held_out = held_out_addresses(holdout)
+        self._watch = HoldoutWatch(holdout, self.aside)
         own(self.layers.values(), self)
         if plan:
-            sys.stdout.write(f"{self.plan()}\n")
+            self.plan().show()
 
     # --- what the user calls ----------------------------------------------------------------------
 
@@ -213,9 +206,7 @@ class Tamiyo:
             return
         self.reloads.link(begun=True)
         self._batches, self._batches_of_epoch = self._batches + 1, self._batches_of_epoch + 1
-        if self._held_out:
-            with self.aside("the watch over the holdout"):
-                self._held_out = warn_if_held_out(batch, self._held_out)
+        self._watch.see(batch)
         if not self._keeps_statistics:
             self._recent.clear()
         self._recent.append(batch)
@@ -246,7 +237,7 @@ class Tamiyo:
             decision, attempt.reason = self._grow(now, epoch)
         self._batches_of_epoch = 0
         self.reloads.epoch = epoch + 1
-        self._held_out = frozenset()  # one epoch has shown every batch
+        self._watch.end()
         self._recent.clear()  # what a resumed run does not have, must not matter
         report = EpochReport(
             epoch=epoch,

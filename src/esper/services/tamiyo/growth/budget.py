@@ -15,10 +15,25 @@ _FROZEN = 0.05
 """Trainable share of the parameters below which a host counts as frozen."""
 
 
-def with_budget(config: Config, host_parameters: int) -> Config:
-    """Settings whose budget is a number: as set, or a share of the host."""
-    budget = config.growth.budget_for(host_parameters)
+def with_budget(
+    config: Config,
+    model: nn.Module,
+    layers: Mapping[str, KasminaLayer],
+    left_out: Mapping[str, str],
+) -> Config:
+    """Settings whose budget is a number: as set, or a share of the host.
+
+    Layers of which not even the smallest kernel is within it are named, with a warning.
+
+    Args:
+        config: The settings.
+        model: The model.
+        layers: Its wrapped layers by name; those that were not called yet are passed over.
+        left_out: Layers that cannot grow anyway, by name.
+    """
+    budget = config.growth.budget_for(host_parameters(model, layers))
     growth = config.growth.model_copy(update={"budget": budget})
+    _warn_if_too_small(growth, {n: it for n, it in layers.items() if it.spec and n not in left_out})
     return config.model_copy(update={"growth": growth})
 
 
@@ -32,22 +47,12 @@ def host_parameters(model: nn.Module, layers: Mapping[str, KasminaLayer]) -> int
     return trainable if trainable >= _FROZEN * total else total
 
 
-def warn_if_too_small(
-    growth: Growth, layers: Mapping[str, KasminaLayer], left_out: Mapping[str, str]
-) -> None:
-    """Name the layers of which not even the smallest kernel is within the budget.
-
-    Args:
-        growth: The settings; their budget is a number.
-        layers: The wrapped layers by name; those that were not called yet are passed over.
-        left_out: Layers that cannot grow anyway, by name.
-    """
+def _warn_if_too_small(growth: Growth, layers: Mapping[str, KasminaLayer]) -> None:
     limits = {"growth.budget": growth.budget_for(0), "growth.kernel_budget": growth.kernel_budget}
     setting, limit = min(
         ((name, value) for name, value in limits.items() if value is not None), key=lambda it: it[1]
     )
-    known = {n: layer for n, layer in layers.items() if layer.spec and n not in left_out}
-    sizes = {n: found for n, layer in known.items() if (found := smallest_kernels(layer))}
+    sizes = {n: found for n, layer in layers.items() if (found := smallest_kernels(layer))}
     smallest = {name: next(iter(found.items())) for name, found in sizes.items()}
     too_large = {name: one for name, one in smallest.items() if one[1] > limit}
     if too_large and len(too_large) == len(smallest):

@@ -24,7 +24,6 @@ class Mover:
         training: Training,
         grafts: ActiveGrafts,
         governor: Governor,
-        *,
         log: RunLog,
         aside: Aside,
     ) -> None:
