@@ -108,6 +108,8 @@ class Lists:
             home: Gives for a kernel's parameter the optimizer and the group that it is like.
         """
         for number, (optimizer, found) in enumerate(zip(self.optimizers, self._found, strict=True)):
+            if not found:  # as without a scheduler; this is asked after every batch
+                continue
             groups = optimizer.param_groups
             lists = [getattr(part, name, None) for part, name in found]
             own = sum(KERNEL not in group for group in groups)
