@@ -9,7 +9,7 @@ import torch
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, SequentialLR
 
-from esper.execution.training.optimizers import KERNEL
+from esper.execution.training.optimizers import kernels_in
 from tests.unit.services.small_run import SmallRun, settings
 
 BLENDS_SOON = settings(train_epochs=1, keep_stderrs=0.0)
@@ -146,5 +146,5 @@ def test_kernels_stay_the_optimizers_when_a_state_dict_is_assigned(epochs: int) 
     )
     now = run.model.state_dict()
     assert all(torch.equal(value, now[name]) for name, value in state.items())
-    groups = [g for g in run.optimizer.param_groups if KERNEL in g]
-    assert {id(p) for g in groups for p in g["params"]} == set(map(id, before))
+    held = [p for group in run.optimizer.param_groups for _, p in kernels_in(group)]
+    assert {id(p) for p in held} == set(map(id, before))

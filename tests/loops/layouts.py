@@ -204,6 +204,77 @@ def images_of_other_sizes(trial: Trial) -> None:
     trial.train(model, ["body.0"], loss_fn=loss_fn, batches=batches, holdout=held_out)
 
 
+class Windows(nn.Module):
+    """Attention's place in Swin: (B, T, F) is cut into windows, (2 B, T / 2, F)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(6, 8)
+        self.head = nn.Linear(8, 4)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        windows = x.reshape(len(x) * 2, -1, 6)
+        h = torch.relu(self.fc1(windows)).reshape(len(x), -1, 8)
+        y: Tensor = self.head(h.mean(1))
+        return y
+
+
+@works
+def windows(trial: Trial) -> None:
+    """The first axis has windows of the examples, as in Swin, with attention as seed."""
+    train(trial, Windows(), "fc1", (6, 6), "BTF", seeds=["attention", "glu"])
+
+
+@works
+def tokens_in_rows(trial: Trial) -> None:
+    """`nn.Linear` on the tokens of all examples in rows, (B T, F)."""
+
+    class Rows(Windows):
+        @override
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.fc1(x.flatten(0, 1))).reshape(len(x), -1, 8)
+            y: Tensor = self.head(h.mean(1))
+            return y
+
+    train(trial, Rows(), "fc1", (6, 6), "BF")
+
+
+class OverTime(nn.Module):
+    """Mixes positions: a linear layer over time, on (B, F, T)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(5, 5)
+        self.head = nn.Linear(6, 4)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.fc1(x.transpose(1, 2)).transpose(1, 2)
+        y: Tensor = self.head((x + mixed).mean(1))
+        return y
+
+
+@works
+def linear_over_time(trial: Trial) -> None:
+    """`nn.Linear` over time, on (B, F, T), as in an MLP-Mixer."""
+    train(trial, OverTime(), "fc1", (5, 6), "BTF")
+
+
+@works
+def normalised_images(trial: Trial) -> None:
+    """`nn.BatchNorm2d` on (B, C, H, W)."""
+    body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    train(trial, Pooled(body, 8, feature=1), "body.1", (3, 5, 5), "BCHW")
+
+
+@works
+def pooling(trial: Trial) -> None:
+    """`nn.MaxPool2d`, which halves height and width."""
+    body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.MaxPool2d(2))
+    train(trial, Pooled(body, 8, feature=1), "body.1", (3, 6, 6), "BCHW")
+
+
 @works
 def more_axes(trial: Trial) -> None:
     """`nn.Linear` on five axes, (B, T, H, W, C)."""
@@ -222,6 +293,17 @@ def wrong_layout(trial: Trial) -> None:
     """The layout that the user says is not what a pass shows."""
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
     train(trial, model, "0", (6,), "BF", layout={"0": "TBF"})
+
+
+@refused(
+    "layer 'body.0' cannot grow: none of its seeds' blueprints, conv_bottleneck, depthwise, "
+    "conv_block, conv_bottleneck, fits it; give it others by esper.wrap(..., seeds=[...]), "
+    "or wrap a layer beside it"
+)
+def transposed_convolution(trial: Trial) -> None:
+    """The one wrapped layer is an `nn.ConvTranspose2d`."""
+    body = nn.Sequential(nn.ConvTranspose2d(3, 8, 2, 2), nn.ReLU())
+    train(trial, Pooled(body, 8, feature=1), "body.0", (3, 4, 4), "BCHW")
 
 
 @refused(

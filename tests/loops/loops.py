@@ -1,5 +1,6 @@
 """Loops: what happens between two batches, and between two evaluations."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -310,6 +311,36 @@ def evaluation_in_between(trial: Trial) -> None:
         tamiyo.on_epoch_end(epoch)
 
 
+def called_under(trial: Trial, context: Callable[[], Any]) -> None:
+    """Call Tamiyo inside a context, and train outside it."""
+    model = trial.wrap(Net(nn.BatchNorm1d(8)))
+    optimizer = adam(model)
+    with context():
+        tamiyo = trial.tamiyo(model, optimizer)
+    for epoch in trial.epochs:
+        for batch in TRAIN:
+            model.train()
+            optimizer.zero_grad()
+            loss_fn(model, batch).mean().backward()
+            optimizer.step()
+            with context():
+                tamiyo.on_batch_end(batch)
+        with context():
+            tamiyo.on_epoch_end(epoch)
+
+
+@works
+def calls_without_gradients(trial: Trial) -> None:
+    """Tamiyo is made and called under `torch.no_grad()`, as in a function that evaluates."""
+    called_under(trial, torch.no_grad)
+
+
+@works
+def calls_in_inference_mode(trial: Trial) -> None:
+    """Tamiyo is made and called under `torch.inference_mode()`."""
+    called_under(trial, torch.inference_mode)
+
+
 @works
 def trained_in_evaluation_mode(trial: Trial) -> None:
     """The model is trained in evaluation mode throughout."""
@@ -430,3 +461,25 @@ def new_optimizer_in_mid_run(trial: Trial) -> None:
         tamiyo.on_epoch_end(epoch)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert {id(p) for p in model.parameters()} <= held
+
+
+@works
+def other_type_in_mid_run(trial: Trial) -> None:
+    """The model is converted to float64 in mid-run."""
+
+    def of(model: nn.Module, batch: Any) -> Any:
+        x = batch[0].to(next(model.parameters()).dtype)
+        return (model(x) - batch[1]).square().mean(1)
+
+    model = trial.wrap(Net())
+    optimizer = SGD(model.parameters(), 0.05)
+    tamiyo = trial.tamiyo(model, optimizer, loss_fn=of)
+    for epoch in trial.epochs:
+        if epoch == 2:
+            model.double()
+        for batch in TRAIN:
+            optimizer.zero_grad()
+            of(model, batch).mean().backward()
+            optimizer.step()
+            tamiyo.on_batch_end(batch)
+        tamiyo.on_epoch_end(epoch)

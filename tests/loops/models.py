@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
@@ -219,8 +219,8 @@ def checkpointing(trial: Trial) -> None:
 
 @refused(
     "layer 'fc1' cannot grow: no loss of the holdout depends on it in training, as under "
-    "torch.no_grad or in reentrant gradient checkpointing; let gradients reach it, and call "
-    "torch.utils.checkpoint.checkpoint with use_reentrant=False"
+    "torch.no_grad, torch.func.vmap or reentrant gradient checkpointing; let gradients reach "
+    "it, and call torch.utils.checkpoint.checkpoint with use_reentrant=False"
 )
 def reentrant_checkpointing(trial: Trial) -> None:
     """The wrapped layer is in reentrant activation checkpointing, `use_reentrant=True`."""
@@ -348,6 +348,81 @@ def two_models(trial: Trial) -> None:
             tamiyo.on_epoch_end(epoch)
 
 
+@works
+def statistics_by_update_bn(trial: Trial) -> None:
+    """Statistics of averaged weights are estimated by `update_bn(loader, average)`."""
+    model = trial.wrap(Net(nn.BatchNorm1d(8)))
+    optimizer, average = adam(model), AveragedModel(model)
+    tamiyo = trial.tamiyo(model, optimizer)
+    for epoch in trial.epochs:
+        for batch in TRAIN:
+            optimizer.zero_grad()
+            loss_fn(model, batch).mean().backward()
+            optimizer.step()
+            tamiyo.on_batch_end(batch)
+        average.update_parameters(model)
+        update_bn([x for x, _ in TRAIN], average)
+        tamiyo.on_epoch_end(epoch)
+
+
+@works
+def functional_call(trial: Trial) -> None:
+    """`loss_fn` calls the model by `torch.func.functional_call` with its named parameters."""
+
+    def of(model: nn.Module, batch: Any) -> Any:
+        given: dict[str, Tensor] = dict(model.named_parameters())
+        return (torch.func.functional_call(model, given, (batch[0],)) - batch[1]).square().mean(1)
+
+    trial.train(Net(), loss_fn=of)
+
+
+@works
+def features_by_a_hook(trial: Trial) -> None:
+    """`loss_fn` reads features that a forward hook on the wrapped layer collects."""
+    model, features = Net(), []
+    model.fc1.register_forward_hook(lambda _module, _args, output: features.append(output))
+
+    def of(model: nn.Module, batch: Any) -> Any:
+        features.clear()
+        return loss_fn(model, batch) + 0.01 * features[0].square().mean(1)
+
+    trial.train(model, loss_fn=of)
+
+
+@works
+def teacher(trial: Trial) -> None:
+    """A frozen teacher outside the model gives the targets."""
+    frozen = Net(nn.BatchNorm1d(8)).eval()
+
+    def of(model: nn.Module, batch: Any) -> Any:
+        with torch.no_grad():
+            targets = frozen(batch[0])
+        return (model(batch[0]) - targets).square().mean(1)
+
+    trial.train(Net(), loss_fn=of)
+
+
+@works
+def criterion_with_parameters(trial: Trial) -> None:
+    """A criterion outside the model has parameters, which the same optimizer trains."""
+    criterion = nn.Linear(3, 3)
+
+    def make(model: nn.Module) -> Adam:
+        return Adam([*model.parameters(), *criterion.parameters()], 0.02)
+
+    def of(model: nn.Module, batch: Any) -> Any:
+        return (criterion(model(batch[0])) - batch[1]).square().mean(1)
+
+    trial.train(Net(), make=make, loss_fn=of)
+
+
+@works
+def model_of_the_closure(trial: Trial) -> None:
+    """`loss_fn` ignores its argument and calls the model that it knows."""
+    model = Net()
+    trial.train(model, loss_fn=lambda _, batch: loss_fn(model, batch))
+
+
 # --- refused --------------------------------------------------------------------------------------
 
 
@@ -378,13 +453,14 @@ def lazy_layer_elsewhere(trial: Trial) -> None:
 
 @refused(
     "layer 'fc1' is on the meta device, where it has shapes and no values; load the weights "
-    "onto a device, or call model.to_empty(...) and initialise them, before esper.wrap"
+    "onto a device, or call model.to_empty(...) and initialise them, before esper.Tamiyo, "
+    "and before the optimizer"
 )
 def meta_device(trial: Trial) -> None:
     """The model was built on the meta device and has no values yet."""
     with torch.device("meta"):
-        model = Net()
-    trial.wrap(model)
+        model = trial.wrap(Net())
+    trial.tamiyo(model, adam(model))
 
 
 @refused(
@@ -431,3 +507,17 @@ def called_by_nobody(trial: Trial) -> None:
             self.spare = nn.Linear(6, 3)
 
     trial.train(Model(), ["spare"])
+
+
+@refused(
+    "layer 'fc1' cannot grow: no loss of the holdout depends on it in training, as under "
+    "torch.no_grad, torch.func.vmap or reentrant gradient checkpointing; let gradients reach "
+    "it, and call torch.utils.checkpoint.checkpoint with use_reentrant=False"
+)
+def examples_one_by_one(trial: Trial) -> None:
+    """`loss_fn` calls the model under `torch.func.vmap`, example by example."""
+
+    def of(model: nn.Module, batch: Any) -> Any:
+        return torch.func.vmap(lambda x, y: (model(x[None])[0] - y).square().mean())(*batch)
+
+    trial.train(Net(), loss_fn=of)

@@ -7,53 +7,7 @@ from typing_extensions import override
 
 from tests.loops.batches import Tagger, sentences, token_losses
 from tests.loops.situations import refused, works
-from tests.loops.trial import TRAIN, Net, Trial
-
-
-class Stateful(nn.Module):
-    """Counts, remembers and draws by itself in every pass."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-        self.draws = torch.Generator().manual_seed(3)
-
-    @override
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        return x + 0.01 * self.calls * torch.rand(x.shape, generator=self.draws)
-
-
-@works
-def own_counter_and_generator(trial: Trial) -> None:
-    """A module counts its passes and draws noise from a generator of its own."""
-    model = Net(Stateful())
-    trial.train(model)
-    (stateful,) = model.between
-    assert isinstance(stateful, Stateful)
-    assert stateful.calls == len(trial.epochs) * len(TRAIN)
-
-
-class Codebook(nn.Module):
-    """Vector quantisation whose code is a moving average, written in forward."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.code = nn.Parameter(torch.linspace(-1, 1, 40).view(5, 8), requires_grad=False)
-
-    @override
-    def forward(self, h: Tensor) -> Tensor:
-        nearest = torch.cdist(h, self.code).argmin(1)
-        if self.training:
-            with torch.no_grad():
-                self.code[nearest[0]] = 0.9 * self.code[nearest[0]] + 0.1 * h[0]
-        return h + 0.5 * (self.code[nearest] - h).detach()
-
-
-@works
-def codebook(trial: Trial) -> None:
-    """A module writes into a parameter in its forward pass, as a codebook."""
-    trial.train(Net(Codebook()))
+from tests.loops.trial import Net, Trial
 
 
 class Language(nn.Module):

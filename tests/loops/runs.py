@@ -111,6 +111,51 @@ def resumed(trial: Trial) -> None:
 
 
 @holds
+def rolled_back(trial: Trial) -> None:
+    """Model, Tamiyo and optimizer are set back to a checkpoint in mid-run, in the same process."""
+    model = trial.wrap(Net())
+    optimizer = adam(model)
+    tamiyo = trial.tamiyo(model, optimizer)
+    parts: list[Any] = [model, tamiyo.made, optimizer]
+    saved, losses = [], []
+    for number in range(6):
+        losses.append(epoch(model, optimizer, tamiyo, number))
+        saved.append(copy.deepcopy([part.state_dict() for part in parts]))
+    for at in (4, 1, 2):
+        for part, state in zip(parts, saved[at], strict=True):
+            part.load_state_dict(copy.deepcopy(state))
+        again = [epoch(model, optimizer, tamiyo, number) for number in range(at + 1, 6)]
+        assert again == losses[at + 1 :]
+        assert trained(model, optimizer)
+
+
+@works
+def parameters_replaced(trial: Trial) -> None:
+    """`load_state_dict(..., assign=True)` replaces all parameters, and a new optimizer is made."""
+    model = trial.wrap(Net())
+    optimizer = adam(model)
+    tamiyo = trial.tamiyo(model, optimizer)
+    for number in range(8):
+        epoch(model, optimizer, tamiyo, number)
+        assert trained(model, optimizer)
+        if number == 4:
+            model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+            optimizer = adam(model)
+
+
+@works
+def vector_of_parameters(trial: Trial) -> None:
+    """All parameters are logged as one vector after each epoch: `parameters_to_vector(...)`."""
+    model = trial.wrap(Net())
+    optimizer, vectors = adam(model), []
+    tamiyo = trial.tamiyo(model, optimizer)
+    for number in trial.epochs:
+        epoch(model, optimizer, tamiyo, number)
+        vectors.append(nn.utils.parameters_to_vector(model.parameters()).detach())
+    assert all(vector.isfinite().all() for vector in vectors)
+
+
+@holds
 def exception_and_restart(trial: Trial) -> None:
     """The loop fails in mid-run; after `finish()` another Tamiyo takes the model, as it is."""
     model = trial.wrap(Net())

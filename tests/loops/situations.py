@@ -13,6 +13,7 @@ THEMES = (
     "holdouts",
     "models",
     "modules",
+    "state",
     "layouts",
     "optimizers",
     "schedulers",

@@ -46,7 +46,7 @@ def wrap(
 
     Raises:
         ConfigError: if a name is unknown, wrapped already, shared, inside another named layer, or
-            lazy, on the meta device or sharded, a blueprint is unknown, or a layout means nothing.
+            lazy and not initialised, sharded, a blueprint is unknown, or a layout means nothing.
             The model is then unchanged.
 
     Example:
@@ -129,13 +129,16 @@ def name_layers(model: nn.Module) -> dict[str, KasminaLayer]:
     return layers
 
 
-def refuse_unready(model: nn.Module, before: str, *, name: str = "") -> None:
+def refuse_unready(
+    model: nn.Module, before: str, *, name: str = "", with_values: bool = True
+) -> None:
     """Refuse a module whose parameters or buffers have no shape yet, no values, or not all of them.
 
     Args:
         model: The module.
         before: What is about to be called, for the message.
         name: Its dotted name in the model.
+        with_values: Whether it must have values; a model may be wrapped on the meta device.
 
     Raises:
         ConfigError: that names the layer which is lazy, on the meta device or sharded.
@@ -151,7 +154,7 @@ def refuse_unready(model: nn.Module, before: str, *, name: str = "") -> None:
                 f"{subject} is a {type(module).__name__} that is not initialised: its shape "
                 f"is known after the first pass; run the model once on a batch before {before}"
             )
-        if any(tensor.is_meta for tensor in held):
+        if with_values and any(tensor.is_meta for tensor in held):
             raise ConfigError(
                 f"{subject} is on the meta device, where it has shapes and no values; load the "
                 "weights onto a device, or call model.to_empty(...) and initialise them, before "
@@ -184,7 +187,7 @@ def _host(model: nn.Module, name: str) -> nn.Module:
     if name not in names:
         raise ConfigError(unknown_name("layer", name, names))
     host = model.get_submodule(name)
-    refuse_unready(host, "esper.wrap", name=name)
+    refuse_unready(host, "esper.wrap", name=name, with_values=False)
     if isinstance(host, KasminaLayer):
         raise ConfigError(f"layer {name!r} is wrapped already; wrap each layer once")
     outer = enclosing_modules(model, name)

@@ -52,7 +52,7 @@ class OnCopies:
         """Call the function with a copy of ``batch``."""
         given = self._copy(batch)
         tensors = list(tensors_in(given))
-        before = [_version(tensor) for tensor in tensors]
+        before = [version_of(tensor) for tensor in tensors]
         values = [] if self._settled else [keep(tensor) for tensor in tensors]
         keys = _keys(given)
         kept = [keep(follow(self.function, path)) for path in self._places]
@@ -62,7 +62,7 @@ class OnCopies:
         finally:
             for one in filter(None, kept):
                 one.put_back()
-            written = any(_version(t) != v for t, v in zip(tensors, before, strict=True))
+            written = any(version_of(t) != v for t, v in zip(tensors, before, strict=True))
             written |= any(value is not None and value.changed() for value in values)
             written |= not self._settled and _replaced(given, batch)
             self.changes |= _keys(given) != keys
@@ -195,7 +195,8 @@ def addresses(batch: Any) -> tuple[tuple[Any, ...], ...]:
     )
 
 
-def _version(tensor: Tensor) -> int:
+def version_of(tensor: Tensor) -> int:
+    """Number of writes into a tensor's memory; -1 where none are counted, in inference mode."""
     return -1 if tensor.is_inference() else tensor._version
 
 

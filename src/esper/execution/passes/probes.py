@@ -14,6 +14,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from esper.contracts.errors import KernelError
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.passes.isolation import LossFn, example_losses, gradients_of
 from esper.execution.side_effect_free import freeze_statistics, side_effect_free, training_like_mode
@@ -35,7 +36,11 @@ class Reading:
 def probe(
     model: nn.Module, layers: Mapping[str, KasminaLayer], *, loss_fn: LossFn, batch: Any
 ) -> dict[str, Reading]:
-    """Measure on one batch every wrapped layer that the loss depends on."""
+    """Measure on one batch every wrapped layer that the loss depends on.
+
+    Raises:
+        KernelError: if the losses have no gradients, or the model uses reentrant checkpointing.
+    """
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     roots: dict[str, Tensor] = {}
 
@@ -65,8 +70,13 @@ def probe(
         with side_effect_free(model, training=training_like_mode(model)), torch.enable_grad():
             freeze_statistics(model)
             losses = example_losses(loss_fn, model, batch)
-            if not roots or not losses.requires_grad:
+            if not roots:
                 return {}
+            if not losses.requires_grad:
+                raise KernelError(
+                    "loss_fn(model, batch) gave losses without gradients, so no kernel can learn; "
+                    "call it outside torch.no_grad and torch.inference_mode, and detach nothing"
+                )
             gradients = gradients_of(losses.sum(), list(roots.values()))
     finally:
         for handle in handles:

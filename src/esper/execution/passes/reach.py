@@ -65,6 +65,11 @@ def reached(
 
 
 def _objection(x: Any, y: Any, training: bool) -> str:
+    if any(isinstance(t, Tensor) and (t.is_nested or t.layout != torch.strided) for t in (x, y)):
+        return (
+            "reads or writes nested or sparse tensors, and a kernel reads dense ones; wrap a layer "
+            "on padded tensors"
+        )
     if isinstance(x, Tensor) and not x.is_floating_point():
         kind = str(x.dtype).removeprefix("torch.")
         return f"reads {kind}, and a kernel reads floating-point numbers; wrap the layer after it"

@@ -25,6 +25,15 @@ _OF_GROUPS = re.compile(r"lr|rate|momentum|beta|decay|lambda|base|value|warmup|g
 """Names of lists that may hold whole numbers, one per group."""
 
 
+def shells(optimizer: Any) -> list[Any]:
+    """An optimizer in wrappers that share its parameter groups, the outermost first."""
+    for name in _INNER:
+        inner = getattr(optimizer, name, None)
+        if inner is not None and inner is not optimizer and shares_groups(optimizer, inner):
+            return [optimizer, *shells(inner)]
+    return [optimizer]
+
+
 def core(optimizer: Any) -> Any:
     """Optimizer inside wrappers that share its parameter groups, as accelerate's; else itself.
 
@@ -34,11 +43,7 @@ def core(optimizer: Any) -> Any:
         >>> core(plain) is plain
         True
     """
-    for name in _INNER:
-        inner = getattr(optimizer, name, None)
-        if inner is not None and inner is not optimizer and shares_groups(optimizer, inner):
-            return core(inner)
-    return optimizer
+    return shells(optimizer)[-1]
 
 
 def shares_groups(optimizer: Any, inner: Any) -> bool:

@@ -4,10 +4,12 @@ Every optimizer of this process is noted when it steps, so that a kernel joins t
 its host now, and not one that nobody steps.
 """
 
+from collections.abc import Iterable
 from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -25,14 +27,14 @@ def _note(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
 register_optimizer_step_post_hook(_note)
 
 
-def successor(optimizer: Optimizer) -> Optimizer | None:
-    """The optimizer that took over parameters of this one; ``None`` if this one trains them.
+def successor(optimizer: Optimizer, trained: Iterable[nn.Parameter]) -> Optimizer | None:
+    """The optimizer that trains these parameters in place of this one; ``None`` if there is none.
 
     It has stepped twice, and last of all, since this one did: those that take turns at the same
     parameters do not follow each other.
     """
     since = _STEPS.get(optimizer, _NEVER)[1]
-    held = _parameters(optimizer)
+    held = {id(parameter) for parameter in trained}
     later = {
         other: last
         for other, (before, last) in list(_STEPS.items())

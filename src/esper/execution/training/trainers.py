@@ -7,7 +7,6 @@ matrices (two axes or more) with matrices, vectors with vectors.
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple, TypeVar, final
 
@@ -18,7 +17,7 @@ from esper.contracts.errors import ConfigError
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.training import optimizers
 from esper.execution.training.optimizer_trial import objection
-from esper.execution.training.reloading import Lists, parameter_name
+from esper.execution.training.reloading import kernel_parameters
 from esper.execution.training.schedulers import (
     core,
     live_optimizers,
@@ -80,7 +79,6 @@ class Trainers:
         self.seed_optimizer = seed_optimizer
         self.schedulers = [s for s in _several_schedulers(scheduler) if s is not None]
         self._objections: dict[tuple[Place, int], str] = {}
-        self._lists = Lists(self.optimizers)
 
     # --- before the first batch -------------------------------------------------------------------
 
@@ -94,8 +92,10 @@ class Trainers:
         self._check_given()
         for name, layer in self.layers.items():
             self._check_trained(name, layer)
-        for sentence in self._find_schedulers():
-            warnings.warn(sentence, stacklevel=_CALLS)
+        for one in self.wrappers:
+            if optimizers.goes_apart(one):
+                for sentence in self._find_schedulers(one):
+                    warnings.warn(sentence, stacklevel=_CALLS)
         for name, layer in self.layers.items():
             for ndim in _dims(layer):
                 self._place(name, layer, ndim)
@@ -103,23 +103,24 @@ class Trainers:
         layers = list(self.layers.values())
         for layer in layers if self.seed_optimizer is None else layers[:1]:
             self._try_seeds(layer)
-        self._lists.note(self.schedulers)
 
-    def _find_schedulers(self) -> list[str]:
-        """Take on the schedulers that were not given; a sentence for each optimizer with one."""
-        sentences = []
-        for optimizer in self.optimizers:
-            if parts_for(self.schedulers, optimizer):
-                continue
-            forgotten = live_schedulers(optimizer)
-            self.schedulers += forgotten
-            if forgotten:
-                sentences.append(
-                    f"{type(optimizer).__name__} has a scheduler, {type(forgotten[0]).__name__}, "
-                    "that Tamiyo was not given; it is told of new parameter groups all the same. "
-                    "Pass Tamiyo(..., scheduler=scheduler), so that a resumed run does too"
-                )
-        return sentences
+    def _find_schedulers(self, optimizer: Any) -> list[str]:
+        """Take on a scheduler that was not given, for kernels that get groups of their own.
+
+        Returns:
+            A sentence about it, if there is one.
+        """
+        if parts_for(self.schedulers, optimizer):
+            return []
+        forgotten = live_schedulers(optimizer)
+        self.schedulers += forgotten
+        if not forgotten:
+            return []
+        return [
+            f"{type(core(optimizer)).__name__} has a scheduler, {type(forgotten[0]).__name__}, "
+            "that Tamiyo was not given; it is told of new parameter groups all the same. "
+            "Pass Tamiyo(..., scheduler=scheduler), so that a resumed run does too"
+        ]
 
     def _check_given(self) -> None:
         """Refuse optimizers that train nothing of a model that is not frozen."""
@@ -202,28 +203,24 @@ class Trainers:
         """
         self._follow()
         self._check_trained(layer.name, layer)  # optimizers may have been made since
-        self.mend()
-        for sentence in self._find_schedulers():
-            logger.warning(sentence)
         for place, part in self._split(layer, named, key=lambda pair: pair[1]):
+            one = self.wrappers[place.optimizer]
+            trained_by = None if source is None else source.of(part[0][1])
+            if optimizers.goes_apart(one, place.group, trained_by):
+                for sentence in self._find_schedulers(one):
+                    logger.warning(sentence)
             optimizers.adopt(
-                self.optimizers[place.optimizer],
+                one,
                 part,
-                source=None if source is None else source.of(part[0][1]),
+                source=trained_by,
                 scheduler=self.schedulers,
                 beside=self._anchor(place),
-                kernel=part[0][0],
             )
-        self._lists.note(self.schedulers)
-
-    def mend(self) -> None:
-        """Give schedulers one value for each group, if a state was loaded that has others."""
-        self._lists.mend(self._home)
 
     def _follow(self) -> None:
         """Take on the optimizers that the user's loop made in place of those that were given."""
         for index, optimizer in enumerate(self.optimizers):
-            new = successor(optimizer)
+            new = successor(optimizer, self._of(optimizer))
             if new is None or any(new is one for one in self.optimizers):
                 continue
             logger.warning(
@@ -235,13 +232,21 @@ class Trainers:
             self.optimizers[index] = self.wrappers[index] = new
             self._objections.clear()
 
+    def _of(self, optimizer: Optimizer) -> list[nn.Parameter]:
+        """Parameters of the host that an optimizer holds, or that none does if these are gone."""
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        parts = [m for la in self.layers.values() for m in (la.seeds, la.fossils)]
+        kernels = {id(p) for part in parts for p in part.parameters()}
+        host = [p for p in self.model.parameters() if id(p) not in kernels]
+        return [p for p in host if id(p) in held] or [p for p in host if not self.holds(p)]
+
     def holds(self, parameter: nn.Parameter) -> bool:
         """True if one of the optimizers trains a parameter."""
         return id(parameter) in self._held()
 
     def discard(self, parameters: Iterable[nn.Parameter]) -> None:
         """Have every optimizer and scheduler drop these parameters."""
-        self.mend()
+        self._follow()
         gone = list(parameters)
         for optimizer, wrapper in zip(self.optimizers, self.wrappers, strict=True):
             optimizers.discard(optimizer, gone, self.schedulers)
@@ -378,11 +383,12 @@ class Trainers:
             )
         states = [dict(one.state) for one in self.optimizers]  # theirs may have been loaded before
         groups_now = [group for one in self.optimizers for group in one.param_groups]
-        self.discard([p for g in groups_now if optimizers.KERNEL in g for p in g["params"]])
-        for optimizer, groups in zip(self.optimizers, saved, strict=True):
-            kernel = partial(parameter_name, self.layers.values())
+        self.discard([p for group in groups_now for _, p in optimizers.kernels_in(group)])
+        named = {id(p): name for name, p in self.model.named_parameters()}
+        grown = {named[id(p)]: name for name, p in kernel_parameters(self.layers.values())}
+        for optimizer, groups in zip(self.wrappers, saved, strict=True):
             optimizers.replay_groups(
-                optimizer, self.model, groups, self.schedulers, beside=self._beside, kernel=kernel
+                optimizer, self.model, groups, self.schedulers, grown=grown, beside=self._beside
             )
         held = self._held()
         for optimizer, state in zip(self.optimizers, states, strict=True):
@@ -390,14 +396,14 @@ class Trainers:
 
     def _beside(self, parameter: nn.Parameter) -> list[nn.Parameter]:
         """A parameter of the group that a kernel's parameter took its settings from."""
-        return [] if (home := self._home(parameter)) is None else self._anchor(home)
+        layer = self._layer_of_kernel(parameter)
+        return self._anchor(self._place(layer.name, layer, parameter.ndim)) if layer else []
 
-    def _home(self, parameter: nn.Parameter) -> Place | None:
-        """The group that a kernel's parameter took its settings from."""
-        for name, layer in self.layers.items():
+    def _layer_of_kernel(self, parameter: nn.Parameter) -> KasminaLayer | None:
+        for layer in self.layers.values():
             kernels = (*layer.seeds.parameters(), *layer.fossils.parameters())
             if any(p is parameter for p in kernels):
-                return self._place(name, layer, parameter.ndim)
+                return layer
         return None
 
 

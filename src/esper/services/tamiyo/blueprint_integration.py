@@ -163,6 +163,11 @@ def smallest_kernels(layer: KasminaLayer) -> dict[str, int]:
     return dict(sorted(sizes.items(), key=itemgetter(1)))
 
 
+def misfit(layer: KasminaLayer) -> str:
+    """Reason why the blueprint of the layer's first seed does not fit it; empty if it does."""
+    return _smallest(layer.seed_blueprints[0], known_spec(layer))[1]
+
+
 def _sizes(layer: KasminaLayer, seeds: list[int], budget: int) -> dict[int, int]:
     """Parameters of the kernel that each seed would get; a seed without one is left out."""
     spec, names = known_spec(layer), layer.seed_blueprints

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from esper.contracts.errors import ConfigError, KernelError
 from esper.contracts.events import Event
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.kernel import FAULTS
-from esper.execution.passes.batches import OnCopies, addresses
+from esper.execution.passes.batches import OnCopies
 from esper.execution.passes.counterfactual import evaluate
 from esper.execution.passes.isolation import LossFn
 from esper.execution.passes.probes import probe
@@ -27,8 +27,7 @@ from esper.execution.undoing.module_state import Sources
 from esper.execution.undoing.reachable import walk
 from esper.records.fold import KINDS
 from esper.services.tamiyo.assignment import Assignment
-from esper.services.tamiyo.blueprint_integration import smallest_kernels
-from esper.services.tamiyo.growth.aside import Aside
+from esper.services.tamiyo.blueprint_integration import misfit, smallest_kernels
 from esper.services.tamiyo.growth.graft import Training
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.settings import config_from, load_config
@@ -39,9 +38,6 @@ from esper.stores.memory import MemoryStore
 from esper.strategies import STRATEGIES, SelectionStrategy
 
 logger = logging.getLogger(__name__)
-
-Addresses = tuple[tuple[Any, ...], ...]
-"""Where the tensors of a batch lie in memory."""
 
 
 def config_of(config: Config | Mapping[str, Any] | str | Path | None) -> Config:
@@ -87,39 +83,6 @@ def events_to_save(journal: Journal, tracker: PerformanceTracker) -> list[Event]
     return [event for _, event in found]
 
 
-def on_copies(function: LossFn | None, name: str) -> OnCopies | None:
-    """The user's function on copies of its batches, if there is one."""
-    return None if function is None else OnCopies(function, name)
-
-
-@final
-class HoldoutWatch:
-    """Says once that a batch that is trained on is one of a holdout that is kept in memory."""
-
-    def __init__(self, holdout: Iterable[Any], aside: Aside) -> None:
-        self.aside = aside
-        self._left: frozenset[Addresses] = frozenset()
-        if isinstance(holdout, list | tuple):
-            with aside("the watch over the holdout"):
-                self._left = frozenset(map(addresses, holdout)) - {()}
-
-    def see(self, batch: Any) -> None:
-        """Compare a batch that was trained on with what is held out, until one is found in it."""
-        if not self._left:
-            return
-        with self.aside("the watch over the holdout"):
-            if addresses(batch) in self._left:
-                self.end()
-                logger.warning(
-                    "the holdout holds a batch that is trained on, so a kernel that learns it by "
-                    "heart looks good; give a holdout whose batches on_batch_end never gets"
-                )
-
-    def end(self) -> None:
-        """See no more: one epoch has shown every batch."""
-        self._left = frozenset()
-
-
 def try_out(training: Training, layers: Mapping[str, KasminaLayer]) -> dict[str, str]:
     """Run every function of the user's once; what is wrong shows now, not in mid-run.
 
@@ -132,23 +95,24 @@ def try_out(training: Training, layers: Mapping[str, KasminaLayer]) -> dict[str,
         KernelError: if the model fails on a batch of the holdout, or no layer can grow; the model
             is left as it was.
     """
-    _check(layers, training.holdout)
-    left_out: dict[str, str] = {}
-    batch = _observe_all(training, layers, left_out)
-    with suppress(KernelError):  # data that only evaluation takes says nothing of training
-        found = reached(
-            training.model, layers, loss_fn=training.loss_fn, batch=batch, training=True
-        )
-        left_out |= {name: why for name, why in found.items() if why}
-    _tell(layers, left_out)
-    _require_gradients(training, {n: la for n, la in layers.items() if n not in left_out})
-    for function in filter(None, (training.loss_fn, training.accuracy_fn)):
-        evaluate(training.model, function, [batch])
-        _require_examples(training.model, function, batch)
-        if isinstance(function, OnCopies):
-            function.settle()
-    training.trainers.check()
-    return left_out
+    with torch.inference_mode(False):  # the caller may be in that mode
+        _check(layers, training.holdout)
+        left_out: dict[str, str] = {}
+        batch = _observe_all(training, layers, left_out)
+        with suppress(KernelError):  # data that only evaluation takes says nothing of training
+            found = reached(
+                training.model, layers, loss_fn=training.loss_fn, batch=batch, training=True
+            )
+            left_out |= {name: why for name, why in found.items() if why}
+        _tell(layers, left_out)
+        for function in filter(None, (training.loss_fn, training.accuracy_fn)):
+            evaluate(training.model, function, [batch])
+            _require_examples(training.model, function, batch)
+            if isinstance(function, OnCopies):
+                function.settle()
+        _require_gradients(training, {n: la for n, la in layers.items() if n not in left_out})
+        training.trainers.check()
+        return left_out
 
 
 def observe(
@@ -212,28 +176,29 @@ def _tell(layers: Mapping[str, KasminaLayer], left_out: Mapping[str, str]) -> No
         KernelError: if none can.
     """
     unseen = _unseen(layers, left_out)
-    if len(unseen) + len(left_out) == len(layers):
-        for name, why in left_out.items():
-            raise KernelError(f"layer {name!r} cannot grow: it {why}")
+    objections = {name: f"it {why}" for name, why in left_out.items()}
+    for name, layer in layers.items():
+        if name not in unseen and name not in left_out and not smallest_kernels(layer):
+            blueprints = ", ".join(layer.seed_blueprints)
+            objections[name] = (
+                f"none of its seeds' blueprints, {blueprints}, fits it ({misfit(layer)}); give "
+                "it others by esper.wrap(..., seeds=[...]), or wrap a layer beside it"
+            )
+    if len(unseen) + len(objections) == len(layers):
+        for name, why in objections.items():
+            raise KernelError(f"layer {name!r} cannot grow: {why}")
         raise KernelError(
             f"layer {next(iter(unseen))!r} is never called in forward, so it cannot grow; wrap one "
             "that is"
         )
-    for name, why in left_out.items():
-        logger.warning("layer %s cannot grow: it %s", name, why)
+    for name, why in objections.items():
+        logger.warning("layer %s cannot grow: %s", name, why)
     for name in unseen:
         logger.warning(
             "layer %s was called in no batch of the holdout; it can grow once a training batch "
             "reaches it",
             name,
         )
-    for name, layer in layers.items():
-        if name not in unseen and name not in left_out and not smallest_kernels(layer):
-            logger.warning(
-                "layer %s cannot grow: none of its seeds' blueprints, %s, fits it",
-                name,
-                ", ".join(layer.seed_blueprints),
-            )
 
 
 def _require_gradients(training: Training, layers: Mapping[str, KasminaLayer]) -> None:
@@ -259,8 +224,9 @@ def _require_gradients(training: Training, layers: Mapping[str, KasminaLayer]) -
     for name in deaf:
         raise KernelError(
             f"layer {name!r} cannot grow: no loss of the holdout depends on it in training, as "
-            "under torch.no_grad or in reentrant gradient checkpointing; let gradients reach it, "
-            "and call torch.utils.checkpoint.checkpoint with use_reentrant=False"
+            "under torch.no_grad, torch.func.vmap or reentrant gradient checkpointing; let "
+            "gradients reach it, and call torch.utils.checkpoint.checkpoint with "
+            "use_reentrant=False"
         )
 
 

@@ -17,7 +17,7 @@ from esper.contracts.errors import ConfigError
 from esper.contracts.events import Event, event_data, event_from
 from esper.contracts.schema import require_schema
 from esper.contracts.selection import Decision
-from esper.execution.paired import paired
+from esper.execution.mirrors import Mirrors
 from esper.execution.passes.batches import OnCopies
 from esper.execution.passes.isolation import LossFn
 from esper.execution.side_effect_free import keeps_statistics
@@ -31,6 +31,7 @@ from esper.services.tamiyo.growth.governor import Governor
 from esper.services.tamiyo.growth.graft import Baseline, Training
 from esper.services.tamiyo.growth.grafts import ActiveGrafts
 from esper.services.tamiyo.growth.grower import Grower
+from esper.services.tamiyo.growth.holdout_watch import HoldoutWatch
 from esper.services.tamiyo.growth.mover import Mover
 from esper.services.tamiyo.growth.prober import Prober
 from esper.services.tamiyo.growth.reload import Reloads
@@ -43,13 +44,11 @@ from esper.services.tamiyo.report import EpochReport, Verdict
 from esper.services.tamiyo.run_log import RunLog
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.services.tamiyo.setup import (
-    HoldoutWatch,
     bindings_of,
     config_of,
     events_to_save,
     journal_of,
     observe,
-    on_copies,
     strategy_of,
     try_out,
 )
@@ -118,7 +117,7 @@ class Tamiyo:
             trainers=Trainers(model, self.layers, optimizer, scheduler, seed_optimizer),
             loss_fn=OnCopies(loss_fn, "loss_fn"),
             holdout=holdout,
-            accuracy_fn=on_copies(accuracy_fn, "accuracy_fn"),
+            accuracy_fn=accuracy_fn and OnCopies(accuracy_fn, "accuracy_fn"),
         )
         self.aside = Aside()
         self._left_out = try_out(self.training, self.layers)
@@ -174,13 +173,13 @@ class Tamiyo:
             model, self.training.trainers.optimizers, divergence_factor=growth.divergence_factor
         )
         self.mover = Mover(self.training, self.grafts, self.governor, self.log, self.aside)
-        self.reloads = Reloads(self.grafts, self.governor)
+        self.reloads, self._mirrors = Reloads(self.grafts, self.governor), Mirrors(model)
         self._losses: list[float] = []
         self._epoch = -1
         self._batches = self._batches_of_epoch = 0
         self._recent: deque[Any] = deque(maxlen=_CALIBRATION_BATCHES)
         self._keeps_statistics, self._finished = keeps_statistics(model), False
-        self._watch = HoldoutWatch(holdout, self.aside)
+        self._watch = HoldoutWatch(holdout)
         own(self.layers.values(), self)
         if plan:
             self.plan().show()
@@ -206,7 +205,8 @@ class Tamiyo:
             return
         self.reloads.link(begun=True)
         self._batches, self._batches_of_epoch = self._batches + 1, self._batches_of_epoch + 1
-        self._watch.see(batch)
+        with self.aside("the watch over the holdout"):
+            self._watch.on_batch(batch)
         if not self._keeps_statistics:
             self._recent.clear()
         self._recent.append(batch)
@@ -231,13 +231,16 @@ class Tamiyo:
         now, decision, verdicts = None, None, list[Verdict]()
         self.reloads.epoch = epoch
         self.reloads.link(begun=True)
-        with self.aside("the end of an epoch") as attempt, paired(self.training.model):
+        with self.aside("the end of an epoch") as attempt, self._mirrors.following():
             self.grafts.wake(epoch)
             now = self._move_on(epoch, verdicts)
             decision, attempt.reason = self._grow(now, epoch)
+        if decision is not None:
+            with self.aside("the watch over averages of the parameters"):
+                self._mirrors.watch()
         self._batches_of_epoch = 0
         self.reloads.epoch = epoch + 1
-        self._watch.end()
+        self._watch.stop()
         self._recent.clear()  # what a resumed run does not have, must not matter
         report = EpochReport(
             epoch=epoch,
@@ -268,7 +271,7 @@ class Tamiyo:
             The end of each graft that was under way.
         """
         self._finished, verdicts = True, list[Verdict]()
-        with self.aside("the end of the run"), paired(self.training.model):
+        with self.aside("the end of the run"), self._mirrors.following():
             verdicts = self.grafts.withdraw_all("the run ended", epoch=max(self._epoch, 0))
             self.governor.let_go()
             self.journal.flush()
@@ -376,6 +379,7 @@ class Tamiyo:
                 parameters that it had.
         """
         require_schema(state, "Tamiyo", SCHEMA)
+        self.reloads.start_over()
         self.training.trainers.replay_groups(state["groups"])
         self._epoch = state["epoch"]
         self._losses = list(state["losses"])
@@ -393,4 +397,3 @@ class Tamiyo:
         self.policy.load_state_dict(state["policy"])
         self.grafts.load_state_dict(state["grafts"])
         self.selector.load_state_dict(state["selector"])
-        self.reloads.forget()

@@ -1,8 +1,11 @@
 """Work on the side of a training: what fails there is logged with its cause and stops nothing."""
 
 import logging
+from traceback import TracebackException
 from types import TracebackType
 from typing import Self, final
+
+import torch
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +24,7 @@ class Attempt:
     def __init__(self, what: str, told: set[tuple[str, str]]) -> None:
         self.why = self.reason = ""
         self._what, self._told = what, told
+        self._mode: torch.inference_mode | None = None
 
     @property
     def failed(self) -> bool:
@@ -28,6 +32,9 @@ class Attempt:
         return bool(self.why)
 
     def __enter__(self) -> Self:
+        if torch.is_inference_mode_enabled():  # a loop may evaluate, and call us, in that mode
+            self._mode = torch.inference_mode(False)
+            self._mode.__enter__()
         return self
 
     def __exit__(
@@ -36,9 +43,12 @@ class Attempt:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
+        if self._mode is not None:
+            self._mode.__exit__(kind, error, traceback)
         if not isinstance(error, Exception):
             return False
-        cause, name = str(error).strip().partition("\n")[0], type(error).__name__
+        told = TracebackException.from_exception(error, limit=0)  # whose str() never fails
+        cause, name = str(told).strip().partition("\n")[0], type(error).__name__
         self.why = (
             f"{self._what} failed: {name}: {cause}" if cause else f"{self._what} failed: {name}"
         )

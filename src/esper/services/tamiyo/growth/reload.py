@@ -46,10 +46,14 @@ class Reloads:
         for handle in self._handles:
             handle.remove()
 
-    def forget(self) -> None:
-        """Take the topology for known: Tamiyo's own state was loaded too."""
-        for layer in self.grafts.layers.values():
-            layer.take_regrown()
+    def start_over(self) -> None:
+        """Have the optimizers drop every kernel: Tamiyo's own state, which follows, has them."""
+        layers = self.grafts.layers.values()
+        gone = [p for layer in layers for p in layer.take_regrown() or ()]
+        parts = [module for layer in layers for module in (layer.seeds, layer.fossils)]
+        held = [p for part in parts for p in part.parameters()]
+        isolated = [p for layer in layers for p in _isolated(layer)]
+        self.grafts.training.trainers.discard([*gone, *held, *isolated])
 
     def link(self, *, begun: bool = False) -> None:
         """Link optimizer and grafts to the kernels that there are, if they changed.
@@ -59,7 +63,6 @@ class Reloads:
         """
         self.begun |= begun
         with self.grafts.aside("the link to a loaded state dict"):
-            self.grafts.training.trainers.mend()
             layers = [layer for layer in self.grafts.layers.values() if layer.regrown]
             if layers and self.begun:
                 self._link(layers)

@@ -150,12 +150,14 @@ def test_what_mirrors_nothing_and_optimizers_stay_as_they_are() -> None:
     run = SmallRun(config=BLENDS_SOON)
     best: dict[str, Tensor] = {k: v.clone() for k, v in run.model.state_dict().items()}
     others = [torch.zeros(p.shape[::-1]) for p in run.model.parameters()]
+    snapshot = [p.detach().clone() for p in run.model.parameters()]
+    before = list(snapshot)
     groups = [id(group["params"]) for group in run.optimizer.param_groups]
     names = list(best)
     grow_with(run, lambda _: None)
     assert list(best) == names
     assert len(others) == 6
-    assert len(run.optimizer.param_groups[0]["params"]) == 6
+    assert [id(t) for t in snapshot] == list(map(id, before))
     assert [id(group["params"]) for group in run.optimizer.param_groups[:1]] == groups
     run.model.load_state_dict(best)
     run.run(10, first=8)
