@@ -4,10 +4,8 @@
 measures, moves grafts on, judges those that are due, and lets the policy ask for the next one.
 """
 
-import logging
 from collections import deque
 from collections.abc import Iterable, Mapping
-from math import isfinite
 from pathlib import Path
 from typing import Any, Self, final
 from uuid import uuid4
@@ -28,15 +26,18 @@ from esper.execution.training import optimizers
 from esper.execution.training.trainers import Trainers
 from esper.services.tamiyo.blueprint_integration import BlueprintIntegration
 from esper.services.tamiyo.growth.aside import Aside
+from esper.services.tamiyo.growth.budget import with_budget
 from esper.services.tamiyo.growth.governor import Governor
 from esper.services.tamiyo.growth.graft import Baseline, Training
 from esper.services.tamiyo.growth.grafts import ActiveGrafts
 from esper.services.tamiyo.growth.grower import Grower
 from esper.services.tamiyo.growth.holdout_watch import HoldoutWatch
+from esper.services.tamiyo.growth.mover import Mover
 from esper.services.tamiyo.growth.prober import Prober
 from esper.services.tamiyo.growth.reload import Reloads
 from esper.services.tamiyo.ownership import let_go, own, refuse_owned, refuse_replicas
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
+from esper.services.tamiyo.plan import Plan, plan_of
 from esper.services.tamiyo.policies import POLICIES
 from esper.services.tamiyo.policies.heuristic import loss_trend
 from esper.services.tamiyo.report import EpochReport, Verdict
@@ -53,8 +54,6 @@ from esper.services.tamiyo.setup import (
 )
 from esper.stores.base import MetricsStore
 from esper.stores.journal import Journal
-
-logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 """Version of the state."""
@@ -81,6 +80,7 @@ class Tamiyo:
         seed_optimizer: Makes the optimizer of an isolated seed; by default one like ``optimizer``.
         scope: Whose history this is; by default the model's class name.
         run: Name of the run in the store; by default a fresh one.
+        plan: Print the plan of the run, as ``plan()`` returns it.
 
     Raises:
         ConfigError: if the model is not wrapped, lazy, on the meta device, sharded, trained by
@@ -105,6 +105,7 @@ class Tamiyo:
         seed_optimizer: optimizers.SeedOptimizer | None = None,
         scope: str | None = None,
         run: str | None = None,
+        plan: bool = False,
     ) -> None:
         model = getattr(model, "_orig_mod", model)
         self.config = config_of(config)
@@ -120,6 +121,7 @@ class Tamiyo:
         )
         self.aside = Aside()
         self._left_out = try_out(self.training, self.layers)
+        self.config = with_budget(self.config, model, self.layers, self._left_out)
         self._owns_store = not isinstance(store, MetricsStore | Journal)
         self._names_run = run is not None
         self.journal = journal_of(store)
@@ -170,6 +172,7 @@ class Tamiyo:
         self.governor = Governor(
             model, self.training.trainers.optimizers, divergence_factor=growth.divergence_factor
         )
+        self.mover = Mover(self.training, self.grafts, self.governor, self.log, self.aside)
         self.reloads, self._mirrors = Reloads(self.grafts, self.governor), Mirrors(model)
         self._losses: list[float] = []
         self._epoch = -1
@@ -178,8 +181,19 @@ class Tamiyo:
         self._keeps_statistics, self._finished = keeps_statistics(model), False
         self._watch = HoldoutWatch(holdout)
         own(self.layers.values(), self)
+        if plan:
+            self.plan().show()
 
     # --- what the user calls ----------------------------------------------------------------------
+
+    def plan(self, *, batch: Any = None, batches: int | None = None) -> Plan:
+        """What the run will do and an estimate of its cost, from a few passes on the side.
+
+        Args:
+            batch: A training batch to time; by default the first of the holdout.
+            batches: Training batches of an epoch; by default as many as make the holdout a tenth.
+        """
+        return plan_of(self.training, self.grower, self.aside, batch=batch, batches=batches)
 
     def on_batch_end(self, batch: Any) -> None:
         """After ``optimizer.step()``: probe now and then, train isolated seeds, raise alphas.
@@ -233,7 +247,7 @@ class Tamiyo:
             holdout_loss=float("nan") if now is None else now.loss,
             holdout_accuracy=None if now is None else now.accuracy,
             used=self.used,
-            budget=self.config.growth.budget,
+            budget=self.budget,
             steps=self.grafts.take_steps(),
             verdicts=tuple(verdicts),
             decision=decision,
@@ -275,6 +289,11 @@ class Tamiyo:
             self.close()
 
     @property
+    def budget(self) -> int:
+        """Parameters that growth may add in all."""
+        return self.policy.budget
+
+    @property
     def used(self) -> int:
         """Parameters of all kernels, absorbed or under way."""
         return self.grower.used
@@ -298,45 +317,22 @@ class Tamiyo:
 
     def _move_on(self, epoch: int, verdicts: list[Verdict]) -> Baseline | None:
         """Measure, roll back what fell ill, and take every graft the step that is due."""
-        now = self._measure()
-        if now is not None:
-            verdicts += self._govern(now, epoch)
-            if verdicts:
-                now = self._measure()
+        now = self.mover.measure(epoch, verdicts)
         if now is not None:
             self._losses.append(now.loss)
-        verdicts += self.grafts.move_on(
+        verdicts += self.mover.move_on(
             now,
             epoch=epoch,
             batches_per_epoch=self._batches_of_epoch,
             calibration=list(self._recent) if self._keeps_statistics else (),
         )
-        if now is not None and self.grafts.blending and isfinite(now.loss):
-            self.governor.keep(now.loss, epoch)
-        elif now is not None or not self.grafts.blending:
-            self.governor.let_go()
         return now
-
-    def _measure(self) -> Baseline | None:
-        with self.aside("the measurement of the held-out loss"):
-            return self.training.measure()
-        return None
-
-    def _govern(self, now: Baseline, epoch: int) -> list[Verdict]:
-        """Roll an ill host back; the kernels that were being blended in are at fault."""
-        why = self.governor.objection(now.loss)
-        if not why:
-            return []
-        logger.warning("epoch %d: %s; rolled back to epoch %d", epoch, why, self.governor.epoch)
-        self.log.rollback(epoch=epoch, to_epoch=self.governor.epoch, why=why)
-        self.governor.restore()
-        return self.grafts.abandon_blending(f"{why}; the host was rolled back", epoch=epoch)
 
     def _grow(self, now: Baseline | None, epoch: int) -> tuple[Decision | None, str]:
         if self._finished:
             return None, "the run is finished"
         if not self.prober and self._recent:
-            self._probe(self._recent[-1])
+            self.prober.probe(self._recent[-1])
         if now is None:
             self.prober.forget()
             return None, "the held-out loss could not be measured"
@@ -345,9 +341,6 @@ class Tamiyo:
         with self.aside("the choice of a graft") as attempt:
             return self.grower.grow(health, self._losses, now, epoch)
         return None, attempt.why
-
-    def _probe(self, batch: Any) -> None:
-        self.prober.probe(batch)
 
     # --- checkpoints ------------------------------------------------------------------------------
 
