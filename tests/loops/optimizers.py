@@ -250,9 +250,9 @@ def optimizer_of_its_own_kind(trial: Trial) -> None:
 
 @refused(
     "layer 'fc1': LBFGS cannot train a kernel's parameters of 1 axis, which join it when the "
-    "kernel is blended in: RuntimeError: The size of tensor a (4) must "
-    "match the size of tensor b (2) at non-singleton dimension 0. A seed_optimizer alone does not help; train the model with AdamW or SGD, or pass such an "
-    "optimizer too: Tamiyo(model, [optimizer, other], ...)"
+    "kernel is blended in: RuntimeError: The size of tensor a (4) must match the size of tensor b "
+    "(2) at non-singleton dimension 0. A seed_optimizer alone does not help; train the model with "
+    "AdamW or SGD, or pass such an optimizer too: Tamiyo(model, [optimizer, other], ...)"
 )
 def lbfgs(trial: Trial) -> None:
     """The optimizer is `torch.optim.LBFGS`."""
