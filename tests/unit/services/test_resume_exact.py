@@ -99,7 +99,7 @@ class Scripted:
     def saved(self) -> str:
         pending = [(*one[:3], decision_data(one[3])) for one in self.pending]
         tracker, selector = self.tracker, self.selector.state_dict()
-        return json.dumps([tracker.position, tracker.reads, selector, pending])
+        return json.dumps([tracker.position, list(tracker.events.reads), selector, pending])
 
     def resumed(self) -> "Scripted":
         """A fresh run that takes up where this one is, as in another process."""

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from esper.contracts.errors import ConfigError
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.training import optimizers
+from esper.execution.training.given import refuse_strangers, several, several_schedulers
 from esper.execution.training.optimizer_trial import objection
 from esper.execution.training.reloading import kernel_parameters
 from esper.execution.training.schedulers import (
@@ -38,12 +39,7 @@ _CALLS = 4
 
 
 class Place(NamedTuple):
-    """A parameter group: its optimizer's index, and its own.
-
-    Attributes:
-        optimizer: Index of the optimizer.
-        group: Index of the group in it.
-    """
+    """A parameter group: the index of its optimizer, and its own in that."""
 
     optimizer: int
     group: int
@@ -74,10 +70,10 @@ class Trainers:
     ) -> None:
         self.model = model
         self.layers = layers
-        self.wrappers = _several(optimizer)
+        self.wrappers = several(optimizer)
         self.optimizers: list[Any] = [core(one) for one in self.wrappers]
         self.seed_optimizer = seed_optimizer
-        self.schedulers = [s for s in _several_schedulers(scheduler) if s is not None]
+        self.schedulers = several_schedulers(scheduler)
         self._objections: dict[tuple[Place, int], str] = {}
 
     # --- before the first batch -------------------------------------------------------------------
@@ -89,7 +85,7 @@ class Trainers:
             ConfigError: if a layer is trained by an optimizer that was not given, or a kernel's
                 parameters, of one axis or of two, cannot be trained.
         """
-        self._check_given()
+        refuse_strangers(self.optimizers, self.model)
         for name, layer in self.layers.items():
             self._check_trained(name, layer)
         for one in self.wrappers:
@@ -121,17 +117,6 @@ class Trainers:
             "that Tamiyo was not given; it is told of new parameter groups all the same. "
             "Pass Tamiyo(..., scheduler=scheduler), so that a resumed run does too"
         ]
-
-    def _check_given(self) -> None:
-        """Refuse optimizers that train nothing of a model that is not frozen."""
-        held = self._held()
-        wanted = [p for p in self.model.parameters() if p.requires_grad]
-        if held and wanted and not any(id(p) in held for p in wanted):
-            raise ConfigError(
-                f"{type(self.optimizers[0]).__name__} trains no parameter of the model: it was "
-                "made for another one, or for a copy. Make it over this model's parameters, or "
-                "freeze the model with requires_grad_(False) if kernels alone are to learn"
-            )
 
     def _check_trained(self, name: str, layer: KasminaLayer) -> None:
         """Refuse a layer that another optimizer trains; one that none trains is frozen."""
@@ -402,8 +387,9 @@ class Trainers:
 
     def _layer_of_kernel(self, parameter: nn.Parameter) -> KasminaLayer | None:
         for layer in self.layers.values():
-            kernels = (*layer.seeds.parameters(), *layer.fossils.parameters())
-            if any(p is parameter for p in kernels):
+            if any(
+                p is parameter for part in (layer.seeds, layer.fossils) for p in part.parameters()
+            ):
                 return layer
         return None
 
@@ -411,23 +397,3 @@ class Trainers:
 def _dims(layer: KasminaLayer) -> list[int]:
     """Numbers of axes that parameters of the layer's kernels may have."""
     return sorted({1, 2} | {p.ndim for p in layer.host.parameters() if p.ndim > 2})
-
-
-def _several(optimizer: Any) -> list[Any]:
-    found = optimizer.values() if isinstance(optimizer, Mapping) else optimizer
-    several = list(found) if isinstance(found, Iterable) else [found]
-    if not several:
-        raise ConfigError("Tamiyo was given no optimizer; pass the one that trains the model")
-    for one in several:
-        if not isinstance(core(one), Optimizer):
-            raise ConfigError(
-                f"{type(one).__name__} is not an optimizer of torch, nor a wrapper of one; pass "
-                "the optimizer that trains the model, or a list of them"
-            )
-    return several
-
-
-def _several_schedulers(scheduler: Any) -> list[Any]:
-    if isinstance(scheduler, Mapping):
-        return list(scheduler.values())
-    return list(scheduler) if isinstance(scheduler, list | tuple) else [scheduler]

@@ -276,24 +276,19 @@ class PerformanceTracker:
             if self.events.journal is None:
                 history.teach_windows()
                 return
+            layers = history.layers.items()
             bindings = [
-                (name, seed_idx, blueprint)
-                for name, layer in history.layers.items()
-                for seed_idx, blueprint in layer.bindings().items()
+                (name, *pair) for name, layer in layers for pair in layer.bindings().items()
             ]
-            written = self.events.written
-            self._history = read_history(self.events, history, written, bindings=bindings)
+            self._history = read_history(
+                self.events, history, self.events.written, bindings=bindings
+            )
 
     @property
     def position(self) -> int:
         """Number of events that this run has written; goes into a checkpoint, for `rewind`."""
         self.events.flush()  # a checkpoint must not count what a killed process may lose
         return self.events.written
-
-    @property
-    def reads(self) -> Reads:
-        """When this run read the events of others; goes into a checkpoint, for `rewind`."""
-        return list(self.events.reads)
 
     def rewind(
         self,
@@ -306,12 +301,12 @@ class PerformanceTracker:
         """Forget what this run did after ``position``: a run is resumed from an older checkpoint.
 
         What is done anew gets the same ids, so the store keeps one copy. With ``reads``, records
-        and knowledge are what they were, bit for bit; without, the order of the store decides.
+        are what they were, bit for bit; without, the order of the store decides.
 
         Args:
             position: What `position` was then.
             run: Its name, if it is not this tracker's; the tracker takes it on.
-            reads: What `reads` was then.
+            reads: What ``events.reads`` was then.
             bindings: Layers, seeds and blueprints, as bound before the run's first choice.
 
         Raises:

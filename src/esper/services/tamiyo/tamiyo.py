@@ -362,7 +362,7 @@ class Tamiyo:
             "policy": self.policy.state_dict(),
             "run": self.tracker.events.run,
             "history": self.tracker.position,
-            "reads": self.tracker.reads,
+            "reads": list(self.tracker.events.reads),
             "events": [event_data(event) for event in events_to_save(self.journal, self.tracker)],
         }
 
