@@ -84,8 +84,6 @@ class PerformanceTracker:
         self.events = EventWriter(opened(store, redis_client), scope=scope, run=run)
         self._history = read_history(self.events, History(window_size, decay_factor))
 
-    # Reading
-
     def get_layer_metrics(self, layer_name: str) -> dict[int, SeedPerformanceMetrics]:
         """A snapshot of the layer's seeds, free to keep and change; empty for an unknown layer."""
         with self.lock:
