@@ -7,44 +7,17 @@ from torch.optim import SGD, Optimizer
 from typing_extensions import override
 
 
-class ScheduleFree(Optimizer):
-    """Steps in training mode alone, counts in its groups, and averages weights: as schedulefree."""
+class Bookkeeper(SGD):
+    """Wants to be told of every group, as ZeRO, so that none grows behind its back."""
 
-    def __init__(self, params: Any, lr: float = 0.02, beta: float = 0.9) -> None:
-        own = {"lr": lr, "beta": beta, "k": 0, "weight_sum": 0.0, "train_mode": False}
-        super().__init__(params, own)
-
-    @torch.no_grad()
-    def _switch(self, *, training: bool) -> None:
-        for group in self.param_groups:
-            if group["train_mode"] is not training:
-                weight = 1 - group["beta"] if training else 1 - 1 / group["beta"]
-                for p in group["params"]:
-                    if "z" in self.state[p]:
-                        p.lerp_(self.state[p]["z"], weight)
-                group["train_mode"] = training
-
-    def train(self) -> None:
-        self._switch(training=True)
-
-    def eval(self) -> None:
-        self._switch(training=False)
+    def __init__(self, params: Any, lr: float = 0.02, **settings: Any) -> None:
+        self.books: list[int] = []
+        super().__init__(params, lr=lr, **settings)
 
     @override
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            if not group["train_mode"]:
-                raise Exception("Optimizer was not in train mode")  # noqa: TRY002 (as theirs does)
-            group["weight_sum"] += group["lr"] ** 2
-            share = group["lr"] ** 2 / group["weight_sum"]
-            for p in group["params"]:
-                if p.grad is not None:
-                    z = self.state[p].setdefault("z", p.clone())
-                    p.lerp_(z, share)
-                    p.add_(p.grad, alpha=group["lr"] * (group["beta"] * (1 - share) - 1))
-                    z.sub_(p.grad, alpha=group["lr"])
-            group["k"] += 1
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        self.books.append(len(param_group["params"]))
 
 
 class MatricesOnly(SGD):
@@ -106,6 +79,38 @@ class Wrapper(Optimizer):
     @override
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         self.optimizer.step()
+
+
+class SlowWeights(Wrapper):
+    """Pulls weights to copies that it made of them when they were added, as Lookahead."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        super().__init__(optimizer)
+        self.slow: dict[torch.Tensor, torch.Tensor] = {}
+        for group in optimizer.param_groups:
+            self._copy(group)
+
+    @property
+    @override
+    def state(self) -> Any:  # type: ignore[override]
+        return self.slow
+
+    def _copy(self, group: dict[str, Any]) -> None:
+        self.slow |= {p: p.detach().clone() for p in group["params"]}
+
+    @override
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        self.optimizer.add_param_group(param_group)
+        self._copy(self.param_groups[-1])
+
+    @override
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.optimizer.step()
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.lerp_(self.slow[p], 0.5)
+                self.slow[p].copy_(p)
 
 
 class WarmupScheduler:

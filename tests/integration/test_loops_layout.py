@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 import esper
+from esper.contracts.errors import KernelError
 from esper.execution.surgery import kasmina_layers
 from esper.services.tamiyo.settings import config_from
 
@@ -124,3 +125,36 @@ def test_a_run_grows_and_mixes_no_examples(name: str) -> None:
     again = esper.wrap(make(), [layer_name], seeds).eval()
     again.load_state_dict(model.state_dict())
     assert torch.equal(again(x[:6]), model(x[:6]))
+
+
+class Ragged(nn.Module):
+    """A layer on examples of unlike lengths, or of few entries."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.layer = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 4)
+
+    @override
+    def forward(self, x_BTF: Tensor) -> Tensor:
+        if self.kind == "sparse":
+            return self.head(self.layer(x_BTF.mean(1).to_sparse()))  # type: ignore[no-any-return]
+        layout = torch.jagged if self.kind == "jagged" else torch.strided
+        parts = [x[: 1 + i % 3] for i, x in enumerate(x_BTF)]
+        y = self.layer(torch.nested.nested_tensor(parts, layout=layout))
+        return self.head(torch.stack([part.mean(0) for part in y.unbind()]))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", ["sparse", "jagged", "strided"])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_tensors_that_are_not_dense_are_refused(kind: str) -> None:
+    model = esper.wrap(Ragged(kind), ["layer"])
+    batch = (torch.randn(6, 5, 8), torch.zeros(6, dtype=torch.long))
+    with pytest.raises(KernelError, match="reads or writes nested or sparse tensors"):
+        esper.Tamiyo(
+            model,
+            torch.optim.Adam(model.parameters()),
+            loss_fn=cross_entropy,
+            holdout=[batch],
+        )

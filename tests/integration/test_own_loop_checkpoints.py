@@ -15,7 +15,16 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 from esper.contracts.errors import ConfigError
 from esper.contracts.seeds import SeedState
 from esper.services.tamiyo.settings import config_from
-from tests.unit.services.small_run import BATCHES_PER_EPOCH, CULLED, KEPT, SmallRun, host, same
+from esper.stores.memory import MemoryStore
+from tests.unit.services.small_run import (
+    BATCHES_PER_EPOCH,
+    CULLED,
+    KEPT,
+    SEEDS,
+    SmallRun,
+    host,
+    same,
+)
 
 EPOCHS = 16
 CONFIG = config_from(
@@ -158,6 +167,34 @@ def test_a_run_without_a_name_of_its_own_goes_on_under_the_old_one(tmp_path: Pat
         run.engine.close()
 
 
+@pytest.mark.trains
+@pytest.mark.parametrize("strategy", ["auto", "exp3"])
+def test_what_was_learnt_from_another_run_is_learnt_again_in_its_order(strategy: str) -> None:
+    selection = CONFIG.seed_selection.model_copy(update={"strategy": strategy})
+    config = CONFIG.model_copy(update={"seed_selection": selection})
+
+    def run(store: MemoryStore, name: str, seeds: tuple[str, ...] = SEEDS) -> SmallRun:
+        options = {"store": store, "run": name, "scope": "model"}
+        worth = (KEPT, CULLED, 0.03)
+        return SmallRun(
+            config=config, worth=worth, seeds=seeds, make_scheduler=fade, options=options
+        )
+
+    store = MemoryStore()
+    before = run(store, "before", SEEDS[::-1]).run(8)
+    whole = run(store, "night").run(5)
+    before.run(12, first=8)
+    whole.run(9, first=5)
+    checkpoint = saved(whole)
+    whole.run(14, first=9)
+
+    again = run(MemoryStore(), "night")  # as in another process, where nothing is in memory
+    restore(again, checkpoint).run(14, first=9)
+    kinds = ("decision", "outcome", "failure", "withdrawal", "graft")
+    assert again.facts(*kinds) == whole.facts(*kinds)
+    assert len(whole.facts("outcome")) > 4
+
+
 def test_a_history_that_was_lost_does_not_stop_the_resumed_run(tmp_path: Path) -> None:
     first = a_run(store=f"sqlite:///{tmp_path}/lost.db").run(4)
     assert {graft.state for graft in first.engine.grafts.grafts} == {
@@ -206,7 +243,7 @@ def test_rent_on_latency_is_charged_after_a_resume_too() -> None:
 
 def test_an_optimizer_over_other_parameters_is_refused() -> None:
     checkpoint = saved(a_run().run(4))
-    other = a_run(make_optimizer=lambda m: Adam(list(m.parameters())[:2], lr=0.02))
+    other = a_run(make_optimizer=lambda m: Adam(list(m.parameters())[::-1], lr=0.02))
     with pytest.raises(ConfigError, match="parameter groups are not those of the checkpoint"):
         restore(other, checkpoint)
 

@@ -1,14 +1,14 @@
 """Optimizers, schedulers, models and loops of many kinds: growth fits in with each."""
 
 import random  # noqa: TID251 (to see that nobody else draws from it)
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import SGD, Adam, Optimizer
 from torch.optim import lr_scheduler as schedulers
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from typing_extensions import override
@@ -55,33 +55,6 @@ def held_once(run: SmallRun) -> bool:
 
 def named_adam(model: nn.Module) -> Optimizer:
     return Adam(model.named_parameters(), lr=0.02)
-
-
-def grouped(model: nn.Module) -> Optimizer:
-    weights = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": 0.1}, {"params": others}]
-    return AdamW(groups, lr=0.02)
-
-
-@pytest.mark.trains
-@pytest.mark.parametrize(
-    "make_optimizer",
-    [
-        lambda model: SGD(model.parameters(), lr=0.02, momentum=0.9, nesterov=True),
-        lambda model: AdamW(model.parameters(), lr=0.02, fused=True),
-        lambda model: torch.optim.RMSprop(model.parameters(), lr=0.005, centered=True),
-        lambda model: Adam(model.parameters(), lr=torch.tensor(0.02), amsgrad=True),
-        named_adam,
-        grouped,
-    ],
-    ids=["sgd-momentum", "adamw-fused", "rmsprop", "adam-tensor-lr", "named", "groups"],
-)
-def test_optimizers(make_optimizer: Callable[[nn.Module], Optimizer]) -> None:
-    run = SmallRun(config=SOON, worth=[KEPT], make_optimizer=make_optimizer).run(EPOCHS)
-    assert grew(run)
-    assert held_once(run)
-    assert run.reports[-1].holdout_loss < run.reports[0].holdout_loss
 
 
 @pytest.mark.trains
@@ -164,8 +137,7 @@ def test_schedulers_drive_kernels_as_they_drive_the_host(
             run.scheduler.step(*step)
             control.scheduler.step(*step)
         (wanted,) = rates(control.optimizer)
-        assert rates(run.optimizer) == pytest.approx([wanted] * len(run.optimizer.param_groups))
-    assert len(run.optimizer.param_groups) > 2
+        assert rates(run.optimizer) == pytest.approx([wanted])
     assert grew(run)
 
 
@@ -315,13 +287,3 @@ def test_examples_are_paired_though_the_holdout_is_shuffled_at_every_pass(
     for ours, theirs in zip(shuffled.facts("graft"), in_order.facts("graft"), strict=True):
         assert ours["reward"] == pytest.approx(theirs["reward"], rel=1e-3, abs=1e-5)
         assert ours["stderr"] == pytest.approx(theirs["stderr"], rel=1e-3)
-
-
-def generator() -> Iterator[Batch]:
-    yield teacher(BATCH_SIZE, seed=2)
-
-
-@pytest.mark.parametrize("holdout", [generator(), iter([teacher(32, seed=2)])])
-def test_a_holdout_that_can_be_read_once_is_an_error(holdout: Any) -> None:
-    with pytest.raises(ConfigError, match=r"holdout .* can be read only once; give a list"):
-        SmallRun(options={"holdout": holdout})

@@ -48,7 +48,7 @@ def test_the_settings_are_settings(tmp_path: Path) -> None:
     for number, block in enumerate(_blocks("yaml")):
         path = tmp_path / f"{number}.yaml"
         path.write_text(block, encoding="utf-8")
-        assert load_config(path).growth.budget == 2000
+        assert load_config(path).growth.budget_for(0) == 2000
 
 
 def test_what_it_links_to_is_there() -> None:

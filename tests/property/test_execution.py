@@ -147,7 +147,7 @@ def test_adopting_and_discarding_leave_the_hosts_rates_alone(
             optimizer.step()
             schedule.step()
             assert len({group["lr"] for group in optimizer.param_groups}) == 1
-            assert len(optimizer.param_groups) == 1 + len(held)
+            assert len(optimizer.param_groups[0]["params"]) == 2 + 2 * len(held)
             rates.append(optimizer.param_groups[0]["lr"])
         runs.append(rates)
     assert runs[0] == runs[1]

@@ -81,6 +81,14 @@ class Blueprint(ABC):
         return f"blueprint {self.name!r} does not fit {describe(spec)}: {reason}" if reason else ""
 
     @final
+    def mismatch(self, spec: LayerSpec) -> str:
+        """As ``objection``, in a few words, without the names of blueprint and layer."""
+        if not set(spec.kinds) & set(self.kinds):
+            return f"for {' and '.join(self.kinds)} layers"
+        seen = self._seen(spec)
+        return "sizes below 1" if min(seen.in_size, seen.out_size) < 1 else self.misfit(seen)
+
+    @final
     def count(self, spec: LayerSpec, width: int) -> int:
         """Trainable parameters of the kernel of this width."""
         return sum(p.numel() for p in self._unborn(self._seen(spec), width).parameters())

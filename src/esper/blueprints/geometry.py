@@ -3,12 +3,12 @@
 A host that is itself a convolution passes its geometry on, so that the two agree at every
 resolution. Of any other host only the extents are known: a whole stride ``s`` with
 ``out = ceil(in / s)`` (padded convolutions) or ``out = floor(in / s)`` (pooling) is derived from
-them, the plainest one first. What lies beyond the edge (zeros, a reflection, the other side) and
-which groups of channels are kept apart are the host's.
+all that were seen, the plainest one first. What lies beyond the edge (zeros, a reflection, the
+other side) and which groups of channels are kept apart are the host's.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import final
 
 from torch import nn
@@ -57,9 +57,10 @@ def axes(spec: LayerSpec) -> tuple[Axis, ...]:
     seen = list(zip(spec.in_extent, spec.out_extent, strict=False))
     if len(seen) != rank or len(spec.in_extent) != len(spec.out_extent):
         raise KernelError(f"in_extent and out_extent must have {rank} number(s) each")
+    causal = [spec.causal or letter == "T" for letter in spec.axes if letter not in "BFC"]
     if not spec.kernel_size:
-        derived = tuple(_derived(read, written) for read, written in seen)
-        return tuple(map(_causal, derived)) if spec.causal else derived
+        derived = [_derived([pair]) for pair in seen]
+        return tuple(_causal(axis) if c else axis for axis, c in zip(derived, causal, strict=True))
     told = [
         values or (default,) * rank
         for values, default in (
@@ -72,7 +73,10 @@ def axes(spec: LayerSpec) -> tuple[Axis, ...]:
     ]
     if any(len(values) != rank for values in told):
         raise KernelError(f"kernel_size, stride, padding, dilation need {rank} number(s) each")
-    moves = tuple(_told(Axis(*numbers), spec) for numbers in zip(*told, strict=True))
+    moves = tuple(
+        _told(Axis(*numbers), spec.padding_mode, causal=c)
+        for *numbers, c in zip(*told, causal, strict=True)
+    )
     for axis, (read, written) in zip(moves, seen, strict=True):
         if axis.extent(read) != written:
             raise KernelError(
@@ -83,6 +87,8 @@ def axes(spec: LayerSpec) -> tuple[Axis, ...]:
 
 def misfit(spec: LayerSpec) -> str:
     """Reason why no convolution has the layer's extents; empty if one has."""
+    if spec.doubt:
+        return spec.doubt
     try:
         axes(spec)
     except KernelError as error:
@@ -90,6 +96,44 @@ def misfit(spec: LayerSpec) -> str:
     if spec.in_size % spec.groups or spec.out_size % spec.groups:
         return f"its channels do not divide into {spec.groups} groups"
     return ""
+
+
+def confirmed(spec: LayerSpec, seen: Sequence[Sequence[tuple[int, int]]]) -> LayerSpec:
+    """Specification of a convolutional layer whose geometry holds at all extents seen.
+
+    Args:
+        spec: Of one pass; where no geometry has its extents, it is returned as it is.
+        seen: Extents read and written, axis by axis; the first are those of ``spec``.
+
+    Returns:
+        The specification, with a ``doubt`` if no geometry has all the extents.
+    """
+    try:
+        moves = axes(spec)
+        if _holds(moves, seen):
+            return spec
+    except KernelError:
+        return spec
+    try:
+        found = [_derived(pairs) for pairs in seen]
+    except KernelError as error:
+        return replace(spec, doubt=str(error))
+    return replace(
+        spec,
+        kernel_size=tuple(axis.size for axis in found),
+        stride=tuple(axis.stride for axis in found),
+        padding=tuple(axis.before for axis in found),
+        padding_after=tuple(axis.after for axis in found),
+        dilation=(),
+    )
+
+
+def _holds(moves: Sequence[Axis], seen: Sequence[Sequence[tuple[int, int]]]) -> bool:
+    return all(
+        axis.extent(read) == written
+        for axis, pairs in zip(moves, seen, strict=True)
+        for read, written in pairs
+    )
 
 
 def grouped(spec: LayerSpec, width: int) -> int:
@@ -125,13 +169,13 @@ def pointwise(spec: LayerSpec, in_size: int, out_size: int, *, bias: bool = Fals
     return _CONVOLUTION[spec.kind](in_size, out_size, 1, bias=bias, groups=spec.groups)
 
 
-def _told(host: Axis, spec: LayerSpec) -> Axis:
+def _told(host: Axis, padding_mode: str, *, causal: bool) -> Axis:
     # A mirror has no image of an edge of one element, which a host of size 1 may be given.
-    if host.size > 1 or spec.padding_mode == "reflect":
+    if host.size > 1 or padding_mode == "reflect":
         return host
     # A 1x1 host sees no neighbours; size 3 with one more padding has its extent, and sees them.
     wider = Axis(_SIZE, host.stride, host.before + 1, host.after + 1)
-    return _causal(wider) if spec.causal else wider
+    return _causal(wider) if causal else wider
 
 
 def _causal(axis: Axis) -> Axis:
@@ -139,16 +183,18 @@ def _causal(axis: Axis) -> Axis:
     return Axis(axis.size, axis.stride, axis.before + axis.after, 0, axis.dilation)
 
 
-def _derived(read: int, written: int) -> Axis:
+def _derived(seen: Sequence[tuple[int, int]]) -> Axis:
+    read, written = seen[0]
     for stride in _plainest_first(read, written):
         # A stride beyond 3 would skip input, so the kernel is as long as the stride.
         size = max(_SIZE, stride)
         for padding in (size - 1, size - stride):  # ceil, floor
             axis = Axis(size, stride, padding // 2, padding - padding // 2)
-            if axis.extent(read) == written:
+            if _holds([axis], [seen]):
                 return axis
+    told = ", ".join(f"{read} -> {written}" for read, written in dict.fromkeys(seen))
     raise KernelError(
-        f"no whole stride s gives ceil({read} / s) or floor({read} / s) = {written}; wrap the "
+        f"no whole stride s gives ceil(n / s) or floor(n / s) for its extents, {told}; wrap the "
         "convolution itself, so that its own geometry is known, or pad it"
     )
 

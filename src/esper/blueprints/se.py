@@ -40,9 +40,9 @@ class SqueezeExcite(Blueprint):
 
     @override
     def misfit(self, spec: LayerSpec) -> str:
-        if spec.causal:
+        if spec.causal or "T" in spec.axes:
             return "its gain is set by the whole length, and this layer never reads the future"
-        return shape_changes(spec)
+        return spec.doubt or shape_changes(spec)
 
 
 @final

@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from esper.contracts.errors import ConfigError, unknown_name
 from esper.contracts.selection import SelectionConstraints
 
+LEAST_BUDGET = 2000
+"""Parameters that growth may add to the smallest host, unless a budget is set."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -60,7 +63,17 @@ class SeedSelection(BaseModel):
 class Growth(_Section):
     """Schedule and budget of growth. Lengths are in epochs, sizes in parameters."""
 
-    budget: int = Field(2000, ge=0, description="parameters that growth may add in all")
+    budget: int | None = Field(
+        None,
+        ge=0,
+        description="parameters that growth may add in all; by default budget_share of the host's",
+    )
+    budget_share: float = Field(
+        1.0,
+        ge=0,
+        allow_inf_nan=False,
+        description=f"the default budget relative to the host; it is at least {LEAST_BUDGET}",
+    )
     kernel_budget: int | None = Field(
         None, ge=1, description="parameters of one kernel; by default about an eighth of the budget"
     )
@@ -80,6 +93,17 @@ class Growth(_Section):
         3.0, gt=1, description="held-out loss, in times the last healthy one, that is rolled back"
     )
     probe_every: int = Field(50, ge=1, description="batches between two health probes")
+
+    def budget_for(self, host_parameters: int) -> int:
+        """Parameters that growth may add to a host of this size.
+
+        Example:
+            >>> Growth().budget_for(442), Growth().budget_for(22_042)
+            (2000, 22042)
+        """
+        if self.budget is not None:
+            return self.budget
+        return max(LEAST_BUDGET, round(self.budget_share * host_parameters))
 
 
 class Reward(_Section):

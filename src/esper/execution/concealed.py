@@ -73,6 +73,8 @@ class Concealing(nn.Module):
             rest = {key: v for key, v in state_dict.items() if not key.startswith(inside)}
             own = {k[len(inside) :]: v for k, v in state_dict.items() if k.startswith(inside)}
             assign = local_metadata.get("assign_to_params_buffers", False)
+            if assign:
+                assign_in_place(part, own, "")
             try:
                 odd = part.load_state_dict(own, strict=False, assign=assign)
             except RuntimeError as error:
@@ -83,6 +85,18 @@ class Concealing(nn.Module):
         super()._load_from_state_dict(
             rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+
+def assign_in_place(module: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
+    """Give parameters the tensors of a state dict that is about to be assigned to their module.
+
+    An optimizer knows a kernel by its parameters, so these stay, and are what is then assigned.
+    """
+    for name, parameter in module.named_parameters():
+        value = state_dict.get(prefix + name)
+        if value is not None and not parameter.is_meta and value.shape == parameter.shape:
+            parameter.data = value.detach()
+            state_dict[prefix + name] = parameter
 
 
 def every_module(model: nn.Module) -> Iterator[nn.Module]:

@@ -15,7 +15,7 @@ from typing_extensions import override
 from esper.contracts.errors import ConfigError, KernelError, LifecycleError
 from esper.contracts.seeds import LayerSpec, SeedState
 from esper.execution import fast_paths, lifecycle, topology
-from esper.execution.concealed import every_module
+from esper.execution.concealed import assign_in_place, every_module
 from esper.execution.fast_paths import FusedPath
 from esper.execution.followers import copied, followers
 from esper.execution.forwarding import Forwarding, first_argument
@@ -41,7 +41,7 @@ class KasminaLayer(Forwarding):
 
     Attributes:
         spec: Kind and shapes of the layer, once a forward pass was observed.
-        layout: Axes of the input by the user's word, as ``"TBF"``; empty if they are observed.
+        stated_layout: Axes of the input by the user's word, as ``"TBF"``; empty if there is none.
         default_seeds: True if the user chose no blueprints.
         mutates_input: True if the host writes into its input; told by ``inplace`` of its modules,
             or observed in a forward pass.
@@ -51,7 +51,7 @@ class KasminaLayer(Forwarding):
         ConfigError: if there is no seed.
     """
 
-    OWN = Forwarding.OWN | {"name", "spec", "layout", "default_seeds", "seeds", "fossils"}
+    OWN = Forwarding.OWN | {"name", "spec", "stated_layout", "default_seeds", "seeds", "fossils"}
     OWN |= {"mutates_input", "fused_paths", "regrown"}
 
     def __init__(
@@ -67,7 +67,7 @@ class KasminaLayer(Forwarding):
         if not seeds:
             raise ConfigError(f"layer {name!r} got no seeds; give at least one blueprint name")
         self.spec: LayerSpec | None = None
-        self.layout = ""
+        self.stated_layout = ""
         self.default_seeds = False
         like = next((p for p in host.parameters() if p.is_floating_point()), like)
         self.seeds = nn.ModuleList(Seed("", blueprint, like) for blueprint in seeds)
@@ -78,8 +78,7 @@ class KasminaLayer(Forwarding):
         self.fused_paths = tuple(fused_paths)
         self._reads = first_argument(host)
         self._blended = self._isolated = _NOTHING
-        self._grown = False
-        self.regrown = False
+        self._grown = self.regrown = False
         self._left: list[nn.Parameter] = []
         # Not train(host.training): parts of the host may be frozen in evaluation mode.
         self.training = host.training
@@ -309,11 +308,13 @@ class KasminaLayer(Forwarding):
 
     @override
     def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        packed = state_dict.get(f"{prefix}{topology.KEY}")
-        if packed is not None:
+        if (packed := state_dict.get(f"{prefix}{topology.KEY}")) is not None:
             self._regrow(self.plan(packed))
+        if args and args[0].get("assign_to_params_buffers"):
+            assign_in_place(self.seeds, state_dict, f"{prefix}seeds.")
+            assign_in_place(self.fossils, state_dict, f"{prefix}fossils.")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def take_regrown(self) -> list[nn.Parameter] | None:

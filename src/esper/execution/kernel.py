@@ -46,8 +46,10 @@ class Recipe:
     seed: int
 
     def build(self) -> nn.Module:
-        """Build a kernel of this structure, with its initial weights."""
-        return blueprints.build(self.blueprint, self.spec, budget=self.budget, seed=self.seed)
+        """Build a kernel of this structure, with its initial weights, on the CPU."""
+        return blueprints.build(
+            self.blueprint, self.spec, budget=self.budget, seed=self.seed, device="cpu"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data, read back by ``from_json``."""

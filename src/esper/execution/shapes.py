@@ -11,14 +11,15 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from esper.blueprints import geometry
 from esper.contracts.errors import KernelError
 from esper.contracts.seeds import LayerSpec
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.kernel import FAULTS
+from esper.execution.layouts.convolutions import with_geometry
 from esper.execution.layouts.dry_run import Call, told_by_type, trace_examples, watch, watch_resized
 from esper.execution.layouts.examples import Shape, chosen
 from esper.execution.layouts.layout import (
+    at_other_extents,
     batch_axis,
     confirmed,
     feature_axis,
@@ -49,15 +50,13 @@ def observe_shapes(
     except FAULTS as error:
         raise KernelError(
             f"the model fails on a batch of the holdout data: {error}. Nothing was changed; "
-            "loss_fn(model, batch) must run on every batch"
+            "loss_fn(model, batch) must run on every batch that iterating over the holdout gives"
         ) from error
     calls = {name: _checked(name, seen.get(name)) for name in layers}
-    resized: Mapping[str, Call] = {}
-    if any(layers[n].layout or len(x) > 2 for n, call in calls.items() for x, _ in call.shapes):
-        resized = watch_resized(model, layers, loss_fn, spare, losses) or {}
-        if not resized:
-            by_layer = {layers[name]: call for name, call in calls.items()}
-            trace_examples(model, by_layer, loss_fn, spare)
+    resized = watch_resized(model, layers, loss_fn, spare, losses) or {}
+    if not resized and any(len(x) > 2 for call in calls.values() for x, _ in call.shapes):
+        by_layer = {layers[name]: call for name, call in calls.items()}
+        trace_examples(model, by_layer, loss_fn, spare)
     specs = {
         name: _spec(layer, name, calls[name], resized.get(name)) for name, layer in layers.items()
     }
@@ -77,7 +76,7 @@ def _checked(name: str, call: Call | None) -> Call:
     if not isinstance(x, Tensor) or not isinstance(y, Tensor):
         raise KernelError(
             f"layer {name!r} maps {type(x).__name__} to {type(y).__name__}; a layer that grows "
-            "maps a tensor to a tensor"
+            "maps a tensor to a tensor; wrap a layer inside it, or one beside it"
         )
     if not (x.is_floating_point() and y.is_floating_point()):
         raise KernelError(
@@ -96,10 +95,17 @@ def _spec(layer: KasminaLayer, name: str, call: Call, resized: Call | None) -> L
     letters, doubt = _letters(layer, name, call, resized)
     feature = next(i for i, letter in enumerate(letters) if letter in "FC")
     spaces = _spaces(letters)
-    same = all(x[i] == y[i] for i in range(len(x)) if i != feature)
+    seen = _seen(host, call, resized, spaces)
+    _require_sizes(name, seen, feature - len(x))
+    same = all(_beside(a, feature - len(x)) == _beside(b, feature - len(x)) for a, b in seen)
     kind = _kind(host, letters, same=same)
     if not same and (not kind.startswith("conv") or x[letters.index("B")] != y[letters.index("B")]):
-        raise _no_kernel(name, x, y)
+        raise _no_kernel(name, *next(p for p in seen if p[0] != p[1]))
+    if not kind.startswith("conv") and isinstance(host, _ConvNd) and host.groups > 1:
+        raise KernelError(
+            f"layer {name!r} keeps {host.groups} groups of channels apart, and no kernel for a "
+            f"{type(host).__name__} does; wrap a layer with one group, or another layer"
+        )
     spec = LayerSpec(
         kind=kind,
         in_size=x[feature],
@@ -112,21 +118,51 @@ def _spec(layer: KasminaLayer, name: str, call: Call, resized: Call | None) -> L
     if kind.startswith("conv") or _mixes_space(layer, letters, call):
         extents = (tuple(shape[i] for i in spaces) for shape in (x, y))
         spec = replace(spec, in_extent=next(extents), out_extent=next(extents))
-    if kind == "conv1d":
-        spec = replace(spec, causal=_is_causal(layer, letters, call))
     if not kind.startswith("conv"):
         return spec
-    told = replace(spec, **_geometry(host))
-    # A subclass that pads by itself has another geometry than its attributes say.
-    return spec if geometry.misfit(told) and told_by_type(host) is None else told
+    if spec.in_extent == spec.out_extent:
+        spec = _with_order(spec, layer, letters, call)
+    return with_geometry(spec, host, [[(a[i], b[i]) for a, b in seen] for i in spaces])
+
+
+def _seen(
+    host: nn.Module, call: Call, resized: Call | None, spaces: list[int]
+) -> list[tuple[Shape, Shape]]:
+    """Shapes read and written in every pass, and at other extents where the type tells nothing."""
+    seen = _in_passes(call, resized)
+    told = told_by_type(host)
+    if told == -1 or (told is not None and isinstance(host, nn.Conv1d | nn.Conv2d)):
+        return seen
+    return [*seen, *(pair for axis in spaces for pair in at_other_extents(host, call, axis))]
+
+
+def _in_passes(call: Call, resized: Call | None) -> list[tuple[Shape, Shape]]:
+    return [*call.shapes, *(resized.shapes + resized.single if resized else ())]
+
+
+def _require_sizes(name: str, seen: list[tuple[Shape, Shape]], feature: int) -> None:
+    """Refuse a layer that is called with now these and now those numbers of features."""
+    for read in (0, 1):
+        sizes = sorted({pair[read][feature] for pair in seen})
+        if len(sizes) > 1:
+            raise KernelError(
+                f"layer {name!r} {'writes' if read else 'reads'} {sizes[0]} features in one call "
+                f"and {sizes[1]} in another, and a kernel has one number of them; give each place "
+                "a module of its own"
+            )
+
+
+def _beside(shape: Shape, feature: int) -> Shape:
+    """Shape without the features, whose axis is counted from the end."""
+    return tuple(size for i, size in enumerate(shape) if i - len(shape) != feature)
 
 
 def _summary(layer: KasminaLayer, name: str, call: Call, resized: Call | None) -> LayerSpec:
     """Specification of a layer that maps pictures or signals to features."""
     (x, y), host = call.shapes[0], layer.host
     batch, doubt = batch_axis(host, call, resized)
-    if layer.layout:
-        letters = confirmed(layer.layout, host, call, resized, name=name)
+    if layer.stated_layout:
+        letters = confirmed(layer.stated_layout, host, call, resized, name=name)
     elif batch is None:
         raise KernelError(
             f"layer {name!r} maps {x} to {y}: {doubt}; say which axis has them, as "
@@ -155,11 +191,15 @@ def _summary(layer: KasminaLayer, name: str, call: Call, resized: Call | None) -
 def _letters(layer: KasminaLayer, name: str, call: Call, resized: Call | None) -> tuple[str, str]:
     """Axes of the layer's input, and why kernels must not mix them, if they must not."""
     host, rank = layer.host, call.x.ndim
-    if layer.layout:
-        return confirmed(layer.layout, host, call, resized, name=name), ""
-    if rank == 2 and len({len(x) for x, _ in call.shapes}) == 1:
-        return "BF", ""
+    passes = [*_in_passes(call, resized), *(resized.training if resized else ())]
+    ranks = sorted({len(x) for x, _ in passes})
+    if len(ranks) > 1:
+        return _letters_of_ranks(layer, name, call, ranks)
+    if layer.stated_layout:
+        return confirmed(layer.stated_layout, host, call, resized, name=name), ""
     batch, doubt = batch_axis(host, call, resized)
+    if rank == 2 and batch in (0, None):
+        return "BF", ""
     feature = feature_axis(host, call, batch, name=name)
     letters = ["N"] * rank
     letters[feature] = "F"
@@ -173,6 +213,19 @@ def _letters(layer: KasminaLayer, name: str, call: Call, resized: Call | None) -
     for axis, letter in zip(spaces, _letters_of_space(host, call, feature, spaces), strict=False):
         letters[axis] = letter
     return "".join(letters), ""
+
+
+def _letters_of_ranks(
+    layer: KasminaLayer, name: str, call: Call, ranks: list[int]
+) -> tuple[str, str]:
+    """Axes of a layer whose input has now more and now fewer: kernels of the last one alone."""
+    doubt = f"its input has {ranks[0]} axes in one pass and {ranks[-1]} in another"
+    if layer.stated_layout or feature_axis(layer.host, call, None, name=name) != call.x.ndim - 1:
+        raise KernelError(
+            f"layer {name!r} cannot grow: {doubt}, as where a batch of one is squeezed; keep all "
+            "axes, or wrap a layer with its features on the last axis and give it no layout"
+        )
+    return "N" * (call.x.ndim - 1) + "F", doubt
 
 
 def _letters_of_space(host: nn.Module, call: Call, feature: int, spaces: list[int]) -> str:
@@ -201,17 +254,27 @@ def _mixes_space(layer: KasminaLayer, letters: str, call: Call) -> bool:
     spaces = _spaces(letters)
     if "B" not in letters or not 1 <= len(spaces) <= 2:
         return False
-    if layer.layout or len(spaces) == 1:
+    if layer.stated_layout or len(spaces) == 1:
         return {letters[axis] for axis in spaces} in ({"L"}, {"H", "W"})
     typed = told_by_type(layer.host) is not None
     return not typed and all(reads_later(layer.host, call, axis) for axis in spaces)
 
 
-def _is_causal(layer: KasminaLayer, letters: str, call: Call) -> bool:
-    (axis,) = _spaces(letters)
-    if layer.layout or told_by_type(layer.host) is not None:
-        return letters[axis] == "T"
-    return reads_earlier(layer.host, call, axis) and not reads_later(layer.host, call, axis)
+def _with_order(spec: LayerSpec, layer: KasminaLayer, letters: str, call: Call) -> LayerSpec:
+    """Specification that says if kernels must not read what comes later along an axis."""
+    spaces, host = _spaces(letters), layer.host
+    if layer.stated_layout:
+        return replace(spec, causal=spec.kind == "conv1d" and letters[spaces[0]] == "T")
+    past = [axis for axis in spaces if not reads_later(host, call, axis)]
+    if spec.kind == "conv1d":
+        return replace(spec, causal=bool(past))
+    if told_by_type(host) is None and any(reads_earlier(host, call, axis) for axis in past):
+        doubt = (
+            f"along axis {past[0]} of its input it reads the past alone, and kernels over two axes "
+            f"do only where a T says so, as esper.wrap(..., layout={{{layer.name!r}: 'BCHT'}})"
+        )
+        return replace(spec, doubt=doubt)
+    return spec
 
 
 def _batched(host: _ConvNd, x: Shape) -> bool:
@@ -223,26 +286,3 @@ def _no_kernel(name: str, x: Shape, y: Shape) -> KernelError:
         f"layer {name!r} maps {x} to {y}; kernels exist for (B, F), (B, T, F), (B, C, L) and "
         "(B, C, H, W), with their axes in any order, and for layers that change the features alone"
     )
-
-
-def _geometry(host: nn.Module) -> dict[str, Any]:
-    """Geometry of a host that is itself a convolution, as fields of ``LayerSpec``."""
-    if not isinstance(host, nn.Conv1d | nn.Conv2d):
-        return {}
-    before: tuple[int, ...] = (0,) * len(host.stride)
-    after: tuple[int, ...] = ()
-    if not isinstance(host.padding, str):
-        before = host.padding
-    elif host.padding == "same":
-        around = [d * (k - 1) for d, k in zip(host.dilation, host.kernel_size, strict=True)]
-        before = tuple(both // 2 for both in around)
-        after = tuple(both - both // 2 for both in around)
-    return {
-        "kernel_size": host.kernel_size,
-        "stride": host.stride,
-        "padding": before,
-        "dilation": host.dilation,
-        "padding_after": () if after == before else after,
-        "padding_mode": host.padding_mode,
-        "groups": host.groups,
-    }

@@ -3,7 +3,6 @@
 import random  # noqa: TID251 (only to put the user's state back)
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from esper.execution.concealed import every_module
 from esper.execution.fast_paths import force_eager
-from esper.execution.module_state import Attributes
+from esper.execution.undoing.changes import restore
+from esper.execution.undoing.module_state import ModuleState, Sources
 
 
 @contextmanager
@@ -21,21 +21,22 @@ def side_effect_free(
 ) -> Iterator[None]:
     """Restore the model's modes, buffers, attributes and all random states on leaving.
 
-    Parameters are restored of modules that ``trial.try_passes`` saw writing into them; ``.grad`` is
-    not. Inside, a compiled model runs eagerly (the main pass is not recompiled) and PyTorch's fused
-    paths are off (every wrapped layer is called).
+    Parameters and deeper state are restored where ``trial.try_passes`` saw them changing; ``.grad``
+    is not. Inside, a compiled model runs eagerly (the main pass is not recompiled) and PyTorch's
+    fused paths are off (every wrapped layer is called).
 
     Args:
         model: The model.
         training: Mode inside; ``None`` keeps that of each module.
-        reads: Source of batches; the generators of a ``DataLoader`` are restored too.
+        reads: Source of batches; generators and counters of its samplers and data sets are restored
+            too, which it may share with the source that is trained on.
     """
     modules = list(every_module(model))
     modes = [module.training for module in modules]
     buffers = [dict(module._buffers) for module in modules]
     values = [{name: b.clone() for name, b in d.items() if b is not None} for d in buffers]
-    attributes = Attributes(modules)
-    generators = [(g, g.get_state()) for g in _generators(reads)]
+    state = ModuleState(modules)
+    sources = Sources(reads)
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     fused = torch.backends.mha.get_fastpath_enabled()
     try:
@@ -48,14 +49,13 @@ def side_effect_free(
         torch.backends.mha.set_fastpath_enabled(fused)
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
-        for generator, state in generators:
-            generator.set_state(state)
+        sources.put_back()
         for module, mode in zip(modules, modes, strict=True):
             if module.training is not mode:
                 module.training = mode
         for module, held, value in zip(modules, buffers, values, strict=True):
             _put_back(module, held, value)
-        attributes.put_back()
+        state.put_back()
 
 
 def _put_back(
@@ -67,8 +67,7 @@ def _put_back(
         if module._buffers.get(name, module) is not buffer:
             module._buffers[name] = buffer
         if buffer is not None and not torch.equal(buffer, values[name]):
-            with torch.no_grad():
-                buffer.copy_(values[name])
+            restore(buffer, values[name])
 
 
 def training_like_mode(model: nn.Module) -> bool | None:
@@ -95,11 +94,3 @@ def _cuda_devices(model: nn.Module) -> list[int]:
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return []
     return sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-
-
-def _generators(batches: Any) -> list[torch.Generator]:
-    """Generators of a loader and its samplers, each once."""
-    sampler = getattr(batches, "sampler", None)
-    owners = (batches, sampler, getattr(batches, "batch_sampler", None))
-    found = [getattr(owner, "generator", None) for owner in owners]
-    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())

@@ -12,7 +12,7 @@ from esper.contracts.errors import ConfigError, LifecycleError, unknown_name
 from esper.contracts.seeds import LayerSpec, SeedState
 from esper.execution import topology
 from esper.execution.fast_paths import drop_compiled_graphs, enclosing_modules, fused_paths
-from esper.execution.followers import follows, watch
+from esper.execution.followers import adopt_frozen_copies, follows, watch
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.layouts.layout import check_layout
 
@@ -54,9 +54,9 @@ def wrap(
             the past alone.
 
     Raises:
-        ConfigError: if a name is unknown, wrapped already, shared, or lazy and not initialised, a
-            pattern matches nothing, a blueprint is unknown, or a layout means nothing. The model is
-            then unchanged.
+        ConfigError: if a name is unknown, wrapped already, shared, sharded, or lazy and not
+            initialised, a pattern matches nothing, a blueprint is unknown, or a layout means
+            nothing. The model is then unchanged.
 
     Example:
         >>> model = wrap(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), ["0", "2"])
@@ -83,7 +83,7 @@ def wrap(
         layer = KasminaLayer(
             found[name], name=name, seeds=plans[name], like=like, fused_paths=paths
         )
-        layer.layout = layouts.get(name, "")
+        layer.stated_layout = layouts.get(name, "")
         layer.default_seeds = seeds is None
         if name:
             setattr(model.get_submodule(parent), child, layer)
@@ -131,10 +131,11 @@ def name_layers(model: nn.Module) -> dict[str, KasminaLayer]:
     checked at this model too, before any part of it is loaded.
 
     Raises:
-        ConfigError: if a lazy layer of the model is not initialised.
+        ConfigError: if a layer of the model is lazy, on the meta device or sharded.
     """
-    refuse_lazy(model, "esper.Tamiyo, and before the optimizer")
-    # Averages of the weights, kept inside the model, grow by themselves.
+    refuse_unready(model, "esper.Tamiyo, and before the optimizer")
+    # Averages of the weights and target networks, kept inside the model, grow by themselves.
+    adopt_frozen_copies(kasmina_layers(model).values())
     found = {n: layer for n, layer in kasmina_layers(model).items() if not follows(layer)}
     layers = {_plain_name(model, path): layer for path, layer in found.items()}
     for name, layer in layers.items():
@@ -154,19 +155,48 @@ def _plain_name(model: nn.Module, path: str) -> str:
     return ".".join(parts) or WHOLE
 
 
-def refuse_lazy(model: nn.Module, before: str, *, name: str = "") -> None:
-    """Refuse a module with parameters or buffers that have no shape yet.
+def refuse_unready(
+    model: nn.Module, before: str, *, name: str = "", with_values: bool = True
+) -> None:
+    """Refuse a module whose parameters or buffers have no shape yet, no values, or not all of them.
+
+    Args:
+        model: The module.
+        before: What is about to be called, for the message.
+        name: Its dotted name in the model.
+        with_values: Whether it must have values; a model may be wrapped on the meta device.
 
     Raises:
-        ConfigError: that names the lazy layer.
+        ConfigError: that names the layer which is lazy, on the meta device or sharded.
     """
-    for path, module in model.named_modules(prefix=name):
+    hosts = {layer.host: path for path, layer in kasmina_layers(model).items()}
+    for path_inside, module in model.named_modules(prefix=name):
+        path = hosts.get(module, path_inside)
         tensors = [*module._parameters.values(), *module._buffers.values()]
-        if any(is_lazy(tensor) for tensor in tensors):
+        held = [tensor for tensor in tensors if tensor is not None]
+        subject = f"layer {path!r}" if path else "the model"
+        if any(is_lazy(tensor) for tensor in held):
             raise ConfigError(
-                f"layer {path!r} is a {type(module).__name__} that is not initialised: its shape "
+                f"{subject} is a {type(module).__name__} that is not initialised: its shape "
                 f"is known after the first pass; run the model once on a batch before {before}"
             )
+        if with_values and any(tensor.is_meta for tensor in held):
+            raise ConfigError(
+                f"{subject} is on the meta device, where it has shapes and no values; load the "
+                "weights onto a device, or call model.to_empty(...) and initialise them, before "
+                f"{before}"
+            )
+        if hasattr(module, "_fsdp_wrapped_module") or any(map(_is_sharded, held)):
+            raise ConfigError(
+                f"{subject} is sharded by FSDP, so this process holds a part of its parameters, "
+                "and a kernel stands beside the whole layer; grow the model without "
+                "fully_shard or FullyShardedDataParallel, in one process"
+            )
+
+
+def _is_sharded(tensor: Any) -> bool:
+    """True for a DTensor and for the flat parameter of FSDP; their modules take long to import."""
+    return hasattr(tensor, "placements") or getattr(tensor, "_is_flat_param", False)
 
 
 def replace_layers(model: M, places: Mapping[KasminaLayer, nn.Module]) -> M:
@@ -223,7 +253,7 @@ def _host(model: nn.Module, name: str) -> nn.Module:
     if name and name not in names:
         raise ConfigError(unknown_name("layer", name, names))
     host = model.get_submodule(name)
-    refuse_lazy(host, "esper.wrap", name=name)
+    refuse_unready(host, "esper.wrap", name=name, with_values=False)
     outer = enclosing_modules(model, name)
     if isinstance(host, KasminaLayer) or (
         name.endswith("host") and isinstance(outer[-1], KasminaLayer)

@@ -158,7 +158,8 @@ def _structure(recipe: Recipe | None) -> Recipe | None:
 
 def _read(packed: Any, layer: str) -> dict[str, Any]:
     try:
-        state = json.loads(bytes(packed.cpu().tolist()))
+        # Rounded, because an average over a whole state dict leaves numbers beside the whole ones.
+        state = json.loads(bytes(packed.cpu().double().round().int().tolist()))
         schema = int(state["schema"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(

@@ -2,13 +2,15 @@
 
 Events of the history are numbered within the run; events that only tell what a run did are named
 after their subject. Either way a resumed run that does the same again writes the same ids, and a
-store keeps one copy.
+store keeps one copy. It reads others' events where it read them before, so that sums over the
+history are equal to the last bit.
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from hashlib import blake2b
+from itertools import islice
 from operator import attrgetter
 from secrets import token_hex
 from typing import Any, final
@@ -24,6 +26,12 @@ from esper.stores.journal import Journal
 
 _MEASUREMENTS = ("accuracy_delta", "loss_delta", "latency_ms", "memory_mb", "reward_stderr", "rent")
 _measured = attrgetter(*_MEASUREMENTS)
+
+Reads = Sequence[tuple[int, int]]
+"""When a run read the events of others: the number of its own by then, and of theirs; growing."""
+
+Bindings = Iterable[tuple[str, int, str]]
+"""Layers, seeds, and the blueprints that they are bound to."""
 
 
 @final
@@ -42,6 +50,7 @@ class EventWriter:
         run: As given.
         name: First part of the ids of events and decisions.
         written: Numbered events so far.
+        reads: When events of others were read; goes into a checkpoint, for `read_again`.
     """
 
     def __init__(
@@ -50,6 +59,7 @@ class EventWriter:
         self.journal = store if store is None or isinstance(store, Journal) else Journal(store)
         self.scope = scope
         self.written = 0
+        self.reads: list[tuple[int, int]] = [(0, 0)]
         self._cursor = ""
         self.rename(run)
 
@@ -121,16 +131,52 @@ class EventWriter:
         """
         if self.journal is None:
             return
-        prefix, written, cursor = self._numbered(""), 0, ""
+        written, others, cursor = 0, 0, ""
         for place, event in self.journal.read(scope=self.scope, kinds=KINDS):
             cursor = place
-            if event.op_id.startswith(prefix):
-                number = int(event.op_id.removeprefix(prefix))
-                if position is not None and number >= position:
-                    continue
+            number = self._number_of(event)
+            if number is None:
+                others += 1
+            elif position is not None and number >= position:
+                continue
+            else:
                 written = max(written, number + 1)
             yield event
-        self.written, self._cursor = written, cursor
+        self.written, self._cursor, self.reads = written, cursor, [(0, others)]
+
+    def read_again(self, position: int | None, reads: Reads) -> Iterator[Event]:
+        """The history in the order in which this run wrote and read it.
+
+        Args:
+            position: As for `read_all`.
+            reads: What `reads` was then, with one pair at least.
+
+        Raises:
+            StoreError: if the store cannot be read.
+        """
+        if self.journal is None:
+            return
+        found = self.journal.read(scope=self.scope, run=self.run, kinds=KINDS)
+        numbered = ((self._number_of(event), event) for _, event in found)
+        own = [
+            (at, event)
+            for at, event in numbered
+            if at is not None and (position is None or at < position)
+        ]
+        found = self.journal.read(scope=self.scope, kinds=KINDS)
+        others = (pair for pair in found if self._number_of(pair[1]) is None)
+        done, read, cursor = 0, 0, ""
+        for written, known in reads:
+            while done < len(own) and own[done][0] < written:
+                yield own[done][1]
+                done += 1
+            for place, event in islice(others, known - read):
+                yield event
+                read, cursor = read + 1, place
+        for _, event in own[done:]:
+            yield event
+        self.written = own[-1][0] + 1 if own else 0
+        self._cursor, self.reads = cursor, [(written, known) for written, known in reads]
 
     def read_new(self) -> Iterator[Event]:
         """Events that others have written since the last read.
@@ -141,8 +187,12 @@ class EventWriter:
         if self.journal is None:
             return
         for place, event in self.journal.read(self._cursor, scope=self.scope, kinds=KINDS):
-            if not event.op_id.startswith(self._numbered("")):
+            if self._number_of(event) is None:
                 yield event
+                written, others = self.reads[-1]
+                if written == self.written:
+                    del self.reads[-1]
+                self.reads.append((self.written, others + 1))
             self._cursor = place  # last, so that an event that cannot be folded is met again
 
     def read_run(self) -> list[Event]:
@@ -154,17 +204,42 @@ class EventWriter:
     def _numbered(self, number: int | str) -> str:
         return f"{self.name}/tracker/{number}"
 
+    def _number_of(self, event: Event) -> int | None:
+        """Number of an event of this run; ``None`` for one of another."""
+        prefix = self._numbered("")
+        return int(event.op_id[len(prefix) :]) if event.op_id.startswith(prefix) else None
 
-def read_history(events: EventWriter, old: History, position: int | None = None) -> History:
+
+def read_history(
+    events: EventWriter,
+    old: History,
+    position: int | None = None,
+    *,
+    reads: Reads = (),
+    bindings: Bindings = (),
+) -> History:
     """The history of the store, up to a position of this run; ``old`` itself without a store.
 
-    Settings and strategy are those of ``old``. Raises as `EventWriter.read_all`.
+    Args:
+        events: Reads the store.
+        old: Gives settings and strategy.
+        position: Of this run; everything by default.
+        reads: Of this run, up to the position; without them all is read in the order of the store.
+        bindings: Made after the first of the reads, as when the run began.
+
+    Raises:
+        StoreError: if the store cannot be read.
     """
     old.own = events.name
     if events.journal is None:
         return old
     history = History(old.window_size, old.decay_factor, old.begin, events.name)
-    for event in events.read_all(position):
+    again = events.read_again(position, reads) if reads else events.read_all(position)
+    for event in islice(again, reads[0][1] if reads else None):
+        fold(history, event)
+    for layer_name, seed_idx, blueprint in bindings:
+        history.layer(layer_name).bind(seed_idx, blueprint)
+    for event in again:
         fold(history, event)
     return history
 

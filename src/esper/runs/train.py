@@ -150,13 +150,14 @@ def make_spec(
     if epochs < 1:
         raise ConfigError(f"epochs is {epochs}; it must be at least 1")
     config = config or Config()
-    if budget is None and "budget" not in config.growth.model_fields_set:
+    if budget is None and not config.growth.model_fields_set & {"budget", "budget_share"}:
         budget = task.default_budget
+    if budget is None:
+        budget = config.growth.budget_for(count_parameters(task.host(seed)))
+    if budget < 0:
+        raise ConfigError(f"budget is {budget} parameters; it must be >= 0")
     data = config.model_dump(mode="json")
-    if budget is not None:
-        if budget < 0:
-            raise ConfigError(f"budget is {budget} parameters; it must be >= 0")
-        data["growth"]["budget"] = budget
+    data["growth"]["budget"] = budget
     if strategy is not None:
         STRATEGIES.load(strategy)
         if config.ab_test is not None:
@@ -238,7 +239,7 @@ def _train(spec: RunSpec, folder: RunFolder, on_progress: OnProgress) -> Result:
         grafts=tuple(verdicts),
         under_way=len(tamiyo.grafts.grafts),
         used=tamiyo.used,
-        budget=spec.config.growth.budget,
+        budget=tamiyo.budget,
     )
     tamiyo.finish()
     folder.write("report", asdict(result))

@@ -263,17 +263,25 @@ class Journal:
     def _append_or_keep(self, events: Sequence[Event]) -> None:
         started = self._clock()
         try:
-            self.store.append(events)
+            self._append(events)
         except StoreError as error:
             self._waiting.extend(checked(events))
             self._note_failure(error, started)
+
+    def _append(self, events: Sequence[Event]) -> None:
+        try:
+            self.store.append(events)
+        except EsperError:
+            raise
+        except Exception as error:  # of a store of another package
+            raise StoreError(f"{type(error).__name__}: {error}") from error
 
     def _deliver(self) -> None:
         started = self._clock()
         while self._waiting:
             batch = list(islice(self._waiting, _BATCH))
             try:
-                self.store.append(batch)
+                self._append(batch)
             except StoreError as error:
                 self._note_failure(error, started)
                 return

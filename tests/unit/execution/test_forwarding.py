@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 import esper
 from esper.contracts.seeds import SeedState
 from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.side_effect_free import side_effect_free
 from esper.execution.surgery import kasmina_layers
 
 X = torch.linspace(-1, 1, 12).view(3, 4)
@@ -156,8 +157,16 @@ def test_wrapping_and_growing_write_nothing_into_the_host() -> None:
     held = set(vars(plain()[0]))
     model, layer = wrapped()
     layer.rename("fc")
-    layer.layout = "BF"
+    layer.stated_layout = "BF"
     assert set(vars(layer.host)) == held
     assert set(layer.OWN) >= {name for name in vars(layer) if not name.startswith("_")}
-    assert layer.layout == "BF"
-    assert not hasattr(model, "layout")
+    assert layer.stated_layout == "BF"
+    assert not hasattr(model, "stated_layout")
+
+
+def test_a_parametrized_layer_keeps_what_it_learns_in_a_pass_on_the_side() -> None:
+    model, layer = wrapped()
+    parametrizations.weight_norm(layer)
+    with side_effect_free(model):
+        layer.mutates_input = True
+    assert layer.mutates_input

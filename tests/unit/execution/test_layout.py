@@ -67,7 +67,9 @@ HOSTS = {
         lambda: Through(Inside(4, 0, 2, 1, causal=True)), (5, 6, 4), "sequence", "BTF", 4
     ),
     "causal BCL": Host(lambda: Through(CausalBlock(4)), (5, 4, 6), "conv1d", "BCL", 4, causal=True),
-    "batch norm": Host(lambda: Through(nn.BatchNorm1d(4)), (5, 4, 6), "conv1d", "BCL", 4),
+    "batch norm": Host(
+        lambda: Through(nn.BatchNorm1d(4)), (5, 4, 6), "conv1d", "BCL", 4, causal=True
+    ),
     "group norm": Host(lambda: Through(nn.GroupNorm(2, 4)), (5, 4, 6, 7), "conv2d", "BCHW", 4),
     "norm of a subclass": Host(lambda: Through(LastNorm2d(4)), (5, 4, 6, 7), "conv2d", "BCHW", 4),
     "next": Host(
@@ -81,7 +83,12 @@ HOSTS = {
         lambda: nn.Sequential(nn.Linear(4, 3), Through(nn.ReLU())), (5, 6, 4), "sequence", "BTF", 3
     ),
     "activation behind conv": Host(
-        lambda: nn.Sequential(nn.Conv1d(4, 3, 1), Through(nn.ReLU())), (5, 4, 6), "conv1d", "BCL", 3
+        lambda: nn.Sequential(nn.Conv1d(4, 3, 1), Through(nn.ReLU())),
+        (5, 4, 6),
+        "conv1d",
+        "BCL",
+        3,
+        causal=True,
     ),
     "pooling": Host(lambda: Through(nn.MaxPool2d(2)), (5, 4, 6, 8), "conv2d", "BCHW", 4),
     "conv3d": Host(

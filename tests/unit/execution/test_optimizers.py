@@ -5,14 +5,28 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import schedulefree
 import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim import lr_scheduler as schedules
 
 from esper.contracts.errors import ConfigError
-from esper.execution.training.optimizers import adopt, discard, group_names, like, replay_groups
-from tests.integration.optimizer_doubles import ScheduleWrapper, WarmupScheduler, Wrapper
+from esper.execution.training.optimizers import (
+    KERNELS,
+    adopt,
+    discard,
+    goes_apart,
+    group_names,
+    like,
+    replay_groups,
+)
+from tests.integration.optimizer_doubles import (
+    Bookkeeper,
+    ScheduleWrapper,
+    WarmupScheduler,
+    Wrapper,
+)
 
 Make = Callable[[Any], Optimizer]
 
@@ -62,7 +76,7 @@ def equal(a: list[Any], b: list[Any]) -> bool:
 
 
 def settings(group: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in group.items() if k not in ("params", "param_names")}
+    return {k: v for k, v in group.items() if k not in ("params", "param_names", KERNELS)}
 
 
 # --- optimizers -----------------------------------------------------------------------------------
@@ -130,7 +144,8 @@ def test_adopted_parameters_go_on_bit_for_bit(make: Make, *, names: bool) -> Non
     controls.load_state_dict(copy.deepcopy(optimizer.state_dict()))
 
     adopt(optimizer, named(kernel), source=own)
-    assert len(optimizer.param_groups) == 2
+    (group,) = optimizer.param_groups
+    assert list(map(id, group["params"][-4:])) == list(map(id, kernel.parameters()))
     for _ in range(2):
         host.zero_grad()
         kernel.zero_grad()
@@ -159,14 +174,28 @@ def test_state_of_another_kind_is_not_carried() -> None:
         assert all("exp_avg" in optimizer.state[p] for p in kernel.parameters())
 
 
-def test_the_new_group_is_like_that_of_the_layer() -> None:
-    host, kernel = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)]), model()
-    optimizer = torch.optim.Adam(
-        [
-            {"params": host[0].parameters(), "weight_decay": 0.0},
-            {"params": host[1].parameters(), "lr": 0.5, "weight_decay": 0.2, "mine": "yes"},
-        ]
-    )
+def two_groups(make: Callable[..., Optimizer]) -> tuple[nn.ModuleList, Optimizer]:
+    host = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
+    groups: list[dict[str, Any]] = [
+        {"params": host[0].parameters(), "weight_decay": 0.0},
+        {"params": host[1].parameters(), "lr": 0.5, "weight_decay": 0.2, "mine": "yes"},
+    ]
+    return host, make(groups, lr=0.1)
+
+
+def test_parameters_join_the_group_of_the_layer() -> None:
+    host, optimizer = two_groups(torch.optim.Adam)
+    first, second = optimizer.param_groups
+    before = [settings(first), settings(second)]
+    adopt(optimizer, named(model()), beside=host[1].parameters())
+    adopt(optimizer, named(model(3)), beside=())
+    assert [settings(group) for group in optimizer.param_groups] == before
+    assert [len(first["params"]), len(second["params"])] == [2 + 4, 2 + 4]
+
+
+def test_a_group_apart_is_like_that_of_the_layer() -> None:
+    host, optimizer = two_groups(Bookkeeper)
+    kernel = model()
     adopt(optimizer, named(kernel), beside=host[1].parameters())
     assert settings(optimizer.param_groups[2]) == settings(optimizer.param_groups[1])
     assert optimizer.param_groups[2]["params"] == list(kernel.parameters())
@@ -174,14 +203,30 @@ def test_the_new_group_is_like_that_of_the_layer() -> None:
     assert settings(optimizer.param_groups[3]) == settings(optimizer.param_groups[0])
 
 
+def test_what_counts_in_its_groups_is_apart_once_it_has_counted() -> None:
+    host = model()
+    optimizer = schedulefree.AdamWScheduleFree(host.parameters())
+    adam = torch.optim.AdamW([{"params": host.parameters(), "name": "a user's own"}])
+    for one in (optimizer, adam):
+        assert not goes_apart(one)
+    optimizer.train()
+    for one in (optimizer, adam):
+        step(one, host)
+    assert goes_apart(optimizer)
+    assert not goes_apart(adam, 0, like(adam, model(1).parameters()))
+    assert goes_apart(Bookkeeper(host.parameters()))
+
+
 def test_a_parameter_is_not_adopted_twice() -> None:
     host, kernel = model(), model(1)
-    optimizer = torch.optim.Adam(host.parameters())
-    schedule = schedules.LambdaLR(optimizer, lambda _: 1.0)
-    adopt(optimizer, named(kernel), scheduler=schedule)
-    with pytest.raises(ValueError, match="more than one parameter group"):
+    for make in (torch.optim.Adam, Bookkeeper):
+        optimizer = make(host.parameters())
+        schedule = schedules.LambdaLR(optimizer, lambda _: 1.0)
         adopt(optimizer, named(kernel), scheduler=schedule)
-    assert len(optimizer.param_groups) == len(schedule.base_lrs) == 2
+        before = copy.deepcopy(optimizer.param_groups)
+        with pytest.raises(ValueError, match=r"more than one parameter group|optimizer already"):
+            adopt(optimizer, named(kernel), scheduler=schedule)
+        assert len(optimizer.param_groups) == len(schedule.base_lrs) == len(before)
 
 
 @every_optimizer
@@ -196,9 +241,9 @@ def test_discard_restores_the_optimizer_exactly(make: Make, *, names: bool) -> N
         step(own, kernel)
         adopt(optimizer, named(kernel, f"k{kernel is second}"), source=own)
     discard(optimizer, first.parameters())
-    assert [len(group["params"]) for group in optimizer.param_groups] == [4, 4]
-    left = optimizer.param_groups[1]["params"]
-    assert [id(p) for p in left] == [id(p) for p in second.parameters()]
+    (group,) = optimizer.param_groups
+    kept = [*host.parameters(), *second.parameters()]
+    assert [id(p) for p in group["params"]] == [id(p) for p in kept]
     discard(optimizer, second.parameters())
     discard(optimizer, second.parameters())
     assert same_state(before, optimizer.state_dict())
@@ -225,7 +270,7 @@ def test_a_slot_that_is_used_again_after_its_kernel_was_kept() -> None:
         adopt(optimizer, named(kernel, "fc.seeds.0.kernel"))
     for kernel in (host, first, second):
         step(optimizer, kernel)
-    assert len(optimizer.param_groups) == 3
+    assert len(optimizer.param_groups[0]["params"]) == 3 * 4
 
 
 def same_state(a: Any, b: Any) -> bool:
@@ -295,7 +340,7 @@ def advance(schedule: Any) -> None:
 
 
 @pytest.mark.parametrize("make", SCHEDULES.values(), ids=SCHEDULES.keys())
-@pytest.mark.parametrize("base", ["momentum", "adam"])
+@pytest.mark.parametrize("base", ["momentum", "adam", "apart"])
 # A ChainedScheduler inside a SequentialLR says so at construction, without any optimizer of ours.
 @pytest.mark.filterwarnings("ignore:Detected call of:UserWarning")
 def test_every_schedule_goes_on(make: Schedule, base: str) -> None:
@@ -303,7 +348,7 @@ def test_every_schedule_goes_on(make: Schedule, base: str) -> None:
     runs = []
     for grows in (False, True):
         host = model()
-        optimizer = OPTIMIZERS[base](host.parameters())
+        optimizer = {**OPTIMIZERS, "apart": Bookkeeper}[base](host.parameters())
         schedule = make(optimizer)
         kernels = [model(i) for i in range(1, 4)]
         seen = []
@@ -347,7 +392,7 @@ def test_schedules_of_several_groups_follow_the_group_of_the_layer() -> None:
         {"params": host[0].parameters()},
         {"params": host[1].parameters(), "lr": 1.0},
     ]
-    optimizer = torch.optim.SGD(groups, lr=0.1)
+    optimizer = Bookkeeper(groups, lr=0.1)
     schedule = schedules.LambdaLR(optimizer, [lambda e: 1 / (e + 1), lambda e: 0.5**e])
     optimizer.step()
     schedule.step()
@@ -361,7 +406,7 @@ def test_schedules_of_several_groups_follow_the_group_of_the_layer() -> None:
 
 def test_lists_of_other_libraries_are_found_by_what_they_hold() -> None:
     host, kernel = model(), model(1)
-    optimizer = torch.optim.SGD(host.parameters(), lr=0.1)
+    optimizer = Bookkeeper(host.parameters(), lr=0.1)
     schedule = WarmupScheduler(optimizer)
     held = {"plain": ScheduleWrapper(schedule), "interval": "epoch"}
     adopt(optimizer, named(kernel), scheduler=[held])
@@ -377,7 +422,7 @@ def test_phases_of_a_schedule_are_not_taken_for_groups() -> None:
     """OneCycleLR has two phases, and here the optimizer has two groups."""
     host, kernel = model(), model(1)
     groups: list[dict[str, Any]] = [{"params": [p]} for p in list(host.parameters())[:2]]
-    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+    optimizer = Bookkeeper(groups, lr=0.1, momentum=0.9)
     schedule = schedules.OneCycleLR(optimizer, 0.5, total_steps=20)
     adopt(optimizer, named(kernel), scheduler=schedule)
     assert len(schedule._schedule_phases) == 2
@@ -386,7 +431,7 @@ def test_phases_of_a_schedule_are_not_taken_for_groups() -> None:
 
 def test_a_scheduler_of_another_optimizer_is_left_alone() -> None:
     host, kernel = model(), model(1)
-    optimizer, other = (torch.optim.SGD(host.parameters(), lr=0.1) for _ in range(2))
+    optimizer, other = (Bookkeeper(host.parameters(), lr=0.1) for _ in range(2))
     schedule = schedules.StepLR(other, 2)
     adopt(optimizer, named(kernel), scheduler=schedule)
     assert len(schedule.base_lrs) == 1
@@ -402,7 +447,8 @@ def test_parameters_join_the_optimizer_inside_a_wrapper() -> None:
     adopt(wrapper, named(kernel), source=own)
     assert all("exp_avg" in inner.state[p] for p in kernel.parameters())
     discard(wrapper, kernel.parameters())
-    assert len(inner.param_groups) == 1
+    assert len(inner.param_groups[0]["params"]) == 4
+    assert not inner.state
 
 
 # --- checkpoints ----------------------------------------------------------------------------------
@@ -447,7 +493,8 @@ def test_groups_are_replayed_and_the_next_step_is_bit_exact(make: Make, schedule
     fresh.load_state_dict(state[0])
     again = make(fresh.host.parameters())
     resumed = SCHEDULES[schedule](again)
-    replay_groups(again, fresh, state[3], resumed)
+    grown_names = {n: n for n, _ in fresh.named_parameters() if not n.startswith("host")}
+    replay_groups(again, fresh, state[3], resumed, grown=grown_names)
     again.load_state_dict(state[1])
     resumed.load_state_dict(state[2])
     steps(fresh, again, resumed)
@@ -460,9 +507,15 @@ def test_other_groups_than_those_of_the_checkpoint() -> None:
     optimizer = torch.optim.Adam(grown.host.parameters())
     names = group_names(optimizer, grown)
     with pytest.raises(ConfigError, match="groups are not those of the checkpoint; build it over"):
-        replay_groups(torch.optim.Adam(grown.first.parameters()), grown, names)
+        replay_groups(torch.optim.Adam(grown.first.parameters()), grown, names, grown={})
+    apart = [["first.0.weight"], ["third.0.weight"]]
     with pytest.raises(
         ConfigError, match=r"trained 'third.0.weight', which the model does not have"
     ):
-        replay_groups(optimizer, grown, [*names, ["first.0.weight"], ["third.0.weight"]])
+        replay_groups(
+            optimizer, grown, [*names, *apart], grown={"first.0.weight": "first.0.weight"}
+        )
+    for fewer in (names[0][:-1], [*names[0], "first.0.weight"]):
+        with pytest.raises(ConfigError, match="groups are not those of the checkpoint"):
+            replay_groups(optimizer, grown, [fewer], grown={})
     assert len(optimizer.param_groups) == 1

@@ -65,8 +65,8 @@ def test_layers_that_the_loss_does_not_see_have_no_reading() -> None:
     )
     assert list(found) == ["fc1"]
     assert probe(model, layers, loss_fn=lambda _, b: b[0].sum(dim=1), batch=batch) == {}
-    detached = probe(model, layers, loss_fn=lambda m, b: losses(m, b).detach(), batch=batch)
-    assert detached == {}
+    with pytest.raises(KernelError, match="gave losses without gradients, so no kernel can learn"):
+        probe(model, layers, loss_fn=lambda m, b: losses(m, b).detach(), batch=batch)
 
 
 def test_readings_are_averaged_and_taken_once() -> None:

@@ -200,5 +200,5 @@ def test_a_layer_whose_shapes_are_not_known_is_an_error() -> None:
 def test_sizes_are_those_of_the_blueprints_that_fit() -> None:
     _, layer = a_layer(["lowrank", "depthwise", "scale", "lowrank"])
     # lowrank of rank 1: 6 + 4 factors; depthwise wants a convolution, scale 6 = 4 features
-    (smallest,) = smallest_kernels(layer)
+    (smallest,) = smallest_kernels(layer).values()
     assert smallest == 10

@@ -19,8 +19,13 @@ from torch.nn.modules.pooling import (
 
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.layouts.examples import Shape, chosen
+from esper.execution.passes.batches import version_of
 from esper.execution.passes.isolation import LossFn
-from esper.execution.side_effect_free import side_effect_free
+from esper.execution.side_effect_free import (
+    freeze_statistics,
+    side_effect_free,
+    training_like_mode,
+)
 
 _CHANNELS = (
     _ConvNd,
@@ -60,6 +65,8 @@ class Call:
         version: Version of the input's memory when the host was entered last.
         written: True if the host wrote into its input.
         shapes: Shapes of input and output of every call.
+        single: The same in a pass on one example, if there was one.
+        training: Shapes of input of every call in training, on the whole batch and on this one.
         inside: Axis of the features by modules of known type in the host that share its shapes.
         beside: The same by the nearest modules before and behind it.
         examples: Axis of the examples, by whose losses depend on what; ``None`` if not known.
@@ -71,6 +78,8 @@ class Call:
     version: int = 0
     written: bool = False
     shapes: list[tuple[Shape, Shape]] = field(default_factory=list)
+    single: list[tuple[Shape, Shape]] = field(default_factory=list)
+    training: list[tuple[Shape, Shape]] = field(default_factory=list)
     inside: set[int] = field(default_factory=set)
     beside: set[int] = field(default_factory=set)
     examples: int | None = None
@@ -100,9 +109,14 @@ def told_by_type(module: nn.Module) -> int | None:
 
 
 def watch(
-    model: nn.Module, layers: Mapping[str, KasminaLayer], loss_fn: LossFn, batch: Any
+    model: nn.Module,
+    layers: Mapping[str, KasminaLayer],
+    loss_fn: LossFn,
+    batch: Any,
+    *,
+    training: bool = False,
 ) -> tuple[dict[str, Call], Any]:
-    """Calls of the layers in one pass in evaluation mode, and what the loss function returned."""
+    """Calls of the layers in one pass, in evaluation mode or as in training; losses, unmasked."""
     watched = _Watch()
     handles = []
     for name, layer in layers.items():
@@ -114,12 +128,15 @@ def watch(
         if axis is not None:
             handles.append(module.register_forward_hook(partial(watched.note, axis=axis)))
     try:
-        with side_effect_free(model, training=False), torch.no_grad():
+        mode = training_like_mode(model) if training else False
+        with side_effect_free(model, training=mode), torch.no_grad():
+            if training:
+                freeze_statistics(model)
             losses = loss_fn(model, batch)
     finally:
         for handle in handles:
             handle.remove()
-    return watched.calls(), losses
+    return watched.calls(), _unmasked(losses)
 
 
 def watch_resized(
@@ -128,6 +145,7 @@ def watch_resized(
     """Calls of the layers in a pass with one example fewer; ``None`` if no such batch can be made.
 
     ``losses`` are those of the whole batch. Of a batch of one example, a batch of two is made.
+    Passes follow on a single example, which may squeeze an axis away, and as in training.
     """
     if not isinstance(losses, Tensor) or losses.ndim == 0 or len(losses) == 0:
         return None
@@ -136,10 +154,40 @@ def watch_resized(
     for last in (False, True):
         # Whatever is raised: the examples lie elsewhere, or the batch cannot be taken apart.
         with suppress(Exception):
-            seen, found = watch(model, layers, loss_fn, chosen(batch, count, keep, last=last))
+            fewer = chosen(batch, count, keep, last=last)
+            seen, found = watch(model, layers, loss_fn, fewer)
             if isinstance(found, Tensor) and found.ndim and len(found) == len(keep):
+                _add_single(seen, model, layers, loss_fn, chosen(batch, count, (0,), last=last))
+                _add_training(seen, model, layers, loss_fn, (batch, fewer))
                 return seen
     return None
+
+
+def _add_single(
+    seen: Mapping[str, Call],
+    model: nn.Module,
+    layers: Mapping[str, KasminaLayer],
+    loss_fn: LossFn,
+    batch: Any,
+) -> None:
+    with suppress(Exception):
+        calls, _ = watch(model, layers, loss_fn, batch)
+        for name in seen.keys() & calls.keys():
+            seen[name].single = calls[name].shapes
+
+
+def _add_training(
+    seen: Mapping[str, Call],
+    model: nn.Module,
+    layers: Mapping[str, KasminaLayer],
+    loss_fn: LossFn,
+    batches: tuple[Any, Any],
+) -> None:
+    with suppress(Exception):
+        whole, fewer = (watch(model, layers, loss_fn, batch, training=True)[0] for batch in batches)
+        for name in seen.keys() & whole.keys() & fewer.keys():
+            pairs = zip(whole[name].shapes, fewer[name].shapes, strict=False)
+            seen[name].training = [(x, fewer_x) for (x, _), (fewer_x, _) in pairs]
 
 
 def trace_examples(
@@ -163,7 +211,7 @@ def trace_examples(
     try:
         # Whatever is raised: nothing is known then, as before.
         with suppress(Exception), side_effect_free(model, training=False), torch.enable_grad():
-            losses = loss_fn(model, batch)
+            losses = _unmasked(loss_fn(model, batch))
             first, last = (
                 torch.autograd.grad(
                     losses[index].sum(), list(roots.values()), retain_graph=True, allow_unused=True
@@ -205,11 +253,11 @@ class _Watch:
             kept = x.clone() if isinstance(x, Tensor) else x
             self._calls[name] = Call(kept, (args[1:], named))
             self._spans[name] = [len(self._typed)]
-        self._calls[name].version = getattr(x, "_version", 0)
+        self._calls[name].version = _version(x)
 
     def leave(self, layer: KasminaLayer, args: Any, kwargs: Any, output: Any, *, name: str) -> None:
         call, x = self._calls[name], layer.input_of(args, kwargs)
-        call.written |= getattr(x, "_version", 0) != call.version
+        call.written |= _version(x) != call.version
         call.shapes.append((_shape(x), _shape(output)))
         if len(call.shapes) == 1:
             call.y = output
@@ -235,5 +283,14 @@ class _Watch:
         call.beside = {*before[-1:], *behind[:1]}
 
 
+def _unmasked(losses: Any) -> Any:
+    return losses[0] if isinstance(losses, tuple) and losses else losses
+
+
+def _version(value: Any) -> int:
+    return version_of(value) if isinstance(value, Tensor) else 0
+
+
 def _shape(value: Any) -> Shape:
-    return tuple(value.shape) if isinstance(value, Tensor) else ()
+    # A nested tensor has no shape.
+    return tuple(value.shape) if isinstance(value, Tensor) and not value.is_nested else ()

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from esper.contracts.errors import ConfigError, KernelError
 from esper.execution.layouts.dry_run import Call, told_by_type
-from esper.execution.layouts.examples import changed_axes
+from esper.execution.layouts.examples import Shape, changed_axes
 from esper.execution.side_effect_free import side_effect_free
 
 LETTERS = "BTLHWFC"
+_MOVED = "its examples have one axis in evaluation and another in training"
 
 
 def check_layout(layer: str, layout: str) -> str:
@@ -60,8 +61,14 @@ def batch_axis(host: nn.Module, call: Call, resized: Call | None) -> tuple[int |
     if len(found) == 1:
         axes, written = found.pop()
         if axes == written and len(axes) == 1:
-            return axes[0], ""
+            return (None, _MOVED) if _elsewhere(axes[0], resized.training) else (axes[0], "")
     return None, "no axis of its own has the examples, in every call, in input and output alike"
+
+
+def _elsewhere(axis: int, training: Sequence[tuple[Shape, Shape]]) -> bool:
+    """True if the examples have another axis in training; what is drawn may change further ones."""
+    changed = [changed_axes(x, fewer) for x, fewer in training if len(x) == len(fewer)]
+    return any(axes and axis not in axes for axes in changed)
 
 
 def _batch_axis_by_type(host: nn.Module, call: Call) -> int | None:
@@ -108,9 +115,9 @@ def feature_axis(host: nn.Module, call: Call, batch: int | None, *, name: str) -
     """
     rank: int = call.x.ndim
     refused = refused_axes(host, call, batch)
-    if len(refused) == 1:
-        return refused[0]
     candidates = refused or [axis for axis in range(rank) if axis != batch]
+    if len(candidates) == 1:
+        return candidates[0]
     for votes in (call.inside, call.beside):
         found = {vote % rank for vote in votes} & set(candidates)
         if len(found) == 1:
@@ -151,17 +158,35 @@ def _moves(host: nn.Module, call: Call, axis: int, *, changed: int) -> bool:
     return False
 
 
+def at_other_extents(host: nn.Module, call: Call, axis: int) -> list[tuple[Shape, Shape]]:
+    """Shapes that the host reads and writes at other extents of an axis, of those that it takes."""
+    size = call.x.shape[axis]
+    # Even ones too: merged neighbours want them. Halves are for what wants more.
+    extents = (size - 1, size - 2, size + 1, size // 2)
+    found = ((extent, _at_extent(host, call, axis, extent)) for extent in extents if extent > 0)
+    x = tuple(call.x.shape)
+    return [
+        ((*x[:axis], extent, *x[axis + 1 :]), tuple(y.shape))
+        for extent, y in found
+        if isinstance(y, Tensor)
+    ]
+
+
 def _takes_other_extents(host: nn.Module, call: Call, axis: int) -> bool:
     size = call.x.shape[axis]
     # Halves and doubles too: windows and merged neighbours want even extents.
-    for extent in {size - 1, size // 2, 2 * size} - {0}:
-        x = _resized(call.x, axis, extent)
-        # Masks have the extent as well, but a scale of the same size may stand among them.
-        for further in (_further(call, size, extent), call.further):
-            with suppress(Exception):
-                _run(host, x, further)
-                return True
-    return False
+    extents = {size - 1, size // 2, 2 * size} - {0}
+    return any(_at_extent(host, call, axis, extent) is not None for extent in extents)
+
+
+def _at_extent(host: nn.Module, call: Call, axis: int, extent: int) -> Any:
+    """Output at another extent of an axis; ``None`` if the host does not take it."""
+    x = _resized(call.x, axis, extent)
+    # Masks have the extent as well, but a scale of the same size may stand among them.
+    for further in (_further(call, call.x.shape[axis], extent), call.further):
+        with suppress(Exception):
+            return _run(host, x, further)
+    return None
 
 
 def _run(host: nn.Module, x: Tensor, further: tuple[Sequence[Any], Mapping[str, Any]]) -> Any:

@@ -7,13 +7,18 @@ seen writing into them.
 import copy
 import logging
 from collections import UserDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from esper.contracts.errors import ConfigError
+from esper.execution.undoing.changes import equal_bits, keep
+from esper.execution.undoing.module_state import Reached
+from esper.execution.undoing.reachable import Path, follow
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +29,8 @@ _PLAIN = (str, bytes, int, float, bool, complex, type(None))
 class OnCopies:
     """A function of the user's that takes the model and a batch, called with copies of the batch.
 
-    Until `settle` it gets copies of the tensors too, and is watched.
+    Until `settle` it gets copies of the tensors too, and is watched. What it keeps for itself, in
+    its closure, its globals or its object, is put back where `undo` says that it changes.
 
     Args:
         function: The user's.
@@ -39,22 +45,48 @@ class OnCopies:
         self.function = function
         self.name = name
         self.writes = self.changes = False
-        self._settled = False
+        self._settled = self._whole = False
+        self._places: list[Path] = []
 
     def __call__(self, model: nn.Module, batch: Any) -> Any:
         """Call the function with a copy of ``batch``."""
-        given = copied(batch, tensors=self.writes or not self._settled)
+        given = self._copy(batch)
         tensors = list(tensors_in(given))
-        before = [_version(tensor) for tensor in tensors]
+        before = [version_of(tensor) for tensor in tensors]
+        values = [] if self._settled else [keep(tensor) for tensor in tensors]
         keys = _keys(given)
+        kept = [keep(follow(self.function, path)) for path in self._places]
+        whole = None if self._settled else Reached([batch])
         try:
             return self.function(model, given)
         finally:
-            written = any(_version(t) != v for t, v in zip(tensors, before, strict=True))
+            for one in filter(None, kept):
+                one.put_back()
+            written = any(version_of(t) != v for t, v in zip(tensors, before, strict=True))
+            written |= any(value is not None and value.changed() for value in values)
+            written |= not self._settled and _replaced(given, batch)
             self.changes |= _keys(given) != keys
             if written and self._settled and not self.writes:
                 logger.warning("%s writes into its batch: it gets copies from now on", self.name)
+            if whole is not None and whole.changed():  # past the copy, by a way of its own
+                whole.put_back()
+                self._whole = written = True
             self.writes |= written
+
+    def undo(self, places: Iterable[Path]) -> None:
+        """Put back from now on, after every call, what the function keeps in these places."""
+        self._places += [path for path in places if path not in self._places]
+
+    def _copy(self, batch: Any) -> Any:
+        if not self._whole:
+            return copied(batch, tensors=self.writes or not self._settled)
+        try:
+            return copy.deepcopy(batch)
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise ConfigError(
+                f"{self.name} changes its batch, a {type(batch).__name__} that cannot be copied "
+                f"({error}), so passes on the side would change it; let it work on a copy"
+            ) from error
 
     def settle(self) -> None:
         """From now on copy tensors only if the function was seen writing; say what was seen."""
@@ -163,8 +195,17 @@ def addresses(batch: Any) -> tuple[tuple[Any, ...], ...]:
     )
 
 
-def _version(tensor: Tensor) -> int:
+def version_of(tensor: Tensor) -> int:
+    """Number of writes into a tensor's memory; -1 where none are counted, in inference mode."""
     return -1 if tensor.is_inference() else tensor._version
+
+
+def _replaced(given: Any, batch: Any) -> bool:
+    """Whether a copy of a batch holds other values by now, on whatever device."""
+    now, before = list(tensors_in(given)), list(tensors_in(batch))
+    return len(now) == len(before) and not all(
+        equal_bits(a.detach().cpu(), b.detach().cpu()) for a, b in zip(now, before, strict=True)
+    )
 
 
 def _keys(batch: Any) -> list[str]:

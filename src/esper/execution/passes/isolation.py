@@ -1,12 +1,14 @@
 """Isolation: shadow passes that train a seed and leave the host bit for bit unchanged.
 
 A shadow pass is a second forward with one seed at full strength. Upstream of the layer nothing has
-gradients, batch-norm uses its running statistics, the random state is forked, and gradients are
-taken for the seed's parameters alone. Modules that are in evaluation mode stay in it.
+gradients, unless the user's code switches them on and off around the layer; batch-norm uses its
+running statistics, the random state is forked, and gradients are taken for the seed's parameters
+alone. Modules that are in evaluation mode stay in it.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,11 @@ from esper.execution.training.seed_trainer import SeedTrainer
 LossFn = Callable[[nn.Module, Any], Any]
 """Takes the model and a batch; gives one loss per example, shape (B,), or what `example_losses`
 makes one of."""
+
+
+_RECORDED: WeakSet[KasminaLayer] = WeakSet()
+"""Layers inside a context of the user's that ends the recording of gradients, as
+``torch.set_grad_enabled``: a shadow pass must record from its beginning on."""
 
 
 def example_losses(loss_fn: LossFn, model: nn.Module, batch: Any) -> Tensor:
@@ -108,21 +115,26 @@ def shadow_step(
         step, if the loss does not depend on the seed: the pass did not reach its layer.
     """
     parameters = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad]
-    with (
-        side_effect_free(model, training=training_like_mode(model)),
-        torch.no_grad(),
-        layer.isolating(seed_idx),
-    ):
-        freeze_statistics(model)
-        losses = example_losses(loss_fn, model, batch)
-        if not losses.requires_grad or losses.numel() == 0:
+    for recording in [True] if layer in _RECORDED else [False, True]:
+        with (
+            side_effect_free(model, training=training_like_mode(model)),
+            torch.set_grad_enabled(recording),
+            layer.isolating(seed_idx),
+        ):
+            freeze_statistics(model)
+            losses = example_losses(loss_fn, model, batch)
+            if not losses.requires_grad or losses.numel() == 0:
+                continue
+            with torch.enable_grad():  # a context of the user's may have switched it off again
+                loss = losses.mean()
+            gradients = gradients_of(loss, parameters)
+        if all(gradient is None for gradient in gradients):
             return None
-        loss = losses.mean()
-        gradients = gradients_of(loss, parameters)
-    if all(gradient is None for gradient in gradients):
-        return None
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return loss.detach()
+        if recording:
+            _RECORDED.add(layer)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+    return None

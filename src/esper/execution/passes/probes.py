@@ -14,6 +14,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from esper.contracts.errors import KernelError
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.passes.isolation import LossFn, example_losses, gradients_of
 from esper.execution.side_effect_free import freeze_statistics, side_effect_free, training_like_mode
@@ -35,7 +36,11 @@ class Reading:
 def probe(
     model: nn.Module, layers: Mapping[str, KasminaLayer], *, loss_fn: LossFn, batch: Any
 ) -> dict[str, Reading]:
-    """Measure on one batch every wrapped layer that the loss depends on."""
+    """Measure on one batch every wrapped layer that the loss depends on.
+
+    Raises:
+        KernelError: if the losses have no gradients, or the model uses reentrant checkpointing.
+    """
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     roots: dict[str, Tensor] = {}
 
@@ -51,7 +56,8 @@ def probe(
         if not isinstance(output, Tensor) or not isinstance(x, Tensor):
             return None
         # A zero is added whose gradient is the output's: it works with frozen hosts too.
-        root = torch.zeros_like(output, requires_grad=True)
+        # One number in memory, whatever its shape.
+        root = output.new_zeros(()).expand_as(output).requires_grad_()
         # Cloned, because what follows may write into it, as in ``x += layer(x)``.
         roots[name], seen[name] = root, (x.detach().clone(), output.detach())
         return output + root
@@ -64,8 +70,13 @@ def probe(
         with side_effect_free(model, training=training_like_mode(model)), torch.enable_grad():
             freeze_statistics(model)
             losses = example_losses(loss_fn, model, batch)
-            if not roots or not losses.requires_grad:
+            if not roots:
                 return {}
+            if not losses.requires_grad:
+                raise KernelError(
+                    "loss_fn(model, batch) gave losses without gradients, so no kernel can learn; "
+                    "call it outside torch.no_grad and torch.inference_mode, and detach nothing"
+                )
             gradients = gradients_of(losses.sum(), list(roots.values()))
     finally:
         for handle in handles:
@@ -78,18 +89,21 @@ def probe(
 
 
 def _read(x: Tensor, y: Tensor, gradient: Tensor) -> Reading:
-    x_BN, y_BN, gradient_BN = (t.detach().double().flatten(1) for t in (x, y, gradient))
+    y_BN = y.detach().flatten(1)
+    wide_BN = y_BN.double()
     return Reading(
-        gradient_rms=_rms_norm(gradient_BN),
-        input_rms=_rms_norm(x_BN),
-        activation_mean=float(y_BN.mean()),
-        activation_sd=float(y_BN.std(unbiased=False)),
+        gradient_rms=_rms_norm(gradient),
+        input_rms=_rms_norm(x),
+        activation_mean=float(wide_BN.mean()),
+        activation_sd=float(wide_BN.std(unbiased=False)),
         dead_fraction=float((y_BN.amax(dim=0) <= 0).double().mean()),
     )
 
 
-def _rms_norm(t_BN: Tensor) -> float:
-    return float(t_BN.square().sum(dim=1).mean().sqrt())
+def _rms_norm(t: Tensor) -> float:
+    # One copy, squared in place: a probe should cost no more than it must.
+    squares_BN = t.detach().to(torch.float64, copy=True).flatten(1).square_()
+    return float(squares_BN.sum(dim=1).mean().sqrt())
 
 
 @final

@@ -55,7 +55,8 @@ def reached(
     except FAULTS as error:
         raise KernelError(
             f"the model fails on a batch of the holdout data: {_named(error)}. Nothing was "
-            "changed; loss_fn(model, batch) must run on every batch"
+            "changed; loss_fn(model, batch) must run on every batch that iterating over the "
+            "holdout gives"
         ) from error
     finally:
         for handle in handles:
@@ -64,6 +65,11 @@ def reached(
 
 
 def _objection(x: Any, y: Any, training: bool) -> str:
+    if any(isinstance(t, Tensor) and (t.is_nested or t.layout != torch.strided) for t in (x, y)):
+        return (
+            "reads or writes nested or sparse tensors, and a kernel reads dense ones; wrap a layer "
+            "on padded tensors"
+        )
     if isinstance(x, Tensor) and not x.is_floating_point():
         kind = str(x.dtype).removeprefix("torch.")
         return f"reads {kind}, and a kernel reads floating-point numbers; wrap the layer after it"
@@ -76,5 +82,7 @@ def _objection(x: Any, y: Any, training: bool) -> str:
 
 
 def _named(error: Exception) -> str:
-    """The message of an error; with its name where the message is but a key."""
+    """The message of an error; with its name where the message is but a key, or with a way out."""
+    if "does not require grad" in str(error):
+        return f"{error} (loss_fn may take gradients inside `with torch.enable_grad():`)"
     return f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else str(error)

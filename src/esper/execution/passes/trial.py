@@ -1,8 +1,7 @@
-"""Trial passes before a run: which modules write into themselves, and what cannot be restored."""
+"""Trial passes before a run: what they change is undone from then on, or refused."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,82 +9,91 @@ from torch import Tensor, nn
 from esper.contracts.errors import ConfigError
 from esper.execution.concealed import every_module
 from esper.execution.kernel import FAULTS
-from esper.execution.module_state import Parameters, mark_writers
 from esper.execution.passes.batches import OnCopies
 from esper.execution.passes.isolation import LossFn, example_losses
 from esper.execution.side_effect_free import side_effect_free
+from esper.execution.undoing.module_state import (
+    Parameters,
+    Place,
+    Reached,
+    mark_places,
+    mark_writers,
+)
+from esper.execution.undoing.reachable import follow, named
+
+_BOTH_MODES = (False, True)
 
 
-def try_passes(model: nn.Module, loss_fn: LossFn, batch: Any) -> None:
+def try_passes(model: nn.Module, function: LossFn, batch: object) -> None:
     """Run two passes on the side in each mode; they must leave everything as it was.
 
-    Modules that write into their parameters are found and restored from then on. A pass that fails
-    tells nothing here.
+    Everything that is reached from the model's modules and from ``function`` is compared. What
+    changed, and is of the model or no module, is restored in every pass from then on. A pass that
+    fails tells nothing here.
 
     Raises:
-        ConfigError: if equal passes give other losses, or move a module outside the model.
+        ConfigError: if something changes that cannot be put back, a module outside the model
+            changes, or equal passes give other losses.
     """
-    outside = _outside(loss_fn, model)
-    before = {name: [tensor.clone() for tensor in held] for name, held in outside.items()}
-    losses: dict[bool, list[Tensor]] = {False: [], True: []}
-    for training in (False, True, True, False):
-        parameters = Parameters(every_module(model))
+    function = function if isinstance(function, OnCopies) else OnCopies(function, "loss_fn")
+    names = {id(module): name for name, module in model.named_modules()}
+    modules = list(every_module(model))
+    losses: list[list[Tensor]] = []
+    for training in (*_BOTH_MODES, *_BOTH_MODES):
+        parameters = Parameters(modules)
+        reached = Reached([*modules, function.function], own=modules)
         try:
-            with suppress(*FAULTS), side_effect_free(model, training=training), torch.no_grad():
-                found = example_losses(loss_fn, model, batch)
-                losses[training].append(found.clone())
+            losses.append(_losses(model, function, batch, training=training))
         finally:
+            changed = reached.changed()
+            reached.put_back()
             mark_writers(parameters.written())
             parameters.put_back()
-    moved = [
-        name for name, held in outside.items() if not all(map(torch.equal, before[name], held))
-    ]
-    for name in moved:
-        for tensor, value in zip(outside[name], before[name], strict=True):
-            tensor.copy_(value)
-    if moved:
+        inside, outside = _split(changed, len(modules))
+        for place in changed:
+            _refuse_if_lost(place, names)
+        mark_places(inside)
+        function.undo(place.path for place in outside)
+    first, second = losses[:2], losses[2:]
+    for once, again in zip(first, second, strict=True):
+        if not all(map(_equal, once, again)):
+            raise ConfigError(
+                f"{function.name}(model, batch) gives other losses when it is run again on the "
+                "same batch, with the model and all random states put back: it changes something "
+                "that is out of reach, as a file or a device; let it depend on its arguments alone"
+            )
+
+
+def _losses(model: nn.Module, function: LossFn, batch: object, *, training: bool) -> list[Tensor]:
+    """Losses of one pass; none if it fails."""
+    with suppress(*FAULTS), side_effect_free(model, training=training), torch.no_grad():
+        return [example_losses(function, model, batch).clone()]
+    return []
+
+
+def _split(places: Sequence[Place], modules: int) -> tuple[list[Place], list[Place]]:
+    """Places of the model's modules, and places that the function reaches."""
+    inside = [place for place in places if place.number < modules]
+    return inside, [place for place in places if place.number >= modules]
+
+
+def _refuse_if_lost(place: Place, names: dict[int, str]) -> None:
+    root = names.get(id(place.root), "")
+    name = ".".join(part for part in (root, named(place.path)) if part)
+    if not place.restorable:
         raise ConfigError(
-            f"loss_fn uses {moved[0]!r}, which is outside the model and changes in every pass, so "
-            "passes on the side would change the training; make it a submodule of the model"
+            f"{name!r} moves in every pass and cannot be put back, so passes on the side would "
+            "change the training; count in an attribute instead of an iterator, and draw from a "
+            "torch.Generator"
         )
-    if not all(_equal(*pair) for pair in losses.values() if len(pair) == 2):
-        raise ConfigError(
-            "loss_fn(model, batch) gives other losses when it is run again on the same batch, with "
-            "the model and all random states put back: it changes something outside the model, as "
-            "a counter, a generator or a head; make it an attribute or a submodule of the model"
-        )
-
-
-def _outside(function: object, model: nn.Module) -> dict[str, list[Tensor]]:
-    """Tensors of the modules that a function uses and that are not the model's, by name."""
-    own = {id(module) for module in every_module(model)}
-    found = {}
-    for name, part in _modules_of(function):
-        modules = [module for module in part.modules() if id(module) not in own]
-        tensors = [t for m in modules for t in (*m._parameters.values(), *m._buffers.values())]
-        found[name] = [tensor.data for tensor in tensors if tensor is not None]
-    return found
-
-
-def _modules_of(function: Any) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that a function reads from its closure, its globals and its object, by name."""
-    while isinstance(function, OnCopies) or hasattr(function, "func"):  # functools.partial
-        function = function.function if isinstance(function, OnCopies) else function.func
-    found: dict[str, Any] = {}
-    owner = getattr(function, "__self__", None if hasattr(function, "__code__") else function)
-    if isinstance(owner, nn.Module):
-        found[type(owner).__name__] = owner
-    found |= getattr(owner, "__dict__", {})
-    function = getattr(function, "__func__", function)
-    code = getattr(function, "__code__", None)
-    if code is not None:
-        cells = getattr(function, "__closure__", None) or ()
-        for name, cell in zip(code.co_freevars, cells, strict=True):
-            with suppress(ValueError):  # an empty cell
-                found[name] = cell.cell_contents
-        scope = function.__globals__
-        found |= {name: scope[name] for name in code.co_names if name in scope}
-    return ((name, value) for name, value in found.items() if isinstance(value, nn.Module))
+    for length in range(1, len(place.path) + 1):
+        holder = follow(place.root, place.path[:length])
+        if id(place.root) not in names and isinstance(holder, nn.Module):
+            raise ConfigError(
+                f"loss_fn uses {named(place.path[:length])!r}, which is outside the model and "
+                "changes in every pass, so passes on the side would change the training; make it a "
+                "submodule of the model"
+            )
 
 
 def _equal(first: Tensor, second: Tensor) -> bool:

@@ -9,9 +9,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from esper.contracts.errors import ConfigError
-from esper.execution.training.schedulers import core, lists_per_group, parts_for
+from esper.execution.training.schedulers import core, lists_per_group, parts_for, shells
 
 SeedOptimizer = Callable[[list[nn.Parameter]], Optimizer]
+
+KERNELS = "esper_kernels"
+"""Entry of a parameter group with kernels: names of their parameters, which are its last ones."""
+
+_NOT_SETTINGS = ("params", "param_names", KERNELS)
 
 _REFUSALS = (TypeError, ValueError, LookupError, AttributeError, AssertionError)
 """Errors of a constructor that is called with what it does not take."""
@@ -57,30 +62,92 @@ def adopt(
     scheduler: Any = None,
     beside: Iterable[nn.Parameter] = (),
 ) -> None:
-    """Add a group of parameters to a running optimizer and its scheduler.
+    """Add parameters to a running optimizer: to the group of ``beside``, or to the first.
 
-    The new group takes its settings (present learning rate, values that schedulers added) from the
-    group that holds a parameter of ``beside``, or from the first.
+    So they have its settings at every step, whoever changes them and how. Where `goes_apart` is
+    true they get a group of their own with the same settings, and the scheduler is told.
 
     ``source`` is the optimizer that trained them so far: its state (momenta, step counts) moves
     too, if ``optimizer`` keeps the same kind of state.
+
+    Raises:
+        ValueError: if the optimizer holds one of them already.
     """
     inner = core(optimizer)
+    source = None if source is None else core(source)
     index = _group_of(inner, beside)
-    template = inner.param_groups[index]
-    group = {k: deepcopy(v) for k, v in template.items() if k not in ("params", "param_names")}
-    if source is not None:
-        source = core(source)
-        _same_mode(source, template)
-        group |= _progress(inner, source)
-    names_kept = "param_names" in template
-    inner.add_param_group({"params": list(named) if names_kept else [p for _, p in named], **group})
-    for values in lists_per_group(parts_for(scheduler, inner), len(inner.param_groups) - 1):
-        values.append(deepcopy(values[index]))
+    if goes_apart(optimizer, index, source):
+        _add_group(optimizer, named, index, source=source, scheduler=scheduler)
+    else:
+        _join(inner.param_groups[index], named, inner)
     if source is not None and _keeps_alike(inner, source, [p for _, p in named]):
         for _, parameter in named:
             if parameter in source.state:
                 inner.state[parameter] = source.state[parameter]
+
+
+def goes_apart(optimizer: Any, index: int = 0, source: Optimizer | None = None) -> bool:
+    """Whether parameters that join a group later need one of their own.
+
+    They do where a group counts steps, as schedule-free's, since theirs are fewer; and where the
+    class keeps books on its groups, as ZeRO and Lookahead.
+
+    Args:
+        optimizer: The one that they join, in its wrapper or not.
+        index: The group.
+        source: The one that trained them, if there is one.
+    """
+    inner = core(optimizer)
+    counted = _progress(inner, inner.param_groups[index], source)
+    return bool(counted) or _bookkeeper(optimizer) is not None
+
+
+def _bookkeeper(optimizer: Any) -> Any:
+    """The outermost class that adds groups in a way of its own; ``None`` if there is none.
+
+    A wrapper that has no state of its own only passes them on, as accelerate's.
+    """
+    *wrappers, inner = shells(optimizer)
+    for one in (*(w for w in wrappers if w.state is not inner.state), inner):
+        if getattr(type(one), "add_param_group", None) is not Optimizer.add_param_group:
+            return one
+    return None
+
+
+def _join(
+    group: dict[str, Any], named: Sequence[tuple[str, nn.Parameter]], optimizer: Optimizer
+) -> None:
+    held = {id(p) for one in optimizer.param_groups for p in one["params"]}
+    if any(id(parameter) in held for _, parameter in named):
+        raise ValueError("some parameters are in the optimizer already")
+    if not named:
+        return
+    group["params"] += [parameter for _, parameter in named]
+    for key in {"param_names", KERNELS} & {*group, KERNELS}:
+        group.setdefault(key, []).extend(name for name, _ in named)
+
+
+def _add_group(
+    optimizer: Any,
+    named: Sequence[tuple[str, nn.Parameter]],
+    index: int,
+    *,
+    source: Optimizer | None,
+    scheduler: Any,
+) -> None:
+    """Add a group with the settings of group ``index``."""
+    inner = core(optimizer)
+    template = inner.param_groups[index]
+    group = {k: deepcopy(v) for k, v in template.items() if k not in _NOT_SETTINGS}
+    group[KERNELS] = [name for name, _ in named]
+    if source is not None:
+        _same_mode(source, template)
+    group |= _progress(inner, template, source)
+    names_kept = "param_names" in template
+    group["params"] = list(named) if names_kept else [p for _, p in named]
+    (_bookkeeper(optimizer) or inner).add_param_group(group)
+    for values in lists_per_group(parts_for(scheduler, inner), len(inner.param_groups) - 1):
+        values.append(deepcopy(values[index]))
 
 
 def discard(
@@ -101,14 +168,23 @@ def discard(
         for parameter in group["params"]:
             if id(parameter) in gone:
                 optimizer.state.pop(parameter, None)
-        if kept:
-            for key in ("params", "param_names"):
+        if kept or len(optimizer.param_groups) == 1:
+            own = len(group["params"]) - len(group.get(KERNELS, ()))
+            for key, first in (("params", 0), ("param_names", 0), (KERNELS, own)):
                 if key in group:
-                    group[key] = [group[key][i] for i in kept]
+                    group[key][:] = [group[key][i - first] for i in kept if i >= first]
+            if not group.get(KERNELS, True):
+                del group[KERNELS]
         else:
             for values in lists_per_group(schedulers, len(optimizer.param_groups)):
                 del values[index]
             del optimizer.param_groups[index]
+
+
+def kernels_in(group: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Names and parameters of the kernels in a parameter group, or in a saved one their numbers."""
+    names = group.get(KERNELS, [])
+    return list(zip(names, group["params"][len(group["params"]) - len(names) :], strict=True))
 
 
 def group_names(optimizer: Optimizer, model: nn.Module) -> list[list[str]]:
@@ -123,9 +199,12 @@ def replay_groups(
     names: Sequence[Sequence[str]],
     scheduler: Any = None,
     *,
+    grown: Mapping[str, str],
     beside: Callable[[nn.Parameter], Iterable[nn.Parameter]] = lambda _: (),
 ) -> None:
-    """Add the groups of a grown model's optimizer to a fresh one, by parameter name.
+    """Add what a grown model's optimizer held beyond a fresh one, by parameter name.
+
+    ``grown`` has, for the names of the kernels' parameters, the names that they get here.
 
     ``beside`` gives parameters of the group that those of a kernel took their settings from; what
     a scheduler does not save, as lambdas, is then that group's again.
@@ -133,22 +212,26 @@ def replay_groups(
     Raises:
         ConfigError: if the groups that it has already hold other parameters than they did.
     """
-    found = group_names(optimizer, model)
-    if found != [list(group) for group in names[: len(found)]]:
+    found, parameters = group_names(optimizer, model), dict(model.named_parameters())
+    own = [[name for name in group if name not in grown] for group in names[: len(found)]]
+    if found != own:
         raise ConfigError(
             "the optimizer's parameter groups are not those of the checkpoint; build it over the "
             "same parameters, in the same order, before restoring"
         )
-    parameters = dict(model.named_parameters())
-    missing = [name for group in names[len(found) :] for name in group if name not in parameters]
+    missing = [name for group in names for name in group if name and name not in parameters]
     if missing:
         raise ConfigError(
             f"the checkpoint's optimizer trained {missing[0]!r}, which the model does not have; "
             "load the model's state dict before its optimizer's"
         )
-    for group in names[len(found) :]:
-        named = [(name, parameters[name]) for name in group]
-        adopt(optimizer, named, scheduler=scheduler, beside=beside(named[0][1]))
+    inner = core(optimizer)
+    for group, then in zip(inner.param_groups, names, strict=False):
+        _join(group, [(grown[name], parameters[name]) for name in then if name in grown], inner)
+    for apart in names[len(found) :]:
+        named = [(grown[name], parameters[name]) for name in apart]
+        index = _group_of(inner, beside(named[0][1]))
+        _add_group(optimizer, named, index, source=None, scheduler=scheduler)
 
 
 def _keeps_alike(optimizer: Optimizer, source: Optimizer, new: Sequence[nn.Parameter]) -> bool:
@@ -169,7 +252,7 @@ def _of_groups(
     optimizer: Optimizer, parameters: list[nn.Parameter], template: Mapping[str, Any]
 ) -> Optimizer | None:
     """The same class from one group that has every setting; for those that want it said there."""
-    left_out = ("params", "param_names", *_OF_SCHEDULERS)
+    left_out = (*_NOT_SETTINGS, *_OF_SCHEDULERS)
     group = {k: deepcopy(v) for k, v in template.items() if k not in left_out}
     try:
         return type(optimizer)([{"params": parameters, **group}])  # type: ignore[call-arg]
@@ -177,17 +260,24 @@ def _of_groups(
         return None
 
 
-def _progress(optimizer: Optimizer, source: Optimizer) -> dict[str, Any]:
-    """What a group counts beside its settings, as schedule-free's steps: that of the parameters.
+def _progress(
+    optimizer: Optimizer, template: Mapping[str, Any], source: Optimizer | None
+) -> dict[str, Any]:
+    """What a group has counted beside its settings, as schedule-free's steps, for new parameters.
 
-    It is what a fresh group has and no constructor takes; ``source`` has counted it, or nobody.
+    No constructor takes it, and it moved since the start. ``source`` has counted theirs, or nobody.
     """
-    taken = inspect.signature(type(optimizer).__init__).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
+    fresh, taken = optimizer.defaults, inspect.signature(type(optimizer).__init__).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
         return {}  # a setting could be among these
-    counted = optimizer.defaults.keys() - _accepted(optimizer) - {"train_mode"}
-    values = source.param_groups[0] if type(source) is type(optimizer) else optimizer.defaults
-    return {k: deepcopy(values[k]) for k in optimizer.defaults if k in counted and k in values}
+    alike = source is not None and type(source) is type(optimizer)
+    values = source.param_groups[0] if source is not None and alike else fresh
+    known = {*_NOT_SETTINGS, "train_mode", *_OF_SCHEDULERS, *taken}
+    return {
+        k: deepcopy(values[k])
+        for k, v in template.items()
+        if k in values and k not in known and (k not in fresh or v != fresh[k])
+    }
 
 
 def _same_mode(source: Optimizer, template: Mapping[str, Any]) -> None:

@@ -25,6 +25,15 @@ _OF_GROUPS = re.compile(r"lr|rate|momentum|beta|decay|lambda|base|value|warmup|g
 """Names of lists that may hold whole numbers, one per group."""
 
 
+def shells(optimizer: Any) -> list[Any]:
+    """An optimizer in wrappers that share its parameter groups, the outermost first."""
+    for name in _INNER:
+        inner = getattr(optimizer, name, None)
+        if inner is not None and inner is not optimizer and shares_groups(optimizer, inner):
+            return [optimizer, *shells(inner)]
+    return [optimizer]
+
+
 def core(optimizer: Any) -> Any:
     """Optimizer inside wrappers that share its parameter groups, as accelerate's; else itself.
 
@@ -34,11 +43,7 @@ def core(optimizer: Any) -> Any:
         >>> core(plain) is plain
         True
     """
-    for name in _INNER:
-        inner = getattr(optimizer, name, None)
-        if inner is not None and inner is not optimizer and shares_groups(optimizer, inner):
-            return core(inner)
-    return optimizer
+    return shells(optimizer)[-1]
 
 
 def shares_groups(optimizer: Any, inner: Any) -> bool:
@@ -56,11 +61,21 @@ def lists_per_group(found: Iterable[Any], count: int) -> Iterator[list[Any]]:
     """
     # Measured when asked for: SequentialLR shares a list with its part, which must change once.
     seen: set[int] = set()
-    for part in found:
-        for name, values in list(_attributes(part).items()):
-            if id(values) not in seen and _is_per_group(name, values, count):
-                seen.add(id(values))
-                yield values
+    for part, name in names_per_group(found, count):
+        values = _attributes(part)[name]
+        if id(values) not in seen and len(values) == count:
+            seen.add(id(values))
+            yield values
+
+
+def names_per_group(found: Iterable[Any], count: int) -> list[tuple[Any, str]]:
+    """Schedulers and the names of their lists that hold one value for each group; as above."""
+    return [
+        (part, name)
+        for part in found
+        for name, values in _attributes(part).items()
+        if _is_per_group(name, values, count)
+    ]
 
 
 def parts_for(scheduler: Any, optimizer: Any) -> list[Any]:

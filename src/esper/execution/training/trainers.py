@@ -16,9 +16,17 @@ from torch.optim import Optimizer
 from esper.contracts.errors import ConfigError
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.training import optimizers
+from esper.execution.training.given import refuse_strangers, several, several_schedulers
 from esper.execution.training.optimizer_trial import objection
-from esper.execution.training.schedulers import core, live_optimizers, live_schedulers, parts_for
+from esper.execution.training.reloading import kernel_parameters
+from esper.execution.training.schedulers import (
+    core,
+    live_optimizers,
+    live_schedulers,
+    parts_for,
+)
 from esper.execution.training.seed_trainer import SeedTrainer
+from esper.execution.training.succession import successor
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +39,7 @@ _CALLS = 4
 
 
 class Place(NamedTuple):
-    """A parameter group: its optimizer's index, and its own.
-
-    Attributes:
-        optimizer: Index of the optimizer.
-        group: Index of the group in it.
-    """
+    """A parameter group: the index of its optimizer, and its own in that."""
 
     optimizer: int
     group: int
@@ -67,10 +70,10 @@ class Trainers:
     ) -> None:
         self.model = model
         self.layers = layers
-        self.wrappers = tuple(_several(optimizer))
-        self.optimizers: tuple[Any, ...] = tuple(core(one) for one in self.wrappers)
+        self.wrappers = several(optimizer)
+        self.optimizers: list[Any] = [core(one) for one in self.wrappers]
         self.seed_optimizer = seed_optimizer
-        self.schedulers = [s for s in _several_schedulers(scheduler) if s is not None]
+        self.schedulers = several_schedulers(scheduler)
         self._objections: dict[tuple[Place, int], str] = {}
 
     # --- before the first batch -------------------------------------------------------------------
@@ -82,10 +85,13 @@ class Trainers:
             ConfigError: if a layer is trained by an optimizer that was not given, or a kernel's
                 parameters, of one axis or of two, cannot be trained.
         """
+        refuse_strangers(self.optimizers, self.model)
         for name, layer in self.layers.items():
             self._check_trained(name, layer)
-        for sentence in self._find_schedulers():
-            warnings.warn(sentence, stacklevel=_CALLS)
+        for one in self.wrappers:
+            if optimizers.goes_apart(one):
+                for sentence in self._find_schedulers(one):
+                    warnings.warn(sentence, stacklevel=_CALLS)
         for name, layer in self.layers.items():
             for ndim in _dims(layer):
                 self._place(name, layer, ndim)
@@ -94,21 +100,23 @@ class Trainers:
         for layer in layers if self.seed_optimizer is None else layers[:1]:
             self._try_seeds(layer)
 
-    def _find_schedulers(self) -> list[str]:
-        """Take on the schedulers that were not given; a sentence for each optimizer with one."""
-        sentences = []
-        for optimizer in self.optimizers:
-            if parts_for(self.schedulers, optimizer):
-                continue
-            forgotten = live_schedulers(optimizer)
-            self.schedulers += forgotten
-            if forgotten:
-                sentences.append(
-                    f"{type(optimizer).__name__} has a scheduler, {type(forgotten[0]).__name__}, "
-                    "that Tamiyo was not given; it is told of new parameter groups all the same. "
-                    "Pass Tamiyo(..., scheduler=scheduler), so that a resumed run does too"
-                )
-        return sentences
+    def _find_schedulers(self, optimizer: Any) -> list[str]:
+        """Take on a scheduler that was not given, for kernels that get groups of their own.
+
+        Returns:
+            A sentence about it, if there is one.
+        """
+        if parts_for(self.schedulers, optimizer):
+            return []
+        forgotten = live_schedulers(optimizer)
+        self.schedulers += forgotten
+        if not forgotten:
+            return []
+        return [
+            f"{type(core(optimizer)).__name__} has a scheduler, {type(forgotten[0]).__name__}, "
+            "that Tamiyo was not given; it is told of new parameter groups all the same. "
+            "Pass Tamiyo(..., scheduler=scheduler), so that a resumed run does too"
+        ]
 
     def _check_trained(self, name: str, layer: KasminaLayer) -> None:
         """Refuse a layer that another optimizer trains; one that none trains is frozen."""
@@ -178,17 +186,44 @@ class Trainers:
         Raises:
             ConfigError: if the host is trained by an optimizer that was not given.
         """
+        self._follow()
         self._check_trained(layer.name, layer)  # optimizers may have been made since
-        for sentence in self._find_schedulers():
-            logger.warning(sentence)
         for place, part in self._split(layer, named, key=lambda pair: pair[1]):
+            one = self.wrappers[place.optimizer]
+            trained_by = None if source is None else source.of(part[0][1])
+            if optimizers.goes_apart(one, place.group, trained_by):
+                for sentence in self._find_schedulers(one):
+                    logger.warning(sentence)
             optimizers.adopt(
-                self.optimizers[place.optimizer],
+                one,
                 part,
-                source=None if source is None else source.of(part[0][1]),
+                source=trained_by,
                 scheduler=self.schedulers,
                 beside=self._anchor(place),
             )
+
+    def _follow(self) -> None:
+        """Take on the optimizers that the user's loop made in place of those that were given."""
+        for index, optimizer in enumerate(self.optimizers):
+            new = successor(optimizer, self._of(optimizer))
+            if new is None or any(new is one for one in self.optimizers):
+                continue
+            logger.warning(
+                "%s was not stepped any more, and another optimizer, %s, now trains the same "
+                "parameters: kernels join that one. Give it to the next Tamiyo that you make",
+                type(optimizer).__name__,
+                type(new).__name__,
+            )
+            self.optimizers[index] = self.wrappers[index] = new
+            self._objections.clear()
+
+    def _of(self, optimizer: Optimizer) -> list[nn.Parameter]:
+        """Parameters of the host that an optimizer holds, or that none does if these are gone."""
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        parts = [m for la in self.layers.values() for m in (la.seeds, la.fossils)]
+        kernels = {id(p) for part in parts for p in part.parameters()}
+        host = [p for p in self.model.parameters() if id(p) not in kernels]
+        return [p for p in host if id(p) in held] or [p for p in host if not self.holds(p)]
 
     def holds(self, parameter: nn.Parameter) -> bool:
         """True if one of the optimizers trains a parameter."""
@@ -196,6 +231,7 @@ class Trainers:
 
     def discard(self, parameters: Iterable[nn.Parameter]) -> None:
         """Have every optimizer and scheduler drop these parameters."""
+        self._follow()
         gone = list(parameters)
         for optimizer, wrapper in zip(self.optimizers, self.wrappers, strict=True):
             optimizers.discard(optimizer, gone, self.schedulers)
@@ -318,8 +354,8 @@ class Trainers:
         names = [optimizers.group_names(one, self.model) for one in self.optimizers]
         return names[0] if len(names) == 1 else {"optimizers": names}
 
-    def replay_groups(self, names: Any) -> None:
-        """Undo ``group_names`` on fresh optimizers over a restored model.
+    def replay_groups(self, names: Any, gone: Iterable[nn.Parameter] = ()) -> None:
+        """Undo ``group_names`` on optimizers over a restored model; ``gone`` are dropped before.
 
         Raises:
             ConfigError: if the optimizers are not as many as they were, or hold other parameters.
@@ -330,42 +366,34 @@ class Trainers:
                 f"the checkpoint is of a run with {len(saved)} optimizers, and Tamiyo was given "
                 f"{len(self.optimizers)}; give it the same ones, in the same order"
             )
-        for optimizer, groups in zip(self.optimizers, saved, strict=True):
+        states = [dict(one.state) for one in self.optimizers]  # theirs may have been loaded before
+        groups_now = [group for one in self.optimizers for group in one.param_groups]
+        joined = [p for group in groups_now for _, p in optimizers.kernels_in(group)]
+        self.discard([*gone, *joined])
+        named = {id(p): name for name, p in self.model.named_parameters()}
+        grown = {named[id(p)]: name for name, p in kernel_parameters(self.layers.values())}
+        for optimizer, groups in zip(self.wrappers, saved, strict=True):
             optimizers.replay_groups(
-                optimizer, self.model, groups, self.schedulers, beside=self._beside
+                optimizer, self.model, groups, self.schedulers, grown=grown, beside=self._beside
             )
+        held = self._held()
+        for optimizer, state in zip(self.optimizers, states, strict=True):
+            optimizer.state.update({p: s for p, s in state.items() if id(p) in held})
 
     def _beside(self, parameter: nn.Parameter) -> list[nn.Parameter]:
         """A parameter of the group that a kernel's parameter took its settings from."""
-        for name, layer in self.layers.items():
-            kernels = (*layer.seeds.parameters(), *layer.fossils.parameters())
-            if any(p is parameter for p in kernels):
-                return self._anchor(self._place(name, layer, parameter.ndim))
-        return []
+        layer = self._layer_of_kernel(parameter)
+        return self._anchor(self._place(layer.name, layer, parameter.ndim)) if layer else []
+
+    def _layer_of_kernel(self, parameter: nn.Parameter) -> KasminaLayer | None:
+        for layer in self.layers.values():
+            if any(
+                p is parameter for part in (layer.seeds, layer.fossils) for p in part.parameters()
+            ):
+                return layer
+        return None
 
 
 def _dims(layer: KasminaLayer) -> list[int]:
     """Numbers of axes that parameters of the layer's kernels may have."""
     return sorted({1, 2} | {p.ndim for p in layer.host.parameters() if p.ndim > 2})
-
-
-def _several(optimizer: Any) -> list[Any]:
-    found = optimizer.values() if isinstance(optimizer, Mapping) else optimizer
-    if not isinstance(found, Iterable):
-        found = [found]
-    several = list(found)
-    if not several:
-        raise ConfigError("Tamiyo was given no optimizer; pass the one that trains the model")
-    for one in several:
-        if not isinstance(core(one), Optimizer):
-            raise ConfigError(
-                f"{type(one).__name__} is not an optimizer of torch, nor a wrapper of one; pass "
-                "the optimizer that trains the model, or a list of them"
-            )
-    return several
-
-
-def _several_schedulers(scheduler: Any) -> list[Any]:
-    if isinstance(scheduler, Mapping):
-        return list(scheduler.values())
-    return list(scheduler) if isinstance(scheduler, list | tuple) else [scheduler]

@@ -7,6 +7,7 @@ was.
 import asyncio
 from contextlib import suppress
 from hashlib import blake2b
+from operator import itemgetter
 from time import perf_counter
 from typing import Any, final
 
@@ -150,11 +151,22 @@ def known_spec(layer: KasminaLayer) -> LayerSpec:
     return layer.spec
 
 
-def smallest_kernels(layer: KasminaLayer) -> list[int]:
-    """Parameters of the smallest kernel of each blueprint that fits the layer, ascending."""
+def smallest_kernels(layer: KasminaLayer) -> dict[str, int]:
+    """Parameters of the smallest kernel of each of its blueprints that fits the layer, ascending.
+
+    Raises:
+        KernelError: if no forward pass was observed yet.
+    """
     spec = known_spec(layer)
-    sizes = [_smallest(name, spec) for name in set(layer.seed_blueprints)]
-    return sorted(size for size, objection in sizes if not objection)
+    found = {name: _smallest(name, spec) for name in dict.fromkeys(layer.seed_blueprints)}
+    sizes = {name: size for name, (size, objection) in found.items() if not objection}
+    return dict(sorted(sizes.items(), key=itemgetter(1)))
+
+
+def misfit(layer: KasminaLayer) -> str:
+    """Reason why the blueprint of the layer's first seed does not fit it; empty if it does."""
+    objection = _smallest(layer.seed_blueprints[0], known_spec(layer))[1]
+    return objection.partition(". Blueprints that fit")[0]
 
 
 def _sizes(layer: KasminaLayer, seeds: list[int], budget: int) -> dict[int, int]:

@@ -13,7 +13,14 @@ from esper.contracts.performance import (
     reward,
 )
 from esper.contracts.selection import Decision, require_seed
-from esper.records.event_writer import EventWriter, add_measured, place_data, read_history
+from esper.records.event_writer import (
+    Bindings,
+    EventWriter,
+    Reads,
+    add_measured,
+    place_data,
+    read_history,
+)
 from esper.records.fold import fold
 from esper.records.history import BeginKnowledge, History
 from esper.records.layer import LayerRecord
@@ -76,8 +83,6 @@ class PerformanceTracker:
         self.lock = RLock()
         self.events = EventWriter(opened(store, redis_client), scope=scope, run=run)
         self._history = read_history(self.events, History(window_size, decay_factor))
-
-    # Reading
 
     def get_layer_metrics(self, layer_name: str) -> dict[int, SeedPerformanceMetrics]:
         """A snapshot of the layer's seeds, free to keep and change; empty for an unknown layer."""
@@ -269,11 +274,13 @@ class PerformanceTracker:
             if self.events.journal is None:
                 history.teach_windows()
                 return
-            bound = {name: layer.bindings() for name, layer in history.layers.items()}
-            self._history = read_history(self.events, history, self.events.written)
-            for name, blueprints in bound.items():
-                for seed_idx, blueprint in blueprints.items():
-                    self.bind(name, seed_idx, blueprint)
+            layers = history.layers.items()
+            bindings = [
+                (name, *pair) for name, layer in layers for pair in layer.bindings().items()
+            ]
+            self._history = read_history(
+                self.events, history, self.events.written, bindings=bindings
+            )
 
     @property
     def position(self) -> int:
@@ -281,14 +288,24 @@ class PerformanceTracker:
         self.events.flush()  # a checkpoint must not count what a killed process may lose
         return self.events.written
 
-    def rewind(self, position: int, *, run: str | None = None) -> None:
+    def rewind(
+        self,
+        position: int,
+        *,
+        run: str | None = None,
+        reads: Reads = (),
+        bindings: Bindings = (),
+    ) -> None:
         """Forget what this run did after ``position``: a run is resumed from an older checkpoint.
 
-        What is done anew gets the same ids, so the store keeps one copy. Seeds must be bound again.
+        What is done anew gets the same ids, so the store keeps one copy. With ``reads``, records
+        are what they were, bit for bit; without, the order of the store decides.
 
         Args:
             position: What `position` was then.
             run: Its name, if it is not this tracker's; the tracker takes it on.
+            reads: What ``events.reads`` was then.
+            bindings: Layers, seeds and blueprints, as bound before the run's first choice.
 
         Raises:
             StoreError: if the store cannot be read.
@@ -297,7 +314,9 @@ class PerformanceTracker:
         with self.lock:
             if run is not None and run != self.events.run:
                 self.events.rename(run)
-            self._history = read_history(self.events, self._history, position)
+            self._history = read_history(
+                self.events, self._history, position, reads=reads, bindings=bindings
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """All that is known, as JSON data, of a tracker without a store.

@@ -127,9 +127,10 @@ class EpochReport:
         # A kernel that is held is judged at once, so the next step says the same and more.
         lines = [str(step) for step in self.steps if step.new != SeedState.HOLDING]
         lines.append(f"{'no graft' if self.decision is None else 'why now'}: {self.reason}")
-        return "\n".join([_wrapped(head, ""), *(_wrapped(line, "  ") for line in lines)])
+        return "\n".join([wrapped(head, ""), *(wrapped(line, "  ") for line in lines)])
 
 
-def _wrapped(line: str, indent: str) -> str:
+def wrapped(line: str, indent: str) -> str:
+    """The line on as many lines as it needs; those after the first are indented by two more."""
     return fill(line, WIDTH, initial_indent=indent, subsequent_indent=indent + "  ",
                 break_on_hyphens=False)  # fmt: skip

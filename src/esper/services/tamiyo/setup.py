@@ -1,28 +1,33 @@
 """Parts of a run, made from its settings; the user's functions, tried out beforehand."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from esper.contracts.config import Config
 from esper.contracts.errors import ConfigError, KernelError
 from esper.contracts.events import Event
 from esper.execution.kasmina_layer import KasminaLayer
-from esper.execution.passes.batches import OnCopies, addresses
+from esper.execution.kernel import FAULTS
+from esper.execution.passes.batches import OnCopies
 from esper.execution.passes.counterfactual import evaluate
 from esper.execution.passes.isolation import LossFn
+from esper.execution.passes.probes import probe
 from esper.execution.passes.reach import reached
 from esper.execution.passes.trial import try_passes
 from esper.execution.shapes import observe_shapes
 from esper.execution.side_effect_free import side_effect_free
+from esper.execution.undoing.module_state import Sources
+from esper.execution.undoing.reachable import walk
 from esper.records.fold import KINDS
 from esper.services.tamiyo.assignment import Assignment
-from esper.services.tamiyo.blueprint_integration import smallest_kernels
+from esper.services.tamiyo.blueprint_integration import misfit, smallest_kernels
 from esper.services.tamiyo.growth.graft import Training
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.settings import config_from, load_config
@@ -33,9 +38,6 @@ from esper.stores.memory import MemoryStore
 from esper.strategies import STRATEGIES, SelectionStrategy
 
 logger = logging.getLogger(__name__)
-
-Addresses = tuple[tuple[Any, ...], ...]
-"""Where the tensors of a batch lie in memory."""
 
 
 def config_of(config: Config | Mapping[str, Any] | str | Path | None) -> Config:
@@ -63,11 +65,13 @@ def strategy_of(config: Config) -> SelectionStrategy | Assignment:
     return STRATEGIES.create(settings.strategy, **settings.settings_of(settings.strategy))
 
 
-def bind_blueprints(tracker: PerformanceTracker, layers: Mapping[str, KasminaLayer]) -> None:
-    """Tell the tracker what every seed stands for."""
-    for name, layer in layers.items():
-        for seed_idx, blueprint in enumerate(layer.seed_blueprints):
-            tracker.bind(name, seed_idx, blueprint)
+def bindings_of(layers: Mapping[str, KasminaLayer]) -> list[tuple[str, int, str]]:
+    """What every seed stands for: layer, seed, blueprint."""
+    return [
+        (name, seed_idx, blueprint)
+        for name, layer in layers.items()
+        for seed_idx, blueprint in enumerate(layer.seed_blueprints)
+    ]
 
 
 def events_to_save(journal: Journal, tracker: PerformanceTracker) -> list[Event]:
@@ -75,31 +79,8 @@ def events_to_save(journal: Journal, tracker: PerformanceTracker) -> list[Event]
     if journal.store.durable:
         return journal.undelivered()
     events = tracker.events
-    found = journal.read(scope=events.scope, run=events.run, kinds=KINDS)
+    found = journal.read(scope=events.scope, kinds=KINDS)
     return [event for _, event in found]
-
-
-def on_copies(function: LossFn | None, name: str) -> OnCopies | None:
-    """The user's function on copies of its batches, if there is one."""
-    return None if function is None else OnCopies(function, name)
-
-
-def held_out_addresses(holdout: Iterable[Any]) -> frozenset[Addresses]:
-    """Where the batches of a holdout that is kept in memory lie; empty for any other."""
-    if not isinstance(holdout, list | tuple):
-        return frozenset()
-    return frozenset(map(addresses, holdout)) - {()}
-
-
-def warn_if_held_out(batch: Any, held_out: frozenset[Addresses]) -> frozenset[Addresses]:
-    """Say that a batch that was trained on is one of the holdout; returns what is left to watch."""
-    if addresses(batch) not in held_out:
-        return held_out
-    logger.warning(
-        "the holdout holds a batch that is trained on, so a kernel that learns it by heart looks "
-        "good; give a holdout whose batches on_batch_end never gets"
-    )
-    return frozenset()
 
 
 def try_out(training: Training, layers: Mapping[str, KasminaLayer]) -> dict[str, str]:
@@ -114,22 +95,24 @@ def try_out(training: Training, layers: Mapping[str, KasminaLayer]) -> dict[str,
         KernelError: if the model fails on a batch of the holdout, or no layer can grow; the model
             is left as it was.
     """
-    _check(layers, training.holdout)
-    left_out: dict[str, str] = {}
-    batch = _observe_all(training, layers, left_out)
-    with suppress(KernelError):  # data that only evaluation takes says nothing of training
-        found = reached(
-            training.model, layers, loss_fn=training.loss_fn, batch=batch, training=True
-        )
-        left_out |= {name: why for name, why in found.items() if why}
-    _tell(layers, left_out)
-    for function in filter(None, (training.loss_fn, training.accuracy_fn)):
-        evaluate(training.model, function, [batch])
-        _require_examples(training.model, function, batch)
-        if isinstance(function, OnCopies):
-            function.settle()
-    training.trainers.check()
-    return left_out
+    with torch.inference_mode(False):  # the caller may be in that mode
+        _check(layers, training.holdout)
+        left_out: dict[str, str] = {}
+        batch = _observe_all(training, layers, left_out)
+        with suppress(KernelError):  # data that only evaluation takes says nothing of training
+            found = reached(
+                training.model, layers, loss_fn=training.loss_fn, batch=batch, training=True
+            )
+            left_out |= {name: why for name, why in found.items() if why}
+        _tell(layers, left_out)
+        for function in filter(None, (training.loss_fn, training.accuracy_fn)):
+            evaluate(training.model, function, [batch])
+            _require_examples(training.model, function, batch)
+            if isinstance(function, OnCopies):
+                function.settle()
+        _require_gradients(training, {n: la for n, la in layers.items() if n not in left_out})
+        training.trainers.check()
+        return left_out
 
 
 def observe(
@@ -193,28 +176,58 @@ def _tell(layers: Mapping[str, KasminaLayer], left_out: Mapping[str, str]) -> No
         KernelError: if none can.
     """
     unseen = _unseen(layers, left_out)
-    if len(unseen) + len(left_out) == len(layers):
-        for name, why in left_out.items():
-            raise KernelError(f"layer {name!r} cannot grow: it {why}")
+    objections = {name: f"it {why}" for name, why in left_out.items()}
+    for name, layer in layers.items():
+        if name not in unseen and name not in left_out and not smallest_kernels(layer):
+            blueprints = ", ".join(layer.seed_blueprints)
+            objections[name] = (
+                f"none of its seeds' blueprints, {blueprints}, fits it ({misfit(layer)}); give "
+                "it others by esper.wrap(..., seeds=[...]), or wrap a layer beside it"
+            )
+    if len(unseen) + len(objections) == len(layers):
+        for name, why in objections.items():
+            raise KernelError(f"layer {name!r} cannot grow: {why}")
         raise KernelError(
             f"layer {next(iter(unseen))!r} is never called in forward, so it cannot grow; wrap one "
             "that is"
         )
-    for name, why in left_out.items():
-        logger.warning("layer %s cannot grow: it %s", name, why)
+    for name, why in objections.items():
+        logger.warning("layer %s cannot grow: %s", name, why)
     for name in unseen:
         logger.warning(
             "layer %s was called in no batch of the holdout; it can grow once a training batch "
             "reaches it",
             name,
         )
-    for name, layer in layers.items():
-        if name not in unseen and name not in left_out and not smallest_kernels(layer):
-            logger.warning(
-                "layer %s cannot grow: none of its seeds' blueprints, %s, fits it",
-                name,
-                ", ".join(layer.seed_blueprints),
-            )
+
+
+def _require_gradients(training: Training, layers: Mapping[str, KasminaLayer]) -> None:
+    """Refuse a model whose losses in training depend on none of the layers that they call.
+
+    Raises:
+        KernelError: that names the first of them, or reentrant checkpointing.
+    """
+    deaf: dict[str, None] = {}
+    with side_effect_free(training.model, reads=training.holdout):
+        for batch in training.holdout:
+            given: dict[str, Any] = {"loss_fn": training.loss_fn, "batch": batch}
+            try:
+                deaf |= dict.fromkeys(reached(training.model, layers, training=True, **given))
+                if probe(training.model, layers, **given):
+                    return
+            except KernelError as error:
+                if "use_reentrant" in str(error):
+                    raise
+                return  # data that only evaluation takes says nothing of training
+            except FAULTS:
+                return
+    for name in deaf:
+        raise KernelError(
+            f"layer {name!r} cannot grow: no loss of the holdout depends on it in training, as "
+            "under torch.no_grad, torch.func.vmap or reentrant gradient checkpointing; let "
+            "gradients reach it, and call torch.utils.checkpoint.checkpoint with "
+            "use_reentrant=False"
+        )
 
 
 def _require_examples(model: nn.Module, function: LossFn, batch: Any) -> None:
@@ -232,8 +245,27 @@ def _require_examples(model: nn.Module, function: LossFn, batch: Any) -> None:
 def _check(layers: Mapping[str, KasminaLayer], holdout: Iterable[Any]) -> None:
     if not layers:
         raise ConfigError("the model has no wrapped layers; call esper.wrap(model, layers=[...])")
-    if isinstance(holdout, Iterator):
+    if isinstance(holdout, Mapping):
+        first = next(iter(holdout), "name")
+        raise ConfigError(
+            f"holdout is a {type(holdout).__name__}, and iterating over it gives its keys; give "
+            f"one list of batches or DataLoader, as holdout[{first!r}]"
+        )
+    if not _can_be_read_again(holdout):
         raise ConfigError(
             "holdout is an iterator and can be read only once; give a list of batches, or a "
             "DataLoader"
         )
+
+
+def _can_be_read_again(holdout: Iterable[Any]) -> bool:
+    """False for an iterator, and for a source with one inside that it hands out each time."""
+    sources = Sources(holdout)
+    datasets = [
+        value for _, value in walk(holdout, data=True) if isinstance(value, IterableDataset)
+    ]
+    own = [] if isinstance(holdout, DataLoader) else [holdout]
+    try:
+        return not any(iter(source) is iter(source) for source in (*own, *datasets))
+    finally:
+        sources.put_back()

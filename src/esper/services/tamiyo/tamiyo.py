@@ -4,10 +4,8 @@
 measures, moves grafts on, judges those that are due, and lets the policy ask for the next one.
 """
 
-import logging
 from collections import deque
 from collections.abc import Iterable, Mapping
-from math import isfinite
 from pathlib import Path
 from typing import Any, Self, final
 from uuid import uuid4
@@ -19,6 +17,7 @@ from esper.contracts.errors import ConfigError
 from esper.contracts.events import Event, event_data, event_from
 from esper.contracts.schema import require_schema
 from esper.contracts.selection import Decision
+from esper.execution.mirrors import Mirrors
 from esper.execution.passes.batches import OnCopies
 from esper.execution.passes.isolation import LossFn
 from esper.execution.side_effect_free import keeps_statistics
@@ -27,35 +26,34 @@ from esper.execution.training import optimizers
 from esper.execution.training.trainers import Trainers
 from esper.services.tamiyo.blueprint_integration import BlueprintIntegration
 from esper.services.tamiyo.growth.aside import Aside
+from esper.services.tamiyo.growth.budget import with_budget
 from esper.services.tamiyo.growth.governor import Governor
 from esper.services.tamiyo.growth.graft import Baseline, Training
 from esper.services.tamiyo.growth.grafts import ActiveGrafts
 from esper.services.tamiyo.growth.grower import Grower
+from esper.services.tamiyo.growth.holdout_watch import HoldoutWatch
+from esper.services.tamiyo.growth.mover import Mover
 from esper.services.tamiyo.growth.prober import Prober
 from esper.services.tamiyo.growth.reload import Reloads
-from esper.services.tamiyo.ownership import let_go, own, refuse_owned
+from esper.services.tamiyo.ownership import let_go, own, refuse_owned, refuse_replicas
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
+from esper.services.tamiyo.plan import Plan, plan_of
 from esper.services.tamiyo.policies import POLICIES
 from esper.services.tamiyo.policies.heuristic import loss_trend
 from esper.services.tamiyo.report import EpochReport, Verdict
 from esper.services.tamiyo.run_log import RunLog
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.services.tamiyo.setup import (
-    bind_blueprints,
+    bindings_of,
     config_of,
     events_to_save,
-    held_out_addresses,
     journal_of,
     observe,
-    on_copies,
     strategy_of,
     try_out,
-    warn_if_held_out,
 )
 from esper.stores.base import MetricsStore
 from esper.stores.journal import Journal
-
-logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 """Version of the state."""
@@ -82,10 +80,12 @@ class Tamiyo:
         seed_optimizer: Makes the optimizer of an isolated seed; by default one like ``optimizer``.
         scope: Whose history this is; by default the model's class name.
         run: Name of the run in the store; by default a fresh one.
+        plan: Print the plan of the run, as ``plan()`` returns it.
 
     Raises:
-        ConfigError: if the model is not wrapped or grows under another Tamiyo, the holdout can be
-            iterated only once, or an optimizer or a setting is wrong.
+        ConfigError: if the model is not wrapped, lazy, on the meta device, sharded, trained by
+            several processes, or grows under another Tamiyo; if the holdout can be iterated only
+            once; if an optimizer or a setting is wrong.
         KernelError: if the model fails on a batch of the holdout; it is left as it was.
         StoreError: if the store cannot be opened.
     """
@@ -105,9 +105,11 @@ class Tamiyo:
         seed_optimizer: optimizers.SeedOptimizer | None = None,
         scope: str | None = None,
         run: str | None = None,
+        plan: bool = False,
     ) -> None:
         model = getattr(model, "_orig_mod", model)
         self.config = config_of(config)
+        refuse_replicas()
         self.layers = name_layers(model)
         refuse_owned(self.layers.values())
         self.training = Training(
@@ -115,10 +117,11 @@ class Tamiyo:
             trainers=Trainers(model, self.layers, optimizer, scheduler, seed_optimizer),
             loss_fn=OnCopies(loss_fn, "loss_fn"),
             holdout=holdout,
-            accuracy_fn=on_copies(accuracy_fn, "accuracy_fn"),
+            accuracy_fn=accuracy_fn and OnCopies(accuracy_fn, "accuracy_fn"),
         )
         self.aside = Aside()
         self._left_out = try_out(self.training, self.layers)
+        self.config = with_budget(self.config, model, self.layers, self._left_out)
         self._owns_store = not isinstance(store, MetricsStore | Journal)
         self._names_run = run is not None
         self.journal = journal_of(store)
@@ -130,7 +133,8 @@ class Tamiyo:
             scope=type(model).__name__ if scope is None else scope,
             run=run or ("run" if store is None else uuid4().hex[:12]),
         )
-        bind_blueprints(self.tracker, self.layers)
+        for binding in bindings_of(self.layers):
+            self.tracker.bind(*binding)
         self.log = RunLog(self.tracker.events)
         self.selector = SeedSelector(
             strategy_of(self.config),
@@ -168,20 +172,28 @@ class Tamiyo:
         self.governor = Governor(
             model, self.training.trainers.optimizers, divergence_factor=growth.divergence_factor
         )
-        self.reloads = Reloads(self.grafts, self.governor)
+        self.mover = Mover(self.training, self.grafts, self.governor, self.log, self.aside)
+        self.reloads, self._mirrors = Reloads(self.grafts, self.governor), Mirrors(model)
         self._losses: list[float] = []
         self._epoch = -1
-        self._batches = 0
-        self._batches_of_epoch = 0
+        self._batches = self._batches_of_epoch = 0
         self._recent: deque[Any] = deque(maxlen=_CALIBRATION_BATCHES)
-        self._keeps_statistics = keeps_statistics(model)
-        self._held_out: frozenset[Any] = frozenset()
-        with self.aside("the watch over the holdout"):
-            self._held_out = held_out_addresses(holdout)
-        self._finished = False
+        self._keeps_statistics, self._finished = keeps_statistics(model), False
+        self._watch = HoldoutWatch(holdout)
         own(self.layers.values(), self)
+        if plan:
+            self.plan().show()
 
     # --- what the user calls ----------------------------------------------------------------------
+
+    def plan(self, *, batch: Any = None, batches: int | None = None) -> Plan:
+        """What the run will do and an estimate of its cost, from a few passes on the side.
+
+        Args:
+            batch: A training batch to time; by default the first of the holdout.
+            batches: Training batches of an epoch; by default as many as make the holdout a tenth.
+        """
+        return plan_of(self.training, self.grower, self.aside, batch=batch, batches=batches)
 
     def on_batch_end(self, batch: Any) -> None:
         """After ``optimizer.step()``: probe now and then, train isolated seeds, raise alphas.
@@ -191,13 +203,10 @@ class Tamiyo:
         """
         if self._finished:
             return
-        with self.aside("the link to a loaded state dict"):
-            self.reloads.link(self._epoch + 1)
-        self._batches += 1
-        self._batches_of_epoch += 1
-        if self._held_out:
-            with self.aside("the watch over the holdout"):
-                self._held_out = warn_if_held_out(batch, self._held_out)
+        self.reloads.link(begun=True)
+        self._batches, self._batches_of_epoch = self._batches + 1, self._batches_of_epoch + 1
+        with self.aside("the watch over the holdout"):
+            self._watch.on_batch(batch)
         if not self._keeps_statistics:
             self._recent.clear()
         self._recent.append(batch)
@@ -219,23 +228,26 @@ class Tamiyo:
         if epoch <= self._epoch:
             raise ConfigError(f"epoch {epoch} ended before: the last one was {self._epoch}")
         self._epoch = epoch
-        now: Baseline | None = None
-        verdicts: list[Verdict] = []
-        decision: Decision | None = None
-        with self.aside("the end of an epoch") as attempt:
-            self.reloads.link(epoch)
+        now, decision, verdicts = None, None, list[Verdict]()
+        self.reloads.epoch = epoch
+        self.reloads.link(begun=True)
+        with self.aside("the end of an epoch") as attempt, self._mirrors.following():
             self.grafts.wake(epoch)
             now = self._move_on(epoch, verdicts)
             decision, attempt.reason = self._grow(now, epoch)
+        if decision is not None:
+            with self.aside("the watch over averages of the parameters"):
+                self._mirrors.watch()
         self._batches_of_epoch = 0
-        self._held_out = frozenset()  # one epoch has shown every batch
+        self.reloads.epoch = epoch + 1
+        self._watch.stop()
         self._recent.clear()  # what a resumed run does not have, must not matter
         report = EpochReport(
             epoch=epoch,
             holdout_loss=float("nan") if now is None else now.loss,
             holdout_accuracy=None if now is None else now.accuracy,
             used=self.used,
-            budget=self.config.growth.budget,
+            budget=self.budget,
             steps=self.grafts.take_steps(),
             verdicts=tuple(verdicts),
             decision=decision,
@@ -258,12 +270,12 @@ class Tamiyo:
         Returns:
             The end of each graft that was under way.
         """
-        self._finished = True
-        verdicts: list[Verdict] = []
-        with self.aside("the end of the run"):
+        self._finished, verdicts = True, list[Verdict]()
+        with self.aside("the end of the run"), self._mirrors.following():
             verdicts = self.grafts.withdraw_all("the run ended", epoch=max(self._epoch, 0))
             self.governor.let_go()
             self.journal.flush()
+        self.reloads.end()
         let_go(self.layers.values(), self)
         return verdicts
 
@@ -275,6 +287,11 @@ class Tamiyo:
         self.finish()
         if self.journal.store.durable:
             self.close()
+
+    @property
+    def budget(self) -> int:
+        """Parameters that growth may add in all."""
+        return self.policy.budget
 
     @property
     def used(self) -> int:
@@ -300,45 +317,22 @@ class Tamiyo:
 
     def _move_on(self, epoch: int, verdicts: list[Verdict]) -> Baseline | None:
         """Measure, roll back what fell ill, and take every graft the step that is due."""
-        now = self._measure()
-        if now is not None:
-            verdicts += self._govern(now, epoch)
-            if verdicts:
-                now = self._measure()
+        now = self.mover.measure(epoch, verdicts)
         if now is not None:
             self._losses.append(now.loss)
-        verdicts += self.grafts.move_on(
+        verdicts += self.mover.move_on(
             now,
             epoch=epoch,
             batches_per_epoch=self._batches_of_epoch,
             calibration=list(self._recent) if self._keeps_statistics else (),
         )
-        if now is not None and self.grafts.blending and isfinite(now.loss):
-            self.governor.keep(now.loss, epoch)
-        elif now is not None or not self.grafts.blending:
-            self.governor.let_go()
         return now
-
-    def _measure(self) -> Baseline | None:
-        with self.aside("the measurement of the held-out loss"):
-            return self.training.measure()
-        return None
-
-    def _govern(self, now: Baseline, epoch: int) -> list[Verdict]:
-        """Roll an ill host back; the kernels that were being blended in are at fault."""
-        why = self.governor.objection(now.loss)
-        if not why:
-            return []
-        logger.warning("epoch %d: %s; rolled back to epoch %d", epoch, why, self.governor.epoch)
-        self.log.rollback(epoch=epoch, to_epoch=self.governor.epoch, why=why)
-        self.governor.restore()
-        return self.grafts.abandon_blending(f"{why}; the host was rolled back", epoch=epoch)
 
     def _grow(self, now: Baseline | None, epoch: int) -> tuple[Decision | None, str]:
         if self._finished:
             return None, "the run is finished"
         if not self.prober and self._recent:
-            self._probe(self._recent[-1])
+            self.prober.probe(self._recent[-1])
         if now is None:
             self.prober.forget()
             return None, "the held-out loss could not be measured"
@@ -347,9 +341,6 @@ class Tamiyo:
         with self.aside("the choice of a graft") as attempt:
             return self.grower.grow(health, self._losses, now, epoch)
         return None, attempt.why
-
-    def _probe(self, batch: Any) -> None:
-        self.prober.probe(batch)
 
     # --- checkpoints ------------------------------------------------------------------------------
 
@@ -371,6 +362,7 @@ class Tamiyo:
             "policy": self.policy.state_dict(),
             "run": self.tracker.events.run,
             "history": self.tracker.position,
+            "reads": list(self.tracker.events.reads),
             "events": [event_data(event) for event in events_to_save(self.journal, self.tracker)],
         }
 
@@ -387,7 +379,7 @@ class Tamiyo:
                 parameters that it had.
         """
         require_schema(state, "Tamiyo", SCHEMA)
-        self.training.trainers.replay_groups(state["groups"])
+        self.training.trainers.replay_groups(state["groups"], self.reloads.start_over())
         self._epoch = state["epoch"]
         self._losses = list(state["losses"])
         self._batches = state["batches"]
@@ -395,9 +387,12 @@ class Tamiyo:
         self.prober.load_state_dict(state.get("prober", {}))
         self.journal.append_all([event_from(data) for data in state["events"]])
         run = self.tracker.events.run if self._names_run else state["run"]
-        self.tracker.rewind(state["history"], run=run)
-        bind_blueprints(self.tracker, self.layers)
+        self.tracker.rewind(
+            state["history"],
+            run=run,
+            reads=state.get("reads", ()) if run == state["run"] else (),
+            bindings=bindings_of(self.layers),
+        )
         self.policy.load_state_dict(state["policy"])
         self.grafts.load_state_dict(state["grafts"])
         self.selector.load_state_dict(state["selector"])
-        self.reloads.forget()

@@ -35,7 +35,7 @@ class Governor:
         divergence_factor: float,
     ) -> None:
         self.model = model
-        self.optimizers = (optimizer,) if isinstance(optimizer, Optimizer) else tuple(optimizer)
+        self.optimizers = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
         self.divergence_factor = divergence_factor
         self.epoch = -1
         self._loss = float("inf")

@@ -140,16 +140,21 @@ class Graft:
             alpha = min(1.0, self._blended / self._ramp)
             self.layer.set_alpha(self.decision.seed_idx, alpha)
 
-    def due(self, epoch: int, growth: Growth) -> SeedState | None:
-        """The state that is due at the end of this epoch, if any."""
-        age = epoch - self._since
-        if self.state is SeedState.TRAINING and age >= growth.train_epochs:
-            if self.trained:
-                return SeedState.BLENDING
-            return SeedState.CULLED if age >= _PATIENCE * growth.train_epochs else None
-        if self.state is SeedState.BLENDING and age >= growth.blend_epochs:
-            return SeedState.HOLDING
-        return None
+    def due(self, epoch: int, growth: Growth, *, measured: bool) -> SeedState | None:
+        """The state that is due at the end of this epoch, if any.
+
+        A kernel without a held-out loss (``measured`` is false) is neither blended in nor judged;
+        it waits for one epoch.
+        """
+        blending = self.state is SeedState.BLENDING
+        overdue = epoch - self._since - (growth.blend_epochs if blending else growth.train_epochs)
+        if overdue < 0 or not (blending or self.state is SeedState.TRAINING):
+            return None
+        if not (blending or self.trained):
+            return SeedState.CULLED if overdue >= (_PATIENCE - 1) * growth.train_epochs else None
+        if not measured:
+            return SeedState.CULLED if overdue else None
+        return SeedState.HOLDING if blending else SeedState.BLENDING
 
     def failed(self, why: str) -> Fault:
         """The fault of a graft whose training failed: its kernel's, if that cannot learn alone."""

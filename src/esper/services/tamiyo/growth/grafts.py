@@ -133,7 +133,7 @@ class ActiveGrafts:
 
         Args:
             now: Held-out values at this time; ``None`` if they could not be measured, and then
-                none is judged.
+                none is blended in or judged.
             epoch: The epoch that ended.
             batches_per_epoch: Batches that it had; an alpha ramp is as long.
             calibration: Recent training batches, for batch-norm statistics.
@@ -143,7 +143,7 @@ class ActiveGrafts:
         """
         verdicts = []
         for graft in list(self.grafts):
-            due = graft.due(epoch, self.config.growth)
+            due = graft.due(epoch, self.config.growth, measured=now is not None)
             verdict = None
             with self.aside(_WORK.get(due or SeedState.TRAINING, "the step of a graft")) as attempt:
                 if due is not None and not _is_finite(graft.kernel):
@@ -155,7 +155,7 @@ class ActiveGrafts:
                     self._step(graft, due, f"alpha goes from 0 to 1 in {batches} batches", epoch)
                     graft.blend(epoch, ramp_batches=batches)
                 elif due is SeedState.CULLED:
-                    verdict = self._fail(graft, _unreached(graft), epoch)
+                    verdict = self._fail(graft, _left_waiting(graft), epoch)
                 elif due is SeedState.HOLDING and now is not None:
                     self._step(graft, due, "fully blended; it is judged", epoch)
                     verdict = self._judge(graft, now, calibration, epoch)
@@ -236,10 +236,11 @@ class ActiveGrafts:
 
     def _fail(self, graft: Graft, fault: Fault, epoch: int) -> Verdict:
         """End a graft without a measurement; only the kernel's own fault is an outcome."""
-        if fault.of_kernel:
-            self.selector.fail(graft.decision, fault.why)
-        else:
-            self.tracker.withdraw(graft.decision)
+        with self.aside("the record of an outcome"):
+            if fault.of_kernel:
+                self.selector.fail(graft.decision, fault.why)
+            else:
+                self.tracker.withdraw(graft.decision)
         return self._end(graft, kept=False, why=fault.why, epoch=epoch)
 
     def _end(
@@ -272,13 +273,14 @@ class ActiveGrafts:
             with self.aside("taking a kernel out of the optimizer"):
                 graft.forget()
         self.grafts.remove(graft)
-        self.tracker.record_end(
-            decision.layer_name,
-            decision.seed_idx,
-            kept,
-            decision=decision,
-            facts=finite({name: getattr(verdict, name) for name in _FACTS}),
-        )
+        with self.aside("the record of a graft's end"):
+            self.tracker.record_end(
+                decision.layer_name,
+                decision.seed_idx,
+                kept,
+                decision=decision,
+                facts=finite({name: getattr(verdict, name) for name in _FACTS}),
+            )
         self.selector.free(decision.layer_name, decision.seed_idx, epoch)
         return verdict
 
@@ -316,7 +318,8 @@ class ActiveGrafts:
         self._steps.append(step)
         kernel_id = graft.kernel.kernel_id if graft else None
         parameters = graft.parameters if graft else 0
-        self.log.step(step, epoch=epoch, kernel_id=kernel_id, parameters=parameters)
+        with self.aside("the record of a step"):
+            self.log.step(step, epoch=epoch, kernel_id=kernel_id, parameters=parameters)
 
     # --- checkpoints ------------------------------------------------------------------------------
 
@@ -354,7 +357,9 @@ class ActiveGrafts:
         return Graft(self.training, layer, decision=decision, kernel=kernel, baseline=baseline)
 
 
-def _unreached(graft: Graft) -> Fault:
+def _left_waiting(graft: Graft) -> Fault:
+    if graft.trained:
+        return Fault.of_the_loop("the held-out loss could not be measured, epoch after epoch")
     why = (
         f"no batch's loss depended on layer {graft.layer.name!r} while its kernel waited to learn; "
         "is the layer used in training, outside torch.no_grad and outside reentrant checkpointing?"

@@ -62,6 +62,16 @@ class Grower:
         """Parameters of all kernels, absorbed or under way."""
         return sum(layer.grown_parameters for layer in self.layers.values())
 
+    @property
+    def kernel_budget(self) -> int:
+        """Parameters that the next kernel may cost, were the whole budget left."""
+        return self.policy.kernel_budget({name: self._record_of(name) for name in self.layers})
+
+    def objection(self, layer_name: str) -> str:
+        """Reason why a layer cannot grow now; empty if it can."""
+        uncalled = self.layers[layer_name].spec is None
+        return self.left_out.get(layer_name, "was not called yet" if uncalled else "")
+
     def grow(
         self, health: Sequence[HealthSignal], losses: Sequence[float], now: Baseline, epoch: int
     ) -> tuple[Decision | None, str]:
@@ -130,17 +140,13 @@ class Grower:
             active=self.grafts.count(layer_name),
             smallest_kernel=sizes[0] if sizes else None,
             roomy_kernel=sizes[-1] if sizes else 0,
-            objection=self._objection(layer_name),
+            objection=self.objection(layer_name),
         )
-
-    def _objection(self, layer_name: str) -> str:
-        uncalled = self.layers[layer_name].spec is None
-        return self.left_out.get(layer_name, "was not called yet" if uncalled else "")
 
     def _sizes_of(self, layer_name: str) -> list[int]:
         layer = self.layers[layer_name]
         if layer.spec is None or layer_name in self.left_out:
             return []
         if layer_name not in self._sizes:
-            self._sizes[layer_name] = smallest_kernels(layer)
+            self._sizes[layer_name] = list(smallest_kernels(layer).values())
         return self._sizes[layer_name]

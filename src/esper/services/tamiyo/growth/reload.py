@@ -7,12 +7,15 @@ gone ends as failed by the loop.
 """
 
 import logging
+from collections.abc import Sequence
 from typing import final
+from weakref import WeakMethod
 
 from torch import nn
 
 from esper.execution import lifecycle
 from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.training.reloading import keep_linked
 from esper.services.tamiyo.growth.governor import Governor
 from esper.services.tamiyo.growth.grafts import ActiveGrafts
 
@@ -28,29 +31,52 @@ class Reloads:
     def __init__(self, grafts: ActiveGrafts, governor: Governor) -> None:
         self.grafts = grafts
         self.governor = governor
+        self.epoch = 0
+        """Number of the present epoch."""
+        self.begun = False
+        """True from the first batch on; before it, states may be loaded one after the other."""
+        self._handles = [
+            handle
+            for optimizer in grafts.training.trainers.optimizers
+            for handle in keep_linked(optimizer, WeakMethod(self.link))
+        ]
 
-    def forget(self) -> None:
-        """Take the topology for known: Tamiyo's own state was loaded too."""
-        for layer in self.grafts.layers.values():
-            layer.take_regrown()
+    def end(self) -> None:
+        """Link nothing any more."""
+        for handle in self._handles:
+            handle.remove()
 
-    def link(self, epoch: int) -> None:
+    def start_over(self) -> list[nn.Parameter]:
+        """Parameters of every kernel, that went too: a state of Tamiyo's follows, and has them."""
+        layers = self.grafts.layers.values()
+        gone = [p for layer in layers for p in layer.take_regrown() or ()]
+        parts = [module for layer in layers for module in (layer.seeds, layer.fossils)]
+        held = [p for part in parts for p in part.parameters()]
+        isolated = [p for layer in layers for p in _isolated(layer)]
+        return [*gone, *held, *isolated]
+
+    def link(self, *, begun: bool = False) -> None:
         """Link optimizer and grafts to the kernels that there are, if they changed.
 
         Args:
-            epoch: Number of the present epoch.
+            begun: True if the run has begun; until then its states may be loaded in any order.
         """
-        layers = [layer for layer in self.grafts.layers.values() if layer.regrown]
-        if not layers:
-            return
+        self.begun |= begun
+        with self.grafts.aside("the link to a loaded state dict"):
+            layers = [layer for layer in self.grafts.layers.values() if layer.regrown]
+            if layers and self.begun:
+                self._link(layers)
+            for layer in layers:
+                self._adopt(layer)
+
+    def _link(self, layers: Sequence[KasminaLayer]) -> None:
         self.governor.let_go()  # what it keeps is of other kernels
         gone = [p for layer in layers for p in layer.take_regrown() or ()]
         isolated = [p for layer in layers for p in _isolated(layer)]
         self.grafts.training.trainers.discard([*gone, *isolated])
-        self.grafts.end_lost(_WHY, epoch=epoch)
+        self.grafts.end_lost(_WHY, epoch=self.epoch)
         for layer in layers:
             self._settle(layer)
-            self._adopt(layer)
 
     def _settle(self, layer: KasminaLayer) -> None:
         """Drop isolated kernels that no graft trains, and say which blended ones nobody judges."""

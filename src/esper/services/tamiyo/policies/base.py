@@ -66,7 +66,7 @@ class Policy(ABC):
     is left out of the next `Situation`.
 
     Attributes:
-        growth: The settings; ``growth.budget`` is never exceeded.
+        growth: The settings; ``budget`` is never exceeded.
         seed: Run seed; the only source of randomness, with what the situation says.
     """
 
@@ -78,6 +78,21 @@ class Policy(ABC):
 
     growth: Growth = field(default_factory=Growth)
     seed: int = 0
+
+    @property
+    def budget(self) -> int:
+        """Parameters that growth may add in all; the least, if neither set nor that of a host."""
+        return self.growth.budget_for(0)
+
+    def kernel_budget(self, records: Mapping[str, LayerGrowth]) -> int:
+        """Parameters that one kernel may cost: as set, or an eighth of the whole budget.
+
+        An eighth that would leave some blueprint out is raised until each can build a kernel.
+        """
+        if self.growth.kernel_budget is not None:
+            return self.growth.kernel_budget
+        roomy = max((record.roomy_kernel for record in records.values()), default=0)
+        return min(max(self.budget // 8, roomy), self.budget)
 
     @abstractmethod
     def decide(self, now: Situation) -> tuple[GraftRequest | None, str]:
@@ -98,7 +113,7 @@ class Policy(ABC):
             SelectionError: if the policy asks for another layer, or for more than is left.
         """
         request, reason = self.decide(now)
-        left = self.growth.budget - now.used
+        left = self.budget - now.used
         if request is not None:
             shown = [signal.layer_name for signal in now.signals]
             if request.site.name not in shown or not 0 < request.kernel_budget <= left:

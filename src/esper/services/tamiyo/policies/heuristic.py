@@ -10,7 +10,7 @@ GradMax, Evci et al. 2022, section 3). It says where the next step is steep, not
 missing, so it breaks ties only (docs/decisions/0012).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import final
@@ -33,23 +33,13 @@ class HeuristicPolicy(Policy):
     name = "heuristic"
     when = "the default: fewest grafts first, once the host stops improving by itself"
 
-    def kernel_budget(self, records: Mapping[str, LayerGrowth]) -> int:
-        """Parameters that one kernel may cost: as set, or an eighth of the whole budget.
-
-        An eighth that would leave some blueprint out is raised until each can build a kernel.
-        """
-        if self.growth.kernel_budget is not None:
-            return self.growth.kernel_budget
-        roomy = max((record.roomy_kernel for record in records.values()), default=0)
-        return min(max(self.growth.budget // 8, roomy), self.growth.budget)
-
     @override
     def decide(self, now: Situation) -> tuple[GraftRequest | None, str]:
         waiting = self._reason_to_wait(now)
         if waiting:
             return None, waiting
         wanted = self.kernel_budget(now.records)
-        limit = min(wanted, self.growth.budget - now.used)
+        limit = min(wanted, self.budget - now.used)
         promises = self._promises(now, limit) if limit >= wanted / 2 else {}
         if not promises:
             return None, self._nothing_fits(now, limit, wanted)
@@ -104,7 +94,7 @@ class HeuristicPolicy(Policy):
         sizes = [r.smallest_kernel for r in records if r.smallest_kernel is not None]
         if not sizes and not any(r.objection for r in records):
             return "no blueprint of any seed fits its layer"
-        left = f"{self.growth.budget - now.used} of {self.growth.budget} parameters are left"
+        left = f"{self.budget - now.used} of {self.budget} parameters are left"
         if sizes and max(limit, wanted) < min(sizes):
             return f"the budget is too small: {left}, and the smallest kernel needs {min(sizes)}"
         if sizes and (limit < wanted / 2 or limit < min(sizes)):

@@ -1,0 +1,154 @@
+"""Lists and dictionaries that the user pairs with the model's parameters: they grow with it.
+
+Averages of weights in a plain dictionary, by name, or in a list, by position, are what many loops
+keep. When a kernel comes or goes, three kinds of container in this process follow: a dictionary
+with the names of the parameters and no others; a list of the model's own parameters, or of
+references to them; a list of other tensors if its values were seen moving since the kernel
+germinated, as an average's do and a snapshot's do not. Parameter groups of optimizers do not belong
+to these.
+"""
+
+import gc
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, final
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+Table = dict[str, Tensor]
+
+_FEWEST = 2
+"""Tensors of the smallest container that can be told from any other."""
+_ALIKE = 0.5
+"""Cosine above which values resemble the parameters, as an average of them does."""
+
+
+@final
+class Mirrors:
+    """What mirrors the parameters of a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._still: list[tuple[list[Any], list[float]]] = []
+        self._moving: list[list[Any]] = []
+
+    def watch(self) -> None:
+        """Note the values of every list that may be an average: a kernel has germinated."""
+        tables = _tables(self.model)
+        self._still = [
+            (held, list(map(_fingerprint, held)))
+            for held in _containers(tables, list)
+            if any(_mirrors(held, table) and not _is_own(held, table) for table in tables)
+        ]
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Let what mirrors the model's parameters follow the growth that happens inside."""
+        before = _tables(self.model)
+        yield
+        after = _tables(self.model)
+        if any(old.keys() != new.keys() for old, new in zip(before, after, strict=True)):
+            with torch.no_grad():
+                self._follow(before, after)
+
+    def _follow(self, before: list[Table], after: list[Table]) -> None:
+        moved = [held for held, was in self._still if list(map(_fingerprint, held)) != was]
+        self._moving += moved
+        moving = set(map(id, self._moving))
+        for held in _containers([*before, *after], dict, list):
+            for old, new in zip(before, after, strict=True):
+                if old.keys() == new.keys() or not _mirrors(held, old):
+                    continue
+                if isinstance(held, dict) or id(held) in moving or _is_own(held, old):
+                    _mirror(held, old, new)
+                    name = type(held).__name__
+                    logger.info("a %s of %d tensors follows the parameters", name, len(held))
+                    break
+
+
+def _tables(model: nn.Module) -> list[Table]:
+    """What a container may mirror: parameters, trainable ones, floating-point state; by name."""
+    parameters: Table = dict(model.named_parameters())
+    state = model.state_dict(keep_vars=True).items()
+    return [
+        parameters,
+        {name: p for name, p in parameters.items() if p.requires_grad},
+        {name: t for name, t in state if isinstance(t, Tensor) and t.is_floating_point()},
+    ]
+
+
+def _containers(tables: list[Table], *kinds: type) -> list[Any]:
+    """Containers of the process that have as many entries as a table; no groups of optimizers."""
+    sizes = {len(table) for table in tables} - set(range(_FEWEST))
+    ours = {id(table) for table in tables}
+    found = []
+    for held in gc.get_objects():
+        kind = type(held)  # an isinstance() would wake proxies
+        if kind is dict and type(held.get("params")) is list:
+            ours.add(id(held["params"]))
+        if issubclass(kind, kinds) and len(held) in sizes:
+            found.append(held)
+    return [held for held in found if id(held) not in ours]
+
+
+def _mirrors(held: Any, table: Table) -> bool:
+    """Whether a container has, for each entry of a table, a tensor of its shape."""
+    if len(held) != len(table) or (isinstance(held, dict) and held.keys() != table.keys()):
+        return False
+    values = [held[name] for name in table] if isinstance(held, dict) else held
+    pairs = zip(map(_tensor, values), table.values(), strict=True)
+    return all(value is not None and value.shape == own.shape for value, own in pairs)
+
+
+def _is_own(held: list[Any], table: Table) -> bool:
+    """Whether a list holds the very parameters of a table."""
+    return all(_tensor(value) is own for value, own in zip(held, table.values(), strict=True))
+
+
+def _mirror(held: Any, old: Table, new: Table) -> None:
+    """Write one value for each new name; a value that was there stays with its parameter."""
+    values = [held[name] for name in old] if isinstance(held, dict) else list(held)
+    by_tensor = {id(own): value for own, value in zip(old.values(), values, strict=True)}
+    first = values[0]
+    averages = isinstance(first, Tensor) and _resemble(values, list(old.values()))
+    entries = {
+        name: by_tensor[id(own)] if id(own) in by_tensor else _entry(own, first, old, averages)
+        for name, own in new.items()
+    }
+    held.clear()
+    held.update(entries) if isinstance(held, dict) else held.extend(entries.values())
+
+
+def _entry(own: Tensor, first: Any, old: Table, averages: bool) -> Any:
+    """Entry of a new kernel: the parameter itself, or a tensor of its values, or of zeros."""
+    if not isinstance(first, Tensor):
+        return ref(own)
+    if first is next(iter(old.values())):
+        return own
+    copy = own.detach().clone() if averages else torch.zeros_like(own)
+    copy = copy.to(first.device, first.dtype)
+    return nn.Parameter(copy, first.requires_grad) if isinstance(first, nn.Parameter) else copy
+
+
+def _resemble(values: list[Tensor], parameters: list[Tensor]) -> bool:
+    ours, theirs = (
+        torch.cat([t.detach().flatten().double().cpu() for t in tensors])
+        for tensors in (values, parameters)
+    )
+    # Squares, as importances of weights, are never below zero.
+    return bool(ours.min() < 0 and torch.cosine_similarity(ours, theirs, dim=0) > _ALIKE)
+
+
+def _fingerprint(value: Any) -> float:
+    found = _tensor(value)
+    return float("nan") if found is None else float(found.detach().double().sum())
+
+
+def _tensor(value: Any) -> Tensor | None:
+    found = value() if isinstance(value, ref) else value
+    return found if isinstance(found, Tensor) else None

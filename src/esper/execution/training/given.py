@@ -1,0 +1,54 @@
+"""What a user gives as optimizers and schedulers: one, or several."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from esper.contracts.errors import ConfigError
+from esper.execution.training.schedulers import core
+
+
+def several(optimizer: Any) -> list[Any]:
+    """Optimizers in what the user gave: one, or a list, tuple or dictionary of them.
+
+    Raises:
+        ConfigError: if there is none, or something else.
+    """
+    found = optimizer.values() if isinstance(optimizer, Mapping) else optimizer
+    if not isinstance(found, Iterable):
+        found = [found]
+    given = list(found)
+    if not given:
+        raise ConfigError("Tamiyo was given no optimizer; pass the one that trains the model")
+    for one in given:
+        if not isinstance(core(one), Optimizer):
+            raise ConfigError(
+                f"{type(one).__name__} is not an optimizer of torch, nor a wrapper of one; pass "
+                "the optimizer that trains the model, or a list of them"
+            )
+    return given
+
+
+def several_schedulers(scheduler: Any) -> list[Any]:
+    """Schedulers in what the user gave."""
+    found = list(scheduler.values()) if isinstance(scheduler, Mapping) else scheduler
+    found = found if isinstance(found, list | tuple) else [found]
+    return [one for one in found if one is not None]
+
+
+def refuse_strangers(optimizers: Sequence[Optimizer], model: nn.Module) -> None:
+    """Refuse optimizers that train nothing of a model that is not frozen.
+
+    Raises:
+        ConfigError: if so.
+    """
+    held = {id(p) for one in optimizers for group in one.param_groups for p in group["params"]}
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    if held and wanted and not any(id(p) in held for p in wanted):
+        raise ConfigError(
+            f"{type(optimizers[0]).__name__} trains no parameter of the model: it was made for "
+            "another one, or for a copy. Make it over this model's parameters, or freeze the model "
+            "with requires_grad_(False) if kernels alone are to learn"
+        )

@@ -1,0 +1,1 @@
+"""Undoing what a pass on the side has changed, wherever it is kept."""
