@@ -99,12 +99,16 @@ def is_frozen_copy(module: nn.Module) -> bool:
 def plain_copies(model: nn.Module) -> list[nn.Module]:
     """Copies of a model, outside it, that are frozen or averages; none if any other is equal."""
     own = set(map(id, model.modules()))
-    modules = [m for m in gc.get_objects() if issubclass(type(m), nn.Module) and id(m) not in own]
-    equal = [m for m in modules if type(m) is type(model) and equals(m, model)]
+    # Instances refer to their class; this is the cheapest way to find them.
+    found = [m for m in gc.get_referrers(type(model)) if type(m) is type(model)]
+    equal = [m for m in found if id(m) not in own and equals(m, model)]
+    if not equal or _is_frozen(model):
+        return []
+    modules = [m for m in gc.get_objects() if issubclass(type(m), nn.Module)]
     averaged = {id(part) for m in modules if _is_average(m) for part in m.modules()}
     # An equal one that trains may be a control of the same seed, and the averages its own.
     alone = all(id(m) in averaged or _is_frozen(m) for m in equal)
-    return equal if alone and not _is_frozen(model) else []
+    return equal if alone else []
 
 
 def copies_inside(model: nn.Module, names: Iterable[str]) -> list[tuple[str, str]]:
