@@ -23,6 +23,7 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
+from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 _AVERAGES = re.compile(r"EMA|Ema|Averag(ed|ing)")
@@ -96,19 +97,18 @@ def is_frozen_copy(module: nn.Module) -> bool:
     return original is not None and _is_frozen(module) and not _is_frozen(original)
 
 
-def plain_copies(model: nn.Module) -> list[nn.Module]:
-    """Copies of a model, outside it, that are frozen or averages; none if any other is equal."""
-    own = set(map(id, model.modules()))
+def plain_averages(model: nn.Module) -> list[nn.Module]:
+    """Copies of a model in averages of its weights, which were made before it is wrapped."""
     # Instances refer to their class; this is the cheapest way to find them.
     found = [m for m in gc.get_referrers(type(model)) if type(m) is type(model)]
-    equal = [m for m in found if id(m) not in own and equals(m, model)]
-    if not equal or _is_frozen(model):
+    equal = [m for m in found if m is not model and equals(m, model)]
+    if not equal:
         return []
     modules = [m for m in gc.get_objects() if issubclass(type(m), nn.Module)]
     averaged = {id(part) for m in modules if _is_average(m) for part in m.modules()}
     # An equal one that trains may be a control of the same seed, and the averages its own.
     alone = all(id(m) in averaged or _is_frozen(m) for m in equal)
-    return equal if alone else []
+    return [m for m in equal if alone and id(m) in averaged]
 
 
 def copies_inside(model: nn.Module, names: Iterable[str]) -> list[tuple[str, str]]:
@@ -138,6 +138,8 @@ def copies_inside(model: nn.Module, names: Iterable[str]) -> list[tuple[str, str
 def equals(module: nn.Module, other: nn.Module) -> bool:
     """Whether two modules have the same parameters, in name and value, and at least one."""
     ours, theirs = list(module.named_parameters()), list(other.named_parameters())
+    if any(is_lazy(p) for _, p in (*ours, *theirs)):
+        return False
     return len(ours) == len(theirs) > 0 and all(
         n == m and p.shape == q.shape and p.device == q.device and torch.equal(p, q)
         for (n, p), (m, q) in zip(ours, theirs, strict=True)

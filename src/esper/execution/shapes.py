@@ -186,7 +186,7 @@ def _letters_of_ranks(
 ) -> tuple[str, str]:
     """Axes of a layer whose input has now more and now fewer: kernels of the last one alone."""
     doubt = f"its input has {ranks[0]} axes in one pass and {ranks[-1]} in another"
-    if layer.layout or feature_axis(layer.host, call, None, name=name) != call.x.ndim - 1:
+    if layer.stated_layout or feature_axis(layer.host, call, None, name=name) != call.x.ndim - 1:
         raise KernelError(
             f"layer {name!r} cannot grow: {doubt}, as where a batch of one is squeezed; keep all "
             "axes, or wrap a layer with its features on the last axis and give it no layout"

@@ -15,7 +15,7 @@ from esper.execution.followers import (
     copies_inside,
     follows,
     is_frozen_copy,
-    plain_copies,
+    plain_averages,
     remember,
     watch,
 )
@@ -72,7 +72,7 @@ def wrap(
     plans = {name: _plan(name, host, seeds, seeds_per_layer) for name, host in found.items()}
     layouts = _layouts(layout or {}, layers)
     inside = copies_inside(model, found)
-    copies = plain_copies(model)
+    copies = plain_averages(model)
     made = {name: _put(model, name, plans[name]) for name in found}
     for name, layer in made.items():
         layer.stated_layout = layouts.get(name, "")

@@ -219,8 +219,8 @@ def _require_gradients(training: Training, layers: Mapping[str, KasminaLayer]) -
                     return
             except KernelError:
                 raise
-            except FAULTS:
-                return
+            except FAULTS:  # as under vmap: no gradient can be taken
+                continue
     for name in deaf:
         raise KernelError(
             f"layer {name!r} cannot grow: no loss of the holdout depends on it in training, as "
