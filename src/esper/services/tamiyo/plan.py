@@ -126,7 +126,7 @@ class Plan:
 
     @override
     def __str__(self) -> str:
-        letters = sorted({letter for layer in self.layers for letter in layer.stated_layout})
+        letters = sorted({letter for layer in self.layers for letter in layer.layout})
         axes = ", ".join(f"{letter} {_AXES[letter]}" for letter in letters)
         able = sum(bool(layer.kernels) for layer in self.layers)
         head = f"plan: {able} of {len(self.layers)} wrapped layers can grow"
