@@ -8,6 +8,7 @@ from weakref import ref
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from typing_extensions import override
 
 import esper
@@ -163,19 +164,63 @@ def test_what_mirrors_nothing_and_optimizers_stay_as_they_are() -> None:
     run.run(10, first=8)
 
 
-def test_a_target_network_inside_the_model_follows_and_is_no_layer_to_grow() -> None:
-    online = esper.wrap(host(), ["fc1"], SEEDS)
-    task = nn.Module()
-    task.online = online
-    target = copy.deepcopy(online).requires_grad_(requires_grad=False)
-    task.target = target
-    task.forward = online.forward
-    run = SmallRun(grown=False, model=task)
-    run.tamiyo = esper.Tamiyo(
-        task, run.optimizer, loss_fn=run.loss_fn, holdout=run.holdout, config=BLENDS_SOON
-    )
+class Both(nn.Module):
+    """A network that trains, and a frozen copy of it: a target network, or a fixed reference."""
+
+    def __init__(self, *, wrapped: bool) -> None:
+        super().__init__()
+        self.online = host(restless=False)
+        if wrapped:
+            esper.wrap(self.online, ["fc1"], SEEDS)
+        self.target = copy.deepcopy(self.online).requires_grad_(requires_grad=False)
+        if not wrapped:
+            esper.wrap(self, ["online.fc1"], SEEDS)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.online(x)
+        return y
+
+    @torch.no_grad()
+    def update(self, _model: nn.Module) -> None:
+        for ours, theirs in zip(self.target.parameters(), self.online.parameters(), strict=True):
+            ours.lerp_(theirs, 0.1)
+
+
+def run_over(model: nn.Module) -> SmallRun:
+    """A run over a model that is wrapped already."""
+    run = SmallRun(grown=False, model=model)
+    given: dict[str, Any] = {"loss_fn": run.loss_fn, "holdout": run.holdout, "config": BLENDS_SOON}
+    run.tamiyo = esper.Tamiyo(model, run.optimizer, **given)
+    return run
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["copied before wrap", "after"])
+@pytest.mark.parametrize("moves", [False, True])
+def test_a_frozen_copy_in_the_model_follows_only_if_it_moves(*, wrapped: bool, moves: bool) -> None:
+    both = Both(wrapped=wrapped)
+    run = run_over(both)
+    x = run.holdout[0][0]
+    told = both.target(x)
     assert set(run.engine.layers) == {"online.fc1"}
-    for number in range(6):
-        run.run(number + 1, first=number)
-        for ours, theirs in zip(target.parameters(), online.parameters(), strict=True):
-            ours.data.lerp_(theirs.data, 0.1)
+    grow_with(run, both.update if moves else lambda _: None)
+    same = len(list(both.target.parameters())) == len(list(both.online.parameters()))
+    assert same is moves
+    assert torch.equal(both.target(x), told) is not moves
+
+
+def test_an_average_that_was_made_before_the_model_was_wrapped_grows_too() -> None:
+    model = host()
+    average = AveragedModel(model)
+    run = run_over(esper.wrap(model, ["fc1"], SEEDS))
+    grow_with(run, average.update_parameters)
+    shapes = [p.shape for p in run.model.parameters()]
+    assert [p.shape for p in average.module.parameters()] == shapes
+
+
+def test_a_control_of_the_same_seed_and_its_average_stay_plain() -> None:
+    control, model = host(), host()
+    its_average = AveragedModel(control)
+    names = list(control.state_dict())
+    esper.wrap(model, ["fc1"], SEEDS)
+    assert list(control.state_dict()) == list(its_average.module.state_dict()) == names

@@ -14,6 +14,7 @@ import esper
 from esper.contracts.errors import ConfigError, KernelError
 from esper.services.tamiyo.growth.aside import Aside
 from esper.services.tamiyo.report import EpochReport
+from tests.integration.optimizer_doubles import Bookkeeper
 from tests.unit.services.small_run import Batch, SmallRun, loss_fn, same, settings
 
 SIDE = "failed by the loop: "
@@ -125,7 +126,10 @@ def test_a_seed_optimizer_that_fails_on_a_kernel() -> None:
 
 
 def test_an_optimizer_that_takes_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = side_run(loss_fn).run(2)
+    def make(model: nn.Module) -> torch.optim.Optimizer:
+        return Bookkeeper(model.parameters())
+
+    run = side_run(loss_fn, make_optimizer=make).run(2)
 
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("one group only")
@@ -133,7 +137,7 @@ def test_an_optimizer_that_takes_no_kernel(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(run.optimizer, "add_param_group", refuse)
     (verdict,) = run.run(3, first=2).reports[-1].verdicts
     assert verdict.why == f"{SIDE}blending a kernel in failed: RuntimeError: one group only"
-    assert same(run.state(), SmallRun(grown=False).run(3).state())
+    assert same(run.state(), SmallRun(grown=False, make_optimizer=make).run(3).state())
 
 
 def test_a_strategy_that_fails_leaves_no_reservation(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,6 +117,7 @@ def test_until_the_first_blending_the_run_is_the_control_bit_for_bit() -> None:
     ours = grown.state()
     (group,), (other,) = ours["optimizer"], theirs[5]["optimizer"]
     assert len(group["names"]) == len(group["state"]) > len(other["names"])
+    assert len(group.pop("esper_kernels")) == len(group["names"]) - len(other["names"])
     for column in ("names", "state"):  # the kernel's parameters come last
         del group[column][len(other[column]) :]
     assert same(ours, theirs[5])

@@ -344,8 +344,8 @@ def second_tamiyo_around(trial: Trial) -> None:
 
 
 @refused(
-    "settings: unknown key in growth: 'bugdet'; known: budget, kernel_budget, warmup_epochs, "
-    "cooldown_epochs, plateau_window, plateau_threshold, max_active, train_epochs, "
+    "settings: unknown key in growth: 'bugdet'; known: budget, budget_share, kernel_budget, "
+    "warmup_epochs, cooldown_epochs, plateau_window, plateau_threshold, max_active, train_epochs, "
     "blend_epochs, keep_stderrs, divergence_factor, probe_every. Did you mean 'budget'?"
 )
 def misspelt_setting(trial: Trial) -> None:

@@ -157,6 +157,23 @@ def rates_by_hand(trial: Trial) -> None:
 
 
 @works
+def rates_by_position(trial: Trial) -> None:
+    """The rate is set by hand, by position: `optimizer.param_groups[i]["lr"] = rates[i]`."""
+
+    class ByPosition:
+        def __init__(self, optimizer: Any) -> None:
+            self.optimizer = optimizer
+            self.rates = [group["lr"] for group in optimizer.param_groups]
+
+        def step(self) -> None:
+            self.rates = [rate * 0.9 for rate in self.rates]
+            for i, group in enumerate(self.optimizer.param_groups):
+                group["lr"] = self.rates[i]
+
+    scheduled(trial, ByPosition, given=False, by_batch=True)
+
+
+@works
 def two_schedulers(trial: Trial) -> None:
     """Two optimizers with a scheduler each: `scheduler=[first, second]`."""
     model: Any = trial.wrap(Net(), ["fc1", "fc2"])

@@ -8,8 +8,12 @@ new kernels as copies.
 A copy follows if a holder of averages keeps it, or if it was seen moving: its weights are neither
 those that it was made with nor those that were loaded into it. One that did not move, as
 ``best = deepcopy(model)``, is a snapshot and stays what it is.
+
+A copy that was made before the model was wrapped is known by its values: it is frozen, or kept by a
+holder of averages, and equal to the model.
 """
 
+import gc
 import re
 from collections.abc import Iterable
 from copy import deepcopy
@@ -19,6 +23,7 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
+from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 _AVERAGES = re.compile(r"EMA|Ema|Averag(ed|ing)")
@@ -48,14 +53,25 @@ def copied(module: nn.Module, memo: dict[Any, Any]) -> nn.Module:
     twin = type(module).__new__(type(module))
     memo[id(module)] = twin
     twin.__dict__.update(deepcopy(module.__dict__, memo))
+    _remember(module, twin, memo.setdefault("esper's layers", WeakSet()))
+    return twin
+
+
+def remember(pairs: Iterable[tuple[nn.Module, nn.Module]]) -> None:
+    """Take layers for copies of others, made at once: pairs of an origin and its copy."""
+    together: WeakSet[nn.Module] = WeakSet()
+    for module, twin in pairs:
+        _remember(module, twin, together)
+
+
+def _remember(module: nn.Module, twin: nn.Module, together: WeakSet[nn.Module]) -> None:
     _ORIGINS[twin] = ref(module)
     _COPIES.setdefault(module, WeakSet()).add(twin)
-    _TOGETHER[twin] = memo.setdefault("esper's layers", WeakSet())
-    _TOGETHER[twin].add(twin)
+    _TOGETHER[twin] = together
+    together.add(twin)
     _SAMPLES[twin] = _sample(module)
     if _loaded not in twin._load_state_dict_post_hooks.values():
         twin.register_load_state_dict_post_hook(_loaded)  # type: ignore[no-untyped-call]
-    return twin
 
 
 def followers(module: nn.Module) -> Iterable[Any]:
@@ -74,19 +90,73 @@ def follows(module: nn.Module) -> bool:
     return found is not None and module in _FOLLOWERS.get(found, ())
 
 
-def adopt_frozen_copies(modules: Iterable[nn.Module]) -> None:
-    """Let the copies among these modules follow that no gradient trains, as a target network."""
-    found = list(modules)
-    for module in found:
-        origin = _ORIGINS.get(module)
-        original = origin() if origin is not None else None
-        if original in found and not any(p.requires_grad for p in module.parameters()):
-            _FOLLOWERS.setdefault(original, WeakSet()).add(module)
+def is_frozen_copy(module: nn.Module) -> bool:
+    """True if a module is a copy of another that no gradient trains, as a target network."""
+    origin = _ORIGINS.get(module)
+    original = origin() if origin is not None else None
+    return original is not None and _is_frozen(module) and not _is_frozen(original)
+
+
+def plain_averages(model: nn.Module) -> list[nn.Module]:
+    """Copies of a model in averages of its weights, which were made before it is wrapped."""
+    # Instances refer to their class; this is the cheapest way to find them.
+    found = [m for m in gc.get_referrers(type(model)) if type(m) is type(model)]
+    equal = [m for m in found if m is not model and equals(m, model)]
+    if not equal:
+        return []
+    modules = [m for m in gc.get_objects() if issubclass(type(m), nn.Module)]
+    averaged = {id(part) for m in modules if _is_average(m) for part in m.modules()}
+    # An equal one that trains may be a control of the same seed, and the averages its own.
+    alone = all(id(m) in averaged or _is_frozen(m) for m in equal)
+    return [m for m in equal if alone and id(m) in averaged]
+
+
+def copies_inside(model: nn.Module, names: Iterable[str]) -> list[tuple[str, str]]:
+    """Layers with a frozen copy in another part of the same model, and the names of the copies."""
+    modules = dict(model.named_modules())
+    frozen = {
+        n: m for n, m in modules.items() if _is_frozen(m) and next(m.parameters(), None) is not None
+    }
+    found = []
+    for name in names if frozen else ():
+        steps = name.split(".")
+        for length in range(1, len(steps) + 1):  # the largest part that was copied
+            part = ".".join(steps[:length])
+            copies = [
+                path
+                for path, module in frozen.items()
+                if type(module) is type(modules[part])
+                and part not in frozen
+                and equals(module, modules[part])
+            ]
+            if copies:
+                found += [(name, path + name[len(part) :]) for path in copies]
+                break
+    return found
+
+
+def equals(module: nn.Module, other: nn.Module) -> bool:
+    """Whether two modules have the same parameters, in name and value, and at least one."""
+    ours, theirs = list(module.named_parameters()), list(other.named_parameters())
+    if any(is_lazy(p) for _, p in (*ours, *theirs)):
+        return False
+    return len(ours) == len(theirs) > 0 and all(
+        n == m and p.shape == q.shape and p.device == q.device and torch.equal(p, q)
+        for (n, p), (m, q) in zip(ours, theirs, strict=True)
+    )
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    return not any(p.requires_grad for p in module.parameters())
+
+
+def _is_average(holder: nn.Module) -> bool:
+    kind = type(holder)
+    return issubclass(kind, AveragedModel) or _AVERAGES.search(kind.__name__) is not None
 
 
 def _registered(holder: nn.Module, _name: str, part: nn.Module | None) -> None:
-    averages = isinstance(holder, AveragedModel) or _AVERAGES.search(type(holder).__name__)
-    if not averages or not isinstance(part, nn.Module):
+    if not _is_average(holder) or not isinstance(part, nn.Module):
         return
     for module in part.modules():
         origin = _ORIGINS.get(module)

@@ -1,22 +1,26 @@
 """Lists and dictionaries that the user pairs with the model's parameters: they grow with it.
 
 Averages of weights in a plain dictionary, by name, or in a list, by position, are what many loops
-keep. When a kernel comes or goes, three kinds of container in this process follow: a dictionary
+keep. When a kernel comes or goes, three kinds of container in the loop follow: a dictionary
 with the names of the parameters and no others; a list of the model's own parameters, or of
 references to them; a list of other tensors if its values were seen moving since the kernel
 germinated, as an average's do and a snapshot's do not. Parameter groups of optimizers do not belong
 to these.
 """
 
-import gc
 import logging
+import sys
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, final
 from weakref import ref
 
 import torch
 from torch import Tensor, nn
+
+from esper.execution.undoing.reachable import is_of_a_library, walk
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +47,7 @@ class Mirrors:
         self._still = [
             (held, list(map(_fingerprint, held)))
             for held in _containers(tables, list)
-            if any(_mirrors(held, table) and not _is_own(held, table) for table in tables)
+            if not any(_mirrors(held, table) and _is_own(held, table) for table in tables)
         ]
 
     @contextmanager
@@ -60,7 +64,7 @@ class Mirrors:
         moved = [held for held, was in self._still if list(map(_fingerprint, held)) != was]
         self._moving += moved
         moving = set(map(id, self._moving))
-        for held in _containers([*before, *after], dict, list):
+        for held in _containers(before, dict, OrderedDict, list):
             for old, new in zip(before, after, strict=True):
                 if old.keys() == new.keys() or not _mirrors(held, old):
                     continue
@@ -83,22 +87,34 @@ def _tables(model: nn.Module) -> list[Table]:
 
 
 def _containers(tables: list[Table], *kinds: type) -> list[Any]:
-    """Containers of the process that have as many entries as a table; no groups of optimizers."""
-    sizes = {len(table) for table in tables} - set(range(_FEWEST))
+    """Containers in the user's loop that have, for each entry of a table, a tensor of its shape.
+
+    Looked for in the variables of the user's functions that are being called, and in what is
+    reached from them, but not in optimizers.
+    """
     ours = {id(table) for table in tables}
+    found = (value for _, value in walk(_variables()) if type(value) in kinds)
+    alike = (held for held in found if any(_mirrors(held, table) for table in tables))
+    return [held for held in alike if id(held) not in ours]
+
+
+def _variables() -> list[dict[str, Any]]:
+    """Local variables of the user's functions among the callers, up to the outermost."""
+    frame: FrameType | None = sys._getframe(1)
     found = []
-    for held in gc.get_objects():
-        kind = type(held)  # an isinstance() would wake proxies
-        if kind is dict and type(held.get("params")) is list:
-            ours.add(id(held["params"]))
-        if issubclass(kind, kinds) and len(held) in sizes:
-            found.append(held)
-    return [held for held in found if id(held) not in ours]
+    while frame is not None:
+        own = frame.f_globals.get("__name__", "").startswith("esper.")
+        if not own and not is_of_a_library(frame.f_code.co_filename):
+            found.append(dict(frame.f_locals))
+        frame = frame.f_back
+    return found
 
 
 def _mirrors(held: Any, table: Table) -> bool:
     """Whether a container has, for each entry of a table, a tensor of its shape."""
-    if len(held) != len(table) or (isinstance(held, dict) and held.keys() != table.keys()):
+    if len(held) != len(table) or len(table) < _FEWEST:
+        return False
+    if isinstance(held, dict) and held.keys() != table.keys():
         return False
     values = [held[name] for name in table] if isinstance(held, dict) else held
     pairs = zip(map(_tensor, values), table.values(), strict=True)

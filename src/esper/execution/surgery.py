@@ -12,7 +12,14 @@ from esper.contracts.errors import ConfigError, LifecycleError, unknown_name
 from esper.contracts.seeds import LayerSpec, SeedState
 from esper.execution import topology
 from esper.execution.fast_paths import drop_compiled_graphs, enclosing_modules, fused_paths
-from esper.execution.followers import adopt_frozen_copies, follows, watch
+from esper.execution.followers import (
+    copies_inside,
+    follows,
+    is_frozen_copy,
+    plain_averages,
+    remember,
+    watch,
+)
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.layouts.layout import check_layout
 
@@ -73,26 +80,40 @@ def wrap(
     _refuse_shared(model, found)
     plans = {name: _plan(name, host, seeds, seeds_per_layer) for name, host in found.items()}
     layouts = _layouts(layout or {}, list(found))
-    known = [s for layer in kasmina_layers(model).values() for s in layer.fused_paths]
-    known_ones = (p for p in model.parameters() if not is_lazy(p) and p.is_floating_point())
-    like = next(known_ones, None)
+    inside = copies_inside(model, found)
+    copies = plain_averages(model)
     # Inner layers first: a name leads through the plain model only as long as it is plain.
-    for name in sorted(found, key=lambda name: -len(_parts(name))):
-        parent, _, child = name.rpartition(".")
-        paths = fused_paths(model, name, known)
-        layer = KasminaLayer(
-            found[name], name=name, seeds=plans[name], like=like, fused_paths=paths
-        )
+    order = sorted(found, key=lambda name: -len(_parts(name)))
+    made = {name: _put(model, name, plans[name]) for name in order}
+    for name, layer in made.items():
         layer.stated_layout = layouts.get(name, "")
         layer.default_seeds = seeds is None
-        if name:
-            setattr(model.get_submodule(parent), child, layer)
-        else:
-            model = cast("M", layer)
+    remember((made[name], _put(model, copy, plans[name])) for name, copy in inside)
+    for copy in copies:
+        remember((made[name], _put(copy, name, plans[name])) for name in order if name)
+        check_topology(copy)
+    model = cast("M", made.get("", model))
     drop_compiled_graphs()
     check_topology(model)
     watch()
     return model
+
+
+def _put(model: nn.Module, name: str, seeds: Sequence[str]) -> KasminaLayer:
+    """Wrap one layer of a model, in place unless it is the whole model."""
+    known = [s for layer in kasmina_layers(model).values() for s in layer.fused_paths]
+    known_ones = (p for p in model.parameters() if not is_lazy(p) and p.is_floating_point())
+    parent, _, child = name.rpartition(".")
+    layer = KasminaLayer(
+        model.get_submodule(name),
+        name=name,
+        seeds=seeds,
+        like=next(known_ones, None),
+        fused_paths=fused_paths(model, name, known),
+    )
+    if name:
+        setattr(model.get_submodule(parent), child, layer)
+    return layer
 
 
 def unwrap(model: M, *, discard_grown: bool = False) -> M:
@@ -135,8 +156,11 @@ def name_layers(model: nn.Module) -> dict[str, KasminaLayer]:
     """
     refuse_unready(model, "esper.Tamiyo, and before the optimizer")
     # Averages of the weights and target networks, kept inside the model, grow by themselves.
-    adopt_frozen_copies(kasmina_layers(model).values())
-    found = {n: layer for n, layer in kasmina_layers(model).items() if not follows(layer)}
+    found = {
+        name: layer
+        for name, layer in kasmina_layers(model).items()
+        if not follows(layer) and not is_frozen_copy(layer)
+    }
     layers = {_plain_name(model, path): layer for path, layer in found.items()}
     for name, layer in layers.items():
         layer.rename(name)

@@ -95,7 +95,12 @@ def is_draws(value: Any) -> bool:
 
 def of_the_user(function: FunctionType) -> bool:
     """Whether a function is not a library's."""
-    return not function.__code__.co_filename.startswith((*_LIBRARIES, "<frozen"))
+    return not is_of_a_library(function.__code__.co_filename)
+
+
+def is_of_a_library(file: str) -> bool:
+    """Whether code of this file is installed, and not the user's own."""
+    return file.startswith((*_LIBRARIES, "<frozen"))
 
 
 def globals_of(function: FunctionType) -> dict[str, Any]:

@@ -205,22 +205,22 @@ def _require_gradients(training: Training, layers: Mapping[str, KasminaLayer]) -
     """Refuse a model whose losses in training depend on none of the layers that they call.
 
     Raises:
-        KernelError: that names the first of them, or reentrant checkpointing.
+        KernelError: that names the first of them, losses without gradients, or reentrant
+            checkpointing.
     """
     deaf: dict[str, None] = {}
     with side_effect_free(training.model, reads=training.holdout):
         for batch in training.holdout:
             given: dict[str, Any] = {"loss_fn": training.loss_fn, "batch": batch}
-            try:
+            with suppress(*FAULTS):  # data that only evaluation takes
                 deaf |= dict.fromkeys(reached(training.model, layers, training=True, **given))
+            try:
                 if probe(training.model, layers, **given):
                     return
-            except KernelError as error:
-                if "use_reentrant" in str(error):
-                    raise
-                return  # data that only evaluation takes says nothing of training
-            except FAULTS:
-                return
+            except KernelError:
+                raise
+            except FAULTS:  # as under vmap: no gradient can be taken
+                continue
     for name in deaf:
         raise KernelError(
             f"layer {name!r} cannot grow: no loss of the holdout depends on it in training, as "

@@ -160,6 +160,7 @@ class Tamiyo:
             aside=self.aside,
             observe=lambda batch: observe(self.training, self.layers, batch, self._left_out),
         )
+        self._probe = self.prober.probe
         self.grower = Grower(
             self.policy,
             self.integration,
@@ -332,7 +333,7 @@ class Tamiyo:
         if self._finished:
             return None, "the run is finished"
         if not self.prober and self._recent:
-            self.prober.probe(self._recent[-1])
+            self._probe(self._recent[-1])
         if now is None:
             self.prober.forget()
             return None, "the held-out loss could not be measured"
