@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 _PYTORCHS = frozenset(vars(nn.Module()))
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _WRITERS: WeakSet[nn.Module] = WeakSet()
 """Modules whose forward was seen writing into their parameters, as a codebook's."""
 
@@ -20,7 +21,8 @@ class Attributes:
     """Attributes of modules, and parameters of those that write into them, to be put back.
 
     Numbers, tensors, lists, dictionaries, sets and random generators are restored; what other
-    objects hold inside is not.
+    objects hold inside is not. Hooks that were registered meanwhile are removed: a model that
+    registers its own in its first pass would else do so again.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
@@ -28,6 +30,7 @@ class Attributes:
         own = [m for m in modules if not type(m).__module__.startswith("esper.")]
         self._held = [(module, _attributes(module)) for module in own]
         values = [value for _, held in self._held for value in held.values()]
+        self._hooks = [(t, set(t)) for m in own for t in map(vars(m).get, _HOOKS) if t is not None]
         self._undo = [undo for undo in map(_undo, values) if undo is not None]
         self._written = Parameters(module for module in own if module in _WRITERS)
 
@@ -40,6 +43,9 @@ class Attributes:
             for name, value in held.items():
                 if now.get(name, module) is not value:
                     now[name] = value
+        for table, keys in self._hooks:
+            for key in table.keys() - keys:
+                del table[key]
         for undo in self._undo:
             undo()
         self._written.put_back()
