@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from esper.contracts.selection import SelectionContext as SelectionContext
     from esper.execution.harden import harden as harden
     from esper.execution.kasmina_layer import KasminaLayer as KasminaLayer
+    from esper.execution.sites.find import sites as sites
     from esper.execution.surgery import unwrap as unwrap
     from esper.execution.surgery import wrap as wrap
     from esper.services.tamiyo.bandit import Bandit as Bandit
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "esper.execution.surgery": ("wrap", "unwrap"),
     "esper.execution.harden": ("harden",),
+    "esper.execution.sites.find": ("sites",),
     "esper.execution.kasmina_layer": ("KasminaLayer",),
     "esper.services.tamiyo.tamiyo": ("Tamiyo",),
     "esper.services.tamiyo.bandit": ("Bandit",),

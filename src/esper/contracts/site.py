@@ -5,7 +5,9 @@ from typing import Literal, Self
 
 from typing_extensions import override
 
-Kind = Literal["layer"]
+Kind = Literal["layer", "width"]
+
+_WIDTH = ":width"
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,12 +17,16 @@ class Site:
     Its text, ``str(site)``, is what logs, tables and histories call it; `parse` reads it back.
 
     Attributes:
-        name: Dotted name of the layer that the kernel sits beside.
-        kind: ``"layer"``: the kernel reads the layer's input and adds to its output.
+        name: Dotted name of the layer that the kernel sits beside, or of the first layer that
+            gives the units of a width.
+        kind: ``"layer"``: the kernel reads the layer's input and adds to its output. ``"width"``:
+            it adds units between layers.
 
     Example:
         >>> Site.parse(str(Site("encoder.fc1")))
         Site(name='encoder.fc1', kind='layer')
+        >>> str(Site("encoder.fc1", "width"))
+        'encoder.fc1:width'
     """
 
     name: str
@@ -29,8 +35,9 @@ class Site:
     @classmethod
     def parse(cls, text: str) -> Self:
         """The site that ``str`` wrote; the name of a layer stands for the place beside it."""
-        return cls(text)
+        name = text.removesuffix(_WIDTH)
+        return cls(text) if name == text else cls(name, "width")
 
     @override
     def __str__(self) -> str:
-        return self.name
+        return self.name + (_WIDTH if self.kind == "width" else "")

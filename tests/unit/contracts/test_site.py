@@ -1,7 +1,9 @@
 """Where a kernel sits: one value in request, decision, event, checkpoint and report."""
 
+import pytest
+
 from esper.contracts.selection import decision_data, decision_from
-from esper.contracts.site import Site
+from esper.contracts.site import Kind, Site
 from tests.unit.services.small_run import KEPT, SmallRun, settings
 
 
@@ -15,3 +17,10 @@ def test_the_site_of_a_graft_is_the_same_everywhere() -> None:
         assert {Site.parse(data["layer"]) for data in run.facts(kind)} == {site}
     for saved in run.engine.state_dict()["grafts"]["grafts"]:
         assert decision_from(saved["decision"]).site == site
+
+
+@pytest.mark.parametrize("name", ["fc1", "", "encoder.layer.0", "odd:name"])
+@pytest.mark.parametrize("kind", ["layer", "width"])
+def test_the_text_of_a_site_is_read_back(name: str, kind: Kind) -> None:
+    assert Site.parse(str(Site(name, kind))) == Site(name, kind)
+    assert (str(Site(name, kind)) == name) is (kind == "layer")

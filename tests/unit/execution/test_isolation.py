@@ -20,6 +20,7 @@ from esper.execution.passes.counterfactual import counterfactual, evaluate
 from esper.execution.passes.isolation import shadow_step
 from esper.execution.passes.probes import probe
 from esper.execution.shapes import observe_shapes
+from esper.execution.side_effect_free import side_effect_free
 from esper.execution.surgery import kasmina_layers, wrap
 from esper.execution.training import optimizers
 from tests.pairwise import every_pair
@@ -525,3 +526,23 @@ def test_frozen_parts_of_a_kernel_stay_as_they_are() -> None:
     shadow_step(model, layer, 0, loss_fn=losses, batch=batches(1)[0], optimizer=own)
     changed = {k for k, v in module.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == {"1.weight", "1.bias"}
+
+
+def test_hooks_of_a_first_pass_are_not_left_on_the_side() -> None:
+    """A model that registers hooks once, when it first runs, as some of transformers do."""
+
+    class Hooking(nn.Sequential):
+        @override
+        def forward(self, input: Tensor) -> Any:
+            if not hasattr(self, "hooked"):
+                self[0].register_forward_hook(lambda module, args, y: self.seen.append(y))
+                self.hooked = True
+            self.seen: list[Tensor] = []
+            return self[0](input), len(self.seen)
+
+    model = Hooking(nn.Linear(4, 4))
+    for _ in range(2):
+        with side_effect_free(model):
+            assert model(torch.ones(2, 4))[1] == 1
+    assert not model[0]._forward_hooks
+    assert model(torch.ones(2, 4))[1] == 1

@@ -15,6 +15,14 @@ from torch import Tensor, nn
 from esper.execution.undoing.changes import Attributes, Kept, equal_bits, keep, restore
 from esper.execution.undoing.reachable import Found, Path, follow, is_draws, walk
 
+_TABLES = (
+    "_parameters",
+    "_modules",
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
 _WRITERS: WeakSet[nn.Module] = WeakSet()
 """Modules whose forward was seen writing into their parameters, as a codebook's."""
 _VERSIONS: WeakKeyDictionary[nn.Module, tuple[int, ...]] = WeakKeyDictionary()
@@ -77,9 +85,7 @@ class ModuleState:
             self._kept += [attributes, *map(keep, _insides(attributes.values()))]
         for module in modules:
             self._kept += [keep(follow(module, path)) for path in _PLACES.get(module, ())]
-        self._registered = [
-            (table, len(table)) for m in own for table in (m._parameters, m._modules)
-        ]
+        self._registered = [(vars(m)[name], set(vars(m)[name])) for m in own for name in _TABLES]
         self._written = Parameters(m for m in own if m in _WRITERS or _has_moved(m))
 
     def put_back(self) -> None:
@@ -88,9 +94,9 @@ class ModuleState:
             if kept is not None:
                 kept.put_back()
         self._written.put_back()
-        for table, count in self._registered:
-            while len(table) > count:  # made in its first pass, as a head of a size unknown before
-                table.popitem()
+        for table, names in self._registered:
+            for name in table.keys() - names:  # made in its first pass, as a head or a hook
+                del table[name]
 
 
 @final

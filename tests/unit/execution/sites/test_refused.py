@@ -1,0 +1,237 @@
+"""Widths that cannot grow, and the sentence that says why."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import esper
+from esper.contracts.seeds import SeedState
+from tests.unit.execution import models as hosts
+from tests.unit.execution.sites import models
+from tests.unit.execution.sites.models import Written, convolutions, mlp
+from tests.unit.execution.sites.test_found import IMAGES, ROWS, TOKENS
+
+KNOWN = "is not an operation that units can be followed through"
+
+
+def tied() -> nn.Module:
+    table, head = nn.Embedding(10, 8), nn.Linear(8, 10, bias=False)
+    head.weight = table.weight
+    inner = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 8))
+    return Written(lambda m, i: m.head(m.mlp(m.table(i)).tanh()), table=table, mlp=inner, head=head)
+
+
+def normed_stream() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Any:
+        x = m.stem(x)
+        return m.head(x + m.up(m.norm(x)))
+
+    layers = {"stem": nn.Linear(8, 6), "norm": nn.LayerNorm(6), "up": nn.Linear(6, 6)}
+    return Written(forward, **layers, head=nn.Linear(6, 2))
+
+
+def hooked() -> Any:
+    model = mlp()
+    model.a.register_forward_hook(lambda module, args, y: F.layer_norm(y, (6,)))
+    return model
+
+
+def patched() -> Any:
+    model = mlp()
+    plain = model.a.forward
+    model.a.forward = lambda x: plain(x).softmax(-1)
+    return model
+
+
+def reads_rows() -> nn.Module:
+    return Written(
+        lambda m, x: m.b(m.a(x)) + F.linear(x, m.a.weight[:4]), a=nn.Linear(8, 6), b=nn.Linear(6, 4)
+    )
+
+
+def recurrent() -> nn.Module:
+    return Written(
+        lambda m, x: m.out(m.step(m.step(m.into(x)).tanh()).tanh()),
+        into=nn.Linear(8, 6),
+        step=nn.Linear(6, 6),
+        out=nn.Linear(6, 3),
+    )
+
+
+def outer_product() -> nn.Module:
+    return Written(
+        lambda m, x: m.c((m.a(x)[:, :, None] * m.b(x)[:, None]).flatten(1)),
+        a=nn.Linear(8, 6),
+        b=nn.Linear(8, 5),
+        c=nn.Linear(30, 2),
+    )
+
+
+def normed_weights() -> nn.Module:
+    b = nn.utils.parametrizations.weight_norm(nn.Linear(6, 4))
+    return Written(lambda m, x: m.b(m.a(x)), a=nn.Linear(8, 6), b=b)
+
+
+def fixed_shape() -> nn.Module:
+    a, b = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(384, 4)
+    return Written(lambda m, x: m.b(m.a(x).view(-1, 384)), a=a, b=b)
+
+
+class Gain(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(size))
+
+
+def mean_beside(m: Any, h: Tensor) -> Tensor:
+    """Adds the mean over all units, hidden from PyTorch."""
+    del m
+    return h + torch.from_numpy(h.detach().numpy().mean(-1, keepdims=True))
+
+
+ALL = "in the model reads all its units at once"
+PICKS = "in the model picks among its units"
+FIXED = "joins its units with a tensor that cannot grow"
+HEADS = "view in the model takes the axis of its units apart, as into heads"
+
+BETWEEN: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "softmax": (lambda: mlp(lambda m, h: h.softmax(-1)), f"softmax {ALL}"),
+    "sum": (lambda: mlp(lambda m, h: h / h.sum(-1, keepdim=True)), f"sum {ALL}"),
+    "flip": (lambda: mlp(lambda m, h: h.flip(-1)), f"flip {PICKS}"),
+    "slice": (lambda: mlp(lambda m, h: F.pad(h[:, :4], (0, 2))), f"slice {PICKS}"),
+    "gain": (lambda: mlp(lambda m, h: h * m.g.gain, g=Gain(6)), f"mul in the model {FIXED}"),
+    "PReLU": (lambda: mlp(lambda m, h: m.p(h), p=nn.PReLU(6)), f"prelu_kernel in 'p' {FIXED}"),
+    "products": (
+        lambda: mlp(lambda m, h: h @ h.mT @ h),
+        "mm in the model multiplies its units by others or by fixed weights",
+    ),
+    "add_": (
+        lambda: mlp(lambda m, h: torch.zeros(6, 6).add_(h)),
+        "add in the model writes its units into another tensor",
+    ),
+    "copy_": (
+        lambda: mlp(lambda m, h: torch.zeros(6, 6).copy_(h)),
+        "copy in the model writes its units into another tensor",
+    ),
+    "GRU": (lambda: mlp(lambda m, h: m.gru(h)[0], gru=nn.GRU(6, 6)), f"in 'gru' {KNOWN}"),
+    "hook": (hooked, f"native_layer_norm {ALL}"),
+    "patched": (patched, "'a' computes its weights or output anew"),
+    "numpy": (lambda: mlp(lambda m, h: torch.from_numpy(h.detach().numpy())), "no layer reads it"),
+    # What the trace cannot see, the proof does.
+    "hidden": (lambda: mlp(mean_beside), "one more unit that nothing reads changes the outputs by"),
+    "no gradient": (
+        lambda: mlp(lambda m, h: h.detach()),
+        "the outputs do not depend on a new unit's weights in 'a'",
+    ),
+}
+
+CASES: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, str]]] = {
+    "output": (mlp, ROWS, {"b": "the model returns it"}),
+    "heads": (
+        models.attention,
+        TOKENS,
+        dict.fromkeys("qkv", HEADS),
+    ),
+    "encoder layer": (
+        lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
+        TOKENS,
+        {
+            "linear2": "add in the model joins its units with a tensor that cannot grow",
+            "self_attn.out_proj": "'self_attn' reads the weights of 'self_attn.out_proj' directly",
+        },
+    ),
+    "normed stream": (
+        normed_stream,
+        TOKENS,
+        {"stem": "native_layer_norm in 'norm' reads all its units at once"},
+    ),
+    "tied": (
+        tied,
+        torch.randint(0, 10, (3, 5)),
+        {"mlp.2": "the weights of 'head' are tied to 'table'"},
+    ),
+    "weights read directly": (
+        reads_rows,
+        ROWS,
+        {"a": "the model reads the weights of 'a' directly"},
+    ),
+    "concatenation": (
+        lambda: Written(
+            lambda m, x: m.b(torch.cat([x, m.a(x)], 1)),
+            a=nn.Conv2d(3, 6, 3, padding=1),
+            b=nn.Conv2d(9, 4, 3),
+        ),
+        IMAGES,
+        {"a": "cat in the model concatenates its units with others"},
+    ),
+    "grouped": (
+        lambda: convolutions(lambda m, h: m.g(h), g=nn.Conv2d(8, 8, 3, padding=1, groups=2)),
+        IMAGES,
+        {"a": "convolution in 'g' is grouped", "g": "'g' is a grouped convolution"},
+    ),
+    "depthwise on places": (
+        lambda: Written(
+            lambda m, x: m.c(m.b(m.a(x).flatten(1, 2)[..., None])),
+            a=nn.Conv2d(3, 6, 1),
+            b=nn.Conv2d(48, 48, 1, groups=48),
+            c=nn.Conv2d(48, 2, 1),
+        ),
+        IMAGES,
+        {"a": "'b' convolves each of a unit's places by itself"},
+    ),
+    "called twice": (recurrent, ROWS, {"into": "'step' is called several times in one pass"}),
+    "group norm": (
+        lambda: convolutions(lambda m, h: m.norm(h), norm=nn.GroupNorm(2, 8)),
+        IMAGES,
+        {"a": f"native_group_norm in 'norm' {KNOWN}"},
+    ),
+    "outer product": (outer_product, ROWS, dict.fromkeys("ab", HEADS)),
+    "weight norm": (
+        normed_weights,
+        ROWS,
+        {"a": f"in 'b' {KNOWN}", "b": "'b' computes its weights or output anew"},
+    ),
+    "fixed shape": (
+        fixed_shape,
+        IMAGES,
+        {"a": "the model fails with one more unit: shape '[-1, 384]' is invalid"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [*CASES, *BETWEEN])
+def test_refused_by_name(name: str) -> None:
+    torch.manual_seed(0)
+    if name in BETWEEN:
+        make, sentence = BETWEEN[name]
+        batch, expected = ROWS, {"a": sentence}
+    else:
+        make, batch, expected = CASES[name]
+    found = esper.sites(make(), batch)
+    for site, sentence in expected.items():
+        assert sentence in found[site].refused
+    assert not set(expected) & {width.name for width in found if not width.refused}
+
+
+def test_one_width_that_fails_its_proof_leaves_the_others() -> None:
+    torch.manual_seed(0)
+    parts = [mlp(), mlp(mean_beside), mlp(), mlp(lambda m, h: h.view(-1, 6))]
+    model = nn.Sequential(*(layer for part in parts for layer in (part, nn.Linear(4, 8))))
+    refused = {w.name: w.refused for w in esper.sites(model, ROWS) if w.refused}
+    assert list(refused) == ["2.a", "6.a", "7"]
+    assert "changes the outputs" in refused["2.a"]
+    assert "fails with one more unit" in refused["6.a"]
+
+
+def test_kernels_do_not_grow() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4), nn.Linear(4, 4))
+    layer = hosts.wrapped(model, "2", 2, ROWS)
+    assert [w.name for w in esper.sites(model, ROWS) if not w.refused] == ["0", "2"]
+    hosts.grow(layer, 0, SeedState.FOSSILIZED)
+    refused = "a kernel of layer '2' has a part in it"
+    assert [w.refused for w in esper.sites(model, ROWS)][:2] == [refused, refused]
