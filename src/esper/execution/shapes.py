@@ -165,11 +165,12 @@ def _summary(layer: KasminaLayer, name: str, call: Call, resized: Call | None) -
         letters = confirmed(layer.stated_layout, host, call, resized, name=name)
     elif batch is None:
         raise KernelError(
-            f"layer {name!r} maps {x} to {y}: {doubt}; say which axis has them, as "
-            f"esper.wrap(..., layout={{{name!r}: {'BCL' if len(x) == 3 else 'BCHW'!r}}})"
+            f"layer {name!r} maps {x} to {y}, and {doubt}; wrap a layer whose input has the "
+            "examples first"
         )
     else:
-        feature = feature_axis(host, call, batch, name=name)
+        # Behind a convolution the features may be anywhere: a head reads what was flattened.
+        feature = 1 if 1 in call.inside else feature_axis(host, call, batch, name=name)
         spaces = iter("HW" if len(x) == 4 else "L")
         known = {batch: "B", feature: "C"}
         letters = "".join(known.get(axis) or next(spaces) for axis in range(len(x)))
@@ -183,7 +184,7 @@ def _summary(layer: KasminaLayer, name: str, call: Call, resized: Call | None) -
         layer_type=type(host).__name__,
         flat=len(refused_axes(host, call, letters.index("B"))) == len(x) - 1,
     )
-    if sizes["B"] != y[0]:
+    if letters[0] != "B" or sizes["B"] != y[0]:
         raise _no_kernel(name, x, y)
     return spec if letters == spec.axes else replace(spec, layout=letters)
 
@@ -284,5 +285,6 @@ def _batched(host: _ConvNd, x: Shape) -> bool:
 def _no_kernel(name: str, x: Shape, y: Shape) -> KernelError:
     return KernelError(
         f"layer {name!r} maps {x} to {y}; kernels exist for (B, F), (B, T, F), (B, C, L) and "
-        "(B, C, H, W), with their axes in any order, and for layers that change the features alone"
+        "(B, C, H, W), with their axes in any order, for layers that change the features alone, "
+        "and for those from (B, C, L) or (B, C, H, W) to (B, F)"
     )

@@ -83,9 +83,12 @@ SPECS = (
         padding_mode="reflect",
         groups=3,
     ),
+    LayerSpec(kind="pool1d", in_size=3, out_size=5, in_extent=(12,)),
+    LayerSpec(kind="pool2d", in_size=2, out_size=4, in_extent=(6, 8), flat=True),
+    LayerSpec(kind="pool2d", in_size=3, out_size=4, in_extent=(9, 9), layout="BHWC", flat=True),
 )
 """Layers of each kind: same and other sizes; equal, halved (ceil, floor) and valid extents; axes in
-another order; what convolutions pad with, and their groups."""
+another order; what convolutions pad with, and their groups; pictures and signals to features."""
 
 
 @final
@@ -99,7 +102,8 @@ class Case:
     @override
     def __str__(self) -> str:
         spec = self.spec
-        extent = "".join(f",{a}:{b}" for a, b in zip(spec.in_extent, spec.out_extent, strict=True))
+        written = spec.out_extent or (1,) * len(spec.in_extent)
+        extent = "".join(f",{a}:{b}" for a, b in zip(spec.in_extent, written, strict=True))
         more = "".join(f"-{x}" for x in (spec.layout, spec.padding_mode * (spec.groups > 1)) if x)
         causal = "-causal" if spec.causal else ""
         name = f"{self.blueprint.name}-{spec.kind}-{spec.in_size}:{spec.out_size}"
