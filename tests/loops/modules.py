@@ -247,7 +247,14 @@ def shared_layer(trial: Trial) -> None:
     trial.train(model, ["between.0"])
 
 
-@refused("layer 'between.0' lies inside 'between'; wrap one of them")
+@works
+def whole_model(trial: Trial) -> None:
+    """The whole model is one layer, `layers=[""]`, and the loop calls what `wrap` returned."""
+    model = trial.wrap(Net(), ["", "fc1"])
+    trial.train(model, ())
+
+
+@works
 def layer_inside_another(trial: Trial) -> None:
     """A layer and a block around it are wrapped."""
     trial.train(Net(nn.Linear(8, 8)), ["between", "between.0"])
