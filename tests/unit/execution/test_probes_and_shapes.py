@@ -210,7 +210,6 @@ def test_what_cannot_be_observed_leaves_the_model_untouched(
 @pytest.mark.parametrize(
     ("host", "shape"),
     [
-        (nn.Flatten(0, 1), (2, 3, 4)),
         (nn.Unflatten(1, (2, 3)), (2, 6)),
         (nn.AvgPool3d(2), (2, 4, 4, 4, 4)),
         (nn.Conv2d(2, 2, 1), (2, 4, 4)),
