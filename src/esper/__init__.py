@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from esper.contracts.selection import SelectionContext as SelectionContext
     from esper.execution.harden import harden as harden
     from esper.execution.kasmina_layer import KasminaLayer as KasminaLayer
-    from esper.execution.sites.find import sites as sites
     from esper.execution.surgery import unwrap as unwrap
     from esper.execution.surgery import wrap as wrap
     from esper.services.tamiyo.bandit import Bandit as Bandit
@@ -32,11 +31,12 @@ if TYPE_CHECKING:
     from esper.services.tamiyo.seed_selector import SeedSelector as SeedSelector
     from esper.services.tamiyo.settings import load_config as load_config
     from esper.services.tamiyo.tamiyo import Tamiyo as Tamiyo
+    from esper.widths.find import sites as sites
 
 _HOMES = {
     "esper.execution.surgery": ("wrap", "unwrap"),
     "esper.execution.harden": ("harden",),
-    "esper.execution.sites.find": ("sites",),
+    "esper.widths.find": ("sites",),
     "esper.execution.kasmina_layer": ("KasminaLayer",),
     "esper.services.tamiyo.tamiyo": ("Tamiyo",),
     "esper.services.tamiyo.bandit": ("Bandit",),

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import esper
-from esper.execution.sites.widened import Widened
 from esper.tasks import TASKS
-from tests.unit.execution.sites import models
-from tests.unit.execution.sites.models import Conv1D, LowRank, Written, mlp
+from esper.widths.widened import Widened
+from tests.unit.widths import models
+from tests.unit.widths.models import Conv1D, LowRank, Written, mlp
 
 ROWS = torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
 TOKENS = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(2))

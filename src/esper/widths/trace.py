@@ -14,9 +14,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import override
 
 from esper.execution.passes.batches import tensors_in
-from esper.execution.sites.groups import Axis, Group, joined
-from esper.execution.sites.members import Role, growing, is_layer, is_norm, multiplier, unit_axis
-from esper.execution.sites.operations import Call, Tags, follow
+from esper.widths.groups import Axis, Group, joined
+from esper.widths.members import Role, growing, is_layer, is_norm, multiplier, unit_axis
+from esper.widths.operations import Call, Tags, follow
 
 
 @final

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from esper.contracts.errors import ConfigError, unknown_name
 from esper.contracts.site import Kind, Site
-from esper.execution.sites.members import Member, Role
+from esper.widths.members import Member, Role
 
 WIDTH = 80
 

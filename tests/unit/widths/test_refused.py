@@ -11,9 +11,9 @@ from torch.nn import functional as F
 import esper
 from esper.contracts.seeds import SeedState
 from tests.unit.execution import models as hosts
-from tests.unit.execution.sites import models
-from tests.unit.execution.sites.models import Written, convolutions, mlp
-from tests.unit.execution.sites.test_found import IMAGES, ROWS, TOKENS
+from tests.unit.widths import models
+from tests.unit.widths.models import Written, convolutions, mlp
+from tests.unit.widths.test_found import IMAGES, ROWS, TOKENS
 
 KNOWN = "is not an operation that units can be followed through"
 

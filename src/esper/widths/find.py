@@ -11,13 +11,13 @@ from esper.contracts.errors import ConfigError
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.kernel import FAULTS
 from esper.execution.passes.isolation import LossFn
-from esper.execution.sites.example import Example
-from esper.execution.sites.found import Sites, Width
-from esper.execution.sites.groups import Group
-from esper.execution.sites.members import Member, cost
-from esper.execution.sites.prove import prove
-from esper.execution.sites.trace import Trace
 from esper.execution.surgery import kasmina_layers, refuse_unready
+from esper.widths.example import Example
+from esper.widths.found import Sites, Width
+from esper.widths.groups import Group
+from esper.widths.members import Member, cost
+from esper.widths.prove import prove
+from esper.widths.trace import Trace
 
 
 def sites(model: nn.Module, batch: Any, loss_fn: LossFn | None = None) -> Sites:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from esper.execution.sites.found import Width
-from esper.execution.sites.members import Member, Role, counts, growing
+from esper.widths.found import Width
+from esper.widths.members import Member, Role, counts, growing
 
 Leaf = tuple[str, Member, str]
 """Name of a width, one of its members, and the name of a parameter of that."""

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 import esper
 from esper.contracts.site import Site
-from tests.unit.execution.sites import models
-from tests.unit.execution.sites.models import Written, mlp
-from tests.unit.execution.sites.test_found import IMAGES, ROWS, TOKENS, answer
+from tests.unit.widths import models
+from tests.unit.widths.models import Written, mlp
+from tests.unit.widths.test_found import IMAGES, ROWS, TOKENS, answer
 
 Pair = namedtuple("Pair", "inputs targets")
 TARGETS = torch.tensor([0, 1, 2, 3, 0, 1])

@@ -11,10 +11,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from esper.execution.kernel import FAULTS
 from esper.execution.passes.batches import tensors_in
 from esper.execution.passes.isolation import gradients_of
-from esper.execution.sites.example import Example
-from esper.execution.sites.found import Width
-from esper.execution.sites.members import Member
-from esper.execution.sites.widened import Leaf, Widened, placed, spread
+from esper.widths.example import Example
+from esper.widths.found import Width
+from esper.widths.members import Member
+from esper.widths.widened import Leaf, Widened, placed, spread
 
 _DRAWS = 2  # a unit, and the same turned round
 

@@ -13,7 +13,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from esper.execution.sites.groups import Axis, joined, part
+from esper.widths.groups import Axis, joined, part
 
 Tags = dict[int, Axis]
 """Axes of a tensor that hold units, by dimension."""
