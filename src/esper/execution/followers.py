@@ -9,8 +9,8 @@ A copy follows if a holder of averages keeps it, or if it was seen moving: its w
 those that it was made with nor those that were loaded into it. One that did not move, as
 ``best = deepcopy(model)``, is a snapshot and stays what it is.
 
-A copy that was made before the model was wrapped is known by its values: it is frozen, or kept by a
-holder of averages, and equal to the model.
+A copy that was made before the model was wrapped is known by its values, equal to the model's, if
+it is a frozen part of the same model or kept by a holder of averages.
 """
 
 import gc
@@ -136,7 +136,7 @@ def copies_inside(model: nn.Module, names: Iterable[str]) -> list[tuple[str, str
 
 
 def equals(module: nn.Module, other: nn.Module) -> bool:
-    """Whether two modules have the same parameters, in name and value, and at least one."""
+    """True if two modules have the same parameters, in name and value, and at least one."""
     ours, theirs = list(module.named_parameters()), list(other.named_parameters())
     if any(is_lazy(p) for _, p in (*ours, *theirs)):
         return False
@@ -172,7 +172,7 @@ def _sample(module: nn.Module) -> list[Tensor]:
 
 
 def _moved(copy: nn.Module) -> bool:
-    """Whether a copy has other values than it was made with, as far as its type can tell."""
+    """True if a copy has other values than it was made with, as far as its type can tell."""
     before, now = _SAMPLES[copy], _sample(copy)
     return len(before) == len(now) and not all(
         torch.equal(old.to(new.dtype), new) for old, new in zip(before, now, strict=True)
@@ -180,7 +180,7 @@ def _moved(copy: nn.Module) -> bool:
 
 
 def _loaded(copy: nn.Module, _keys: object) -> None:
-    """What is loaded from the origin, as a target network is set anew, is a snapshot again."""
+    """Note a copy that loads its origin, as a target network is set anew: a snapshot again."""
     origin = _ORIGINS.get(copy)
     found = origin() if origin is not None else None
     if found is not None and copy in _SAMPLES:

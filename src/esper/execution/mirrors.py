@@ -34,7 +34,7 @@ _ALIKE = 0.5
 
 @final
 class Mirrors:
-    """What mirrors the parameters of a model."""
+    """Containers in the user's loop that mirror the parameters of a model."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -76,7 +76,7 @@ class Mirrors:
 
 
 def _tables(model: nn.Module) -> list[Table]:
-    """What a container may mirror: parameters, trainable ones, floating-point state; by name."""
+    """Parameters, trainable ones, floating-point state, by name: a container may mirror each."""
     parameters: Table = dict(model.named_parameters())
     state = model.state_dict(keep_vars=True).items()
     return [
@@ -111,7 +111,7 @@ def _variables() -> list[dict[str, Any]]:
 
 
 def _mirrors(held: Any, table: Table) -> bool:
-    """Whether a container has, for each entry of a table, a tensor of its shape."""
+    """True if a container has, for each entry of a table, a tensor of its shape."""
     if len(held) != len(table) or len(table) < _FEWEST:
         return False
     if isinstance(held, dict) and held.keys() != table.keys():
@@ -122,7 +122,7 @@ def _mirrors(held: Any, table: Table) -> bool:
 
 
 def _is_own(held: list[Any], table: Table) -> bool:
-    """Whether a list holds the very parameters of a table."""
+    """True if a list holds the very parameters of a table."""
     return all(_tensor(value) is own for value, own in zip(held, table.values(), strict=True))
 
 

@@ -185,7 +185,7 @@ def tensors_in(batch: Any) -> Iterator[Tensor]:
 
 
 def addresses(batch: Any) -> tuple[tuple[Any, ...], ...]:
-    """Where the tensors of a batch lie in memory, and their shapes; equal for equal memory."""
+    """Addresses and shapes of the tensors of a batch; equal for equal memory."""
     return tuple(
         sorted(
             (tensor.data_ptr(), *tensor.shape)
@@ -201,7 +201,7 @@ def version_of(tensor: Tensor) -> int:
 
 
 def _replaced(given: Any, batch: Any) -> bool:
-    """Whether a copy of a batch holds other values by now, on whatever device."""
+    """True if a copy of a batch holds other values by now, on whatever device."""
     now, before = list(tensors_in(given)), list(tensors_in(batch))
     return len(now) == len(before) and not all(
         equal_bits(a.detach().cpu(), b.detach().cpu()) for a, b in zip(now, before, strict=True)

@@ -87,7 +87,7 @@ def adopt(
 
 
 def goes_apart(optimizer: Any, index: int = 0, source: Optimizer | None = None) -> bool:
-    """Whether parameters that join a group later need one of their own.
+    """True if parameters that join a group later need one of their own.
 
     They do where a group counts steps, as schedule-free's, since theirs are fewer; and where the
     class keeps books on its groups, as ZeRO and Lookahead.

@@ -47,7 +47,7 @@ def core(optimizer: Any) -> Any:
 
 
 def shares_groups(optimizer: Any, inner: Any) -> bool:
-    """Whether both work on one and the same list of parameter groups."""
+    """True if both work on one and the same list of parameter groups."""
     groups = getattr(inner, "param_groups", None)
     return groups is not None and groups is getattr(optimizer, "param_groups", None)
 
@@ -61,21 +61,11 @@ def lists_per_group(found: Iterable[Any], count: int) -> Iterator[list[Any]]:
     """
     # Measured when asked for: SequentialLR shares a list with its part, which must change once.
     seen: set[int] = set()
-    for part, name in names_per_group(found, count):
-        values = _attributes(part)[name]
-        if id(values) not in seen and len(values) == count:
-            seen.add(id(values))
-            yield values
-
-
-def names_per_group(found: Iterable[Any], count: int) -> list[tuple[Any, str]]:
-    """Schedulers and the names of their lists that hold one value for each group; as above."""
-    return [
-        (part, name)
-        for part in found
-        for name, values in _attributes(part).items()
-        if _is_per_group(name, values, count)
-    ]
+    for part in found:
+        for name, values in list(_attributes(part).items()):
+            if id(values) not in seen and _is_per_group(name, values, count):
+                seen.add(id(values))
+                yield values
 
 
 def parts_for(scheduler: Any, optimizer: Any) -> list[Any]:
@@ -152,7 +142,7 @@ def _collect(value: Any, found: dict[int, Any], *, given: bool = False) -> None:
 
 
 def _may_schedule(value: Any) -> bool:
-    """Whether it is a scheduler, or a record that holds one, as Lightning's."""
+    """True if it is a scheduler, or a record that holds one, as Lightning's."""
     if isinstance(value, Optimizer | nn.Module | type):
         return False
     attributes = _attributes(value)

@@ -317,7 +317,7 @@ class Trainers:
         return float(self._group(place).get("lr") or 0.0)
 
     def _is_for(self, place: Place, ndim: int) -> bool:
-        """Whether a group holds parameters of this kind alone, as biases without decay."""
+        """True if a group holds parameters of this kind alone, as biases without decay."""
         held = self._group(place)["params"]
         return bool(held) and all((p.ndim > 1) == (ndim > 1) for p in held)
 

@@ -36,7 +36,7 @@ class Kept(ABC):
 
     @abstractmethod
     def changed(self) -> bool:
-        """Whether the value is no longer what it was."""
+        """True if the value is no longer what it was."""
 
     @abstractmethod
     def put_back(self) -> None:
@@ -58,14 +58,14 @@ def keep(value: Any) -> Kept | None:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two values are one object, or equal plain values."""
+    """True if two values are one object, or equal plain values."""
     if a is b:
         return True
     return type(a) is type(b) and isinstance(a, ENDS) and bool(a == b)
 
 
 def equal_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same values, NaN equal to NaN."""
+    """True if two tensors hold the same values, NaN equal to NaN."""
     if a.shape != b.shape or a.dtype != b.dtype or a.layout != b.layout:
         return False
     return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())

@@ -148,7 +148,7 @@ class Sources:
 
 
 def _has_moved(module: nn.Module) -> bool:
-    """Whether a frozen parameter was written since the last pass on the side: by forward, maybe."""
+    """True if a frozen parameter was written since the last pass on the side: by forward, maybe."""
     frozen = [p for p in module._parameters.values() if p is not None and not p.requires_grad]
     if not frozen:
         return False

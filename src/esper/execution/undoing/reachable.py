@@ -88,18 +88,18 @@ def named(path: Path) -> str:
 
 
 def is_draws(value: Any) -> bool:
-    """Whether it is a random generator."""
+    """True if it is a random generator."""
     kinds = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
     return isinstance(value, kinds)
 
 
 def of_the_user(function: FunctionType) -> bool:
-    """Whether a function is not a library's."""
+    """True if a function is not a library's."""
     return not is_of_a_library(function.__code__.co_filename)
 
 
 def is_of_a_library(file: str) -> bool:
-    """Whether code of this file is installed, and not the user's own."""
+    """True if code of this file is installed, and not the user's own."""
     return file.startswith((*_LIBRARIES, "<frozen"))
 
 
