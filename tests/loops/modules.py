@@ -251,7 +251,8 @@ def shared_layer(trial: Trial) -> None:
 def whole_model(trial: Trial) -> None:
     """The whole model is one layer, `layers=[""]`, and the loop calls what `wrap` returned."""
     model = trial.wrap(Net(), ["", "fc1"])
-    trial.train(model, ())
+    tamiyo = trial.train(model, ())
+    assert not trial.grown or tamiyo.made.tracker.events.scope == "Net"
 
 
 @works

@@ -258,8 +258,8 @@ def _matching(model: nn.Module, layers: Sequence[str]) -> Iterator[str]:
         if not fitting:
             raise ConfigError(
                 f"layers has {wanted!r}, which matches no module; '*' stands for one part of a "
-                f"dotted name, a leading '*.' for any beginning. Names: {', '.join(names[:8])}"
-                + (", ..." if len(names) > 8 else "")
+                "dotted name, a leading '*.' for any beginning. Names: "
+                f"{', '.join(names[:8]) or 'none'}{', ...' if len(names) > 8 else ''}"
             )
         found |= dict.fromkeys(fitting)
     return iter(found)

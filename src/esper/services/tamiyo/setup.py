@@ -57,6 +57,11 @@ def journal_of(store: str | MetricsStore | Journal | None) -> Journal:
     return found if isinstance(found, Journal) else Journal(found or MemoryStore())
 
 
+def scope_of(model: nn.Module) -> str:
+    """Default scope of a model's history: its class name, also if it is wrapped as a whole."""
+    return type(model.host if isinstance(model, KasminaLayer) else model).__name__
+
+
 def strategy_of(config: Config) -> SelectionStrategy | Assignment:
     """Strategy that decides which seed, or an A/B test of several."""
     if config.ab_test is not None:

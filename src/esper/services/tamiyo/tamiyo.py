@@ -49,6 +49,7 @@ from esper.services.tamiyo.setup import (
     events_to_save,
     journal_of,
     observe,
+    scope_of,
     strategy_of,
     try_out,
 )
@@ -130,7 +131,7 @@ class Tamiyo:
             window_size=performance.window_size,
             decay_factor=performance.decay_factor,
             store=self.journal,
-            scope=type(model).__name__ if scope is None else scope,
+            scope=scope_of(model) if scope is None else scope,
             run=run or ("run" if store is None else uuid4().hex[:12]),
         )
         for binding in bindings_of(self.layers):
