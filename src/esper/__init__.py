@@ -25,18 +25,19 @@ if TYPE_CHECKING:
     from esper.execution.harden import harden as harden
     from esper.execution.kasmina_layer import KasminaLayer as KasminaLayer
     from esper.execution.surgery import unwrap as unwrap
-    from esper.execution.surgery import wrap as wrap
     from esper.services.tamiyo.bandit import Bandit as Bandit
     from esper.services.tamiyo.performance_tracker import PerformanceTracker as PerformanceTracker
     from esper.services.tamiyo.seed_selector import SeedSelector as SeedSelector
     from esper.services.tamiyo.settings import load_config as load_config
     from esper.services.tamiyo.tamiyo import Tamiyo as Tamiyo
     from esper.widths.find import sites as sites
+    from esper.widths.wrap import wrap as wrap
 
 _HOMES = {
-    "esper.execution.surgery": ("wrap", "unwrap"),
+    "esper.execution.surgery": ("unwrap",),
     "esper.execution.harden": ("harden",),
     "esper.widths.find": ("sites",),
+    "esper.widths.wrap": ("wrap",),
     "esper.execution.kasmina_layer": ("KasminaLayer",),
     "esper.services.tamiyo.tamiyo": ("Tamiyo",),
     "esper.services.tamiyo.bandit": ("Bandit",),

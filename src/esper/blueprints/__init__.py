@@ -31,6 +31,9 @@ BLUEPRINTS: "Registry[Blueprint]" = Registry(
         "depthwise": "esper.blueprints.depthwise:Depthwise",
         "se": "esper.blueprints.se:SqueezeExcite",
         "conv_pool": "esper.blueprints.conv_pool:ConvPool",
+        "units": "esper.blueprints.units:Units",
+        "units_select": "esper.blueprints.units:UnitsSelect",
+        "units_split": "esper.blueprints.units:UnitsSplit",
     },
     group="esper.blueprints",
 )

@@ -65,6 +65,24 @@ class Blueprint(ABC):
         del spec
         return 1 if self.fixed_size else None
 
+    def initialise(self, kernel: nn.Module, generator: torch.Generator) -> None:
+        """Set the initial values of a kernel, on any device, drawing from a generator of the CPU.
+
+        Variance 1 / fan-in keeps the scale of the input in the hidden values; uniform, because a
+        narrow kernel cannot average an outlier.
+
+        Source:
+            LeCun et al. (1998), Efficient BackProp, section 4.6.
+        """
+        for name, parameter in kernel.named_parameters():
+            silent = any(name == zero or name.startswith(f"{zero}.") for zero in self.born_zero)
+            if silent or parameter.dim() < 2:
+                parameter.zero_()
+                continue
+            bound = sqrt(3 / prod(parameter.shape[1:]))
+            drawn = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
+            parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
+
     @final
     def objection(self, spec: LayerSpec) -> str:
         """Reason why the blueprint does not fit the layer; empty if it does."""
@@ -134,7 +152,8 @@ class Blueprint(ABC):
         with torch.inference_mode(False), torch.no_grad():
             kernel = self._unborn(spec, width).to(dtype or torch.get_default_dtype())
             kernel.to_empty(device=device or torch.get_default_device())
-            _initialise(kernel, self.born_zero, seed)
+            generator = torch.Generator(device="cpu").manual_seed(seed % 2**63)
+            self.initialise(kernel, generator)
         in_place = spec.order == tuple(range(len(spec.order)))
         if spec.flat or spec.kind in ANY_POOL:
             flat = spec.kind not in ANY_POOL
@@ -208,20 +227,6 @@ class Summary(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.permute(self.order)
         return cast("Tensor", self.kernel(x.flatten(1) if self.flat else x))
-
-
-def _initialise(kernel: nn.Module, born_zero: tuple[str, ...], seed: int) -> None:
-    # Variance 1 / fan-in keeps the scale of the input in the hidden values (LeCun et al. 1998,
-    # Efficient BackProp, section 4.6); uniform, because a narrow kernel cannot average an outlier.
-    generator = torch.Generator(device="cpu").manual_seed(seed % 2**63)
-    for name, parameter in kernel.named_parameters():
-        silent = any(name == zero or name.startswith(f"{zero}.") for zero in born_zero)
-        if silent or parameter.dim() < 2:
-            parameter.zero_()
-            continue
-        bound = sqrt(3 / prod(parameter.shape[1:]))
-        drawn = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
-        parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
 
 
 def describe(spec: LayerSpec) -> str:

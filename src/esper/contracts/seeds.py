@@ -17,6 +17,27 @@ class SeedState(StrEnum):
     CULLED = "culled"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """Tensor that a unit adds to a module of the host.
+
+    Attributes:
+        part: Role and number of the module among those that grow, as ``"consumer1"``.
+        tensor: Name of the parameter or buffer, as ``"weight"``.
+        shape: Its shape for one unit.
+        dim: Axis that grows with the units.
+    """
+
+    part: str
+    tensor: str
+    shape: tuple[int, ...]
+    dim: int
+
+    def of(self, units: int) -> tuple[int, ...]:
+        """Shape for a number of units."""
+        return tuple(n * units if i == self.dim else n for i, n in enumerate(self.shape))
+
+
 _AXES = {
     "features": "BF",
     "sequence": "BTF",
@@ -24,6 +45,7 @@ _AXES = {
     "conv2d": "BCHW",
     "pool1d": "BCL",
     "pool2d": "BCHW",
+    "width": "BF",
 }
 
 
@@ -35,7 +57,8 @@ class LayerSpec:
         kind: What its kernels may mix beside features or channels: ``"features"`` nothing (B, F)
             or (B, ..., F), ``"sequence"`` time (B, T, F), ``"conv1d"`` length (B, C, L),
             ``"conv2d"`` height and width (B, C, H, W); ``"pool1d"`` and ``"pool2d"`` the same, and
-            they write features alone (B, F).
+            they write features alone (B, F). ``"width"`` is no layer: its kernels are units
+            between layers.
         in_size: Features or channels that the layer reads.
         out_size: Features or channels that the layer writes.
         in_extent: Length, or height and width, of the input seen; empty for features and sequences
@@ -54,6 +77,7 @@ class LayerSpec:
             B batch, T time, L length, H height, W width, F or C features, N unknown. As ``"TBF"``.
         causal: True for a ``"conv1d"`` layer whose output never depends on later input.
         doubt: Reason why kernels must not mix the axes beside the features; empty if they may.
+        pieces: Of a width, what one unit adds to the modules that grow with it.
         flat: True if all axes beside the examples are one, the features, to the kernel: the layer
             takes no other extents, and writes features alone.
     """
@@ -75,6 +99,7 @@ class LayerSpec:
     causal: bool = False
     doubt: str = ""
     flat: bool = False
+    pieces: tuple[Piece, ...] = ()
 
     @property
     def axes(self) -> str:

@@ -165,9 +165,9 @@ def _registered(holder: nn.Module, _name: str, part: nn.Module | None) -> None:
             _FOLLOWERS.setdefault(found, WeakSet()).add(module)
 
 
-def _sample(module: nn.Module) -> list[Tensor]:
+def _sample(module: Any) -> list[Tensor]:
     """Some values of each parameter of a layer's host."""
-    found = [p.detach().flatten() for p in module.get_submodule("host").parameters()]
+    found = [p.detach().flatten() for p in module.host_parameters()]
     return [values[:: max(1, len(values) // _SAMPLE)].cpu().clone() for values in found]
 
 

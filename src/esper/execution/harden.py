@@ -12,7 +12,7 @@ from torch.fx import Graph, GraphModule, Node, symbolic_trace
 from esper.contracts.errors import KernelError
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.kernel import Contribution
-from esper.execution.surgery import forget_topology, kasmina_layers, replace_layers
+from esper.execution.surgery import forget_topology, kasmina_layers, replace_layers, seeded_modules
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -35,6 +35,8 @@ def harden(model: M) -> M:
     """
     plain = deepcopy(cast("M", getattr(model, "_orig_mod", model)))
     layers = list(kasmina_layers(plain).values())
+    for site in seeded_modules(plain).values():
+        site.settle()
     # Inner layers first, so that what takes the place of an outer one holds plain modules.
     for layer in reversed(layers):
         plain = replace_layers(plain, {layer: _plain(layer)})

@@ -5,28 +5,22 @@ dormant or in isolation, the output is the host's, bit for bit.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from esper.contracts.errors import ConfigError, KernelError, LifecycleError
-from esper.contracts.seeds import LayerSpec, SeedState
-from esper.execution import fast_paths, lifecycle, topology
-from esper.execution.concealed import assign_in_place, every_module
+from esper.contracts.errors import ConfigError, KernelError
+from esper.execution import fast_paths
 from esper.execution.fast_paths import FusedPath
-from esper.execution.followers import copied, followers
 from esper.execution.forwarding import Forwarding, first_argument
-from esper.execution.kernel import Contribution, Kernel, check_kernel, count_parameters
-from esper.execution.seed import Seed
-
-_NOTHING: tuple[Seed, ...] = ()
+from esper.execution.kernel import Kernel, can_learn, check_kernel
+from esper.execution.seeded import Seeded
 
 
 @final
-class KasminaLayer(Forwarding):
+class KasminaLayer(Seeded, Forwarding):
     """Host layer and the seeds that may grow beside it.
 
     Attributes that the layer does not have, as ``weight``, are the host's, to read and to write.
@@ -40,12 +34,8 @@ class KasminaLayer(Forwarding):
         fused_paths: PyTorch's fast paths past the layer, which end when it grows.
 
     Attributes:
-        spec: Kind and shapes of the layer, once a forward pass was observed.
-        stated_layout: Axes of the input by the user's word, as ``"TBF"``; empty if there is none.
-        default_seeds: True if the user chose no blueprints.
         mutates_input: True if the host writes into its input; told by ``inplace`` of its modules,
             or observed in a forward pass.
-        regrown: True if a state dict changed which kernels there are, until ``take_regrown``.
 
     Raises:
         ConfigError: if there is no seed.
@@ -63,23 +53,13 @@ class KasminaLayer(Forwarding):
         like: Tensor | None = None,
         fused_paths: Sequence[FusedPath] = (),
     ) -> None:
-        super().__init__(host)
+        Forwarding.__init__(self, host)
         if not seeds:
             raise ConfigError(f"layer {name!r} got no seeds; give at least one blueprint name")
-        self.spec: LayerSpec | None = None
-        self.stated_layout = ""
-        self.default_seeds = False
         like = next((p for p in host.parameters() if p.is_floating_point()), like)
-        self.seeds = nn.ModuleList(Seed("", blueprint, like) for blueprint in seeds)
-        self.rename(name)
-        self.fossils = nn.ModuleList()
-        self._fossil_records: list[dict[str, Any]] = []
+        self._plant(name, seeds, like, fused_paths)
         self.mutates_input = any(getattr(part, "inplace", False) for part in host.modules())
-        self.fused_paths = tuple(fused_paths)
         self._reads = first_argument(host)
-        self._blended = self._isolated = _NOTHING
-        self._grown = self.regrown = False
-        self._left: list[nn.Parameter] = []
         # Not train(host.training): parts of the host may be frozen in evaluation mode.
         self.training = host.training
         self.seeds.train(host.training)
@@ -116,8 +96,8 @@ class KasminaLayer(Forwarding):
             )
         return y + term.to(y.dtype)
 
+    @override
     def input_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Tensor that the layer reads, among the arguments of a call; ``None`` if there is none."""
         return args[0] if args else kwargs.get(self._reads)
 
     @override
@@ -131,270 +111,29 @@ class KasminaLayer(Forwarding):
         if name == "inplace":  # the host's
             self.mutates_input |= bool(value)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
-        return copied(self, memo)
-
-    def rename(self, name: str) -> None:
-        """Give the layer another dotted name, for messages and records."""
-        self.name = name
-        for index, seed in enumerate(self._slots()):
-            seed.name = f"{index} of layer {name!r}"
-
-    # --- the life of a seed -----------------------------------------------------------------------
+    # --- what the site says of itself -------------------------------------------------------------
 
     @property
-    def available_seeds(self) -> list[int]:
-        """Indices of the dormant seeds, ascending."""
-        return [i for i, seed in enumerate(self._slots()) if seed.state is SeedState.DORMANT]
-
-    @property
-    def seed_states(self) -> tuple[SeedState, ...]:
-        """State of every seed, by index."""
-        return tuple(seed.state for seed in self._slots())
-
-    @property
-    def seed_blueprints(self) -> tuple[str, ...]:
-        """Blueprint bound to every seed, by index."""
-        return tuple(seed.blueprint for seed in self._slots())
-
-    @property
-    def is_grown(self) -> bool:
-        """True if any kernel has a part in the output."""
-        return self._grown
-
-    @property
-    def grown_parameters(self) -> int:
-        """Parameters of all kernels: absorbed, blended and isolated."""
-        return sum(map(count_parameters, self._kernels()))
-
-    def seed(self, seed_idx: int) -> Seed:
-        """Seed with this index.
-
-        Raises:
-            LifecycleError: if the layer has no such seed.
-        """
-        if not 0 <= seed_idx < len(self.seeds):
-            raise LifecycleError(
-                f"layer {self.name!r} has no seed {seed_idx}; it has 0 to {len(self.seeds) - 1}"
-            )
-        return self.seeds[seed_idx]  # type: ignore[return-value]
-
-    def load_kernel(self, seed_idx: int, kernel: Kernel | nn.Module) -> None:
-        """Put a kernel into a dormant seed: DORMANT to GERMINATED; the output does not change.
-
-        The kernel takes on the host's device and floating-point type, and the layer's mode.
-
-        Raises:
-            LifecycleError: if the seed is not dormant.
-            KernelError: if the kernel does not map the layer's input to its output's shape, as far
-                as the layer's shapes are known, or is in the layer already.
-        """
-        seed = self.seed(seed_idx)
-        lifecycle.check(seed.name, seed.state, SeedState.GERMINATED)
-        if not isinstance(kernel, Kernel):
-            kernel = Kernel(
-                module=kernel, kernel_id=f"{self.name}:{seed_idx}:{type(kernel).__name__}"
-            )
-        if any(module is kernel.module for module in every_module(self)):
-            raise KernelError(
-                f"kernel {kernel.kernel_id!r} is in layer {self.name!r} already; load a copy"
-            )
-        kernel.module.to(seed.alpha.device, seed.alpha.dtype).train(self.training)
-        check_kernel(kernel, self.name, self.host, self.spec, like=seed.alpha)
-        seed.hold(kernel)
-        self._move(seed, SeedState.GERMINATED)
-
-    def advance(self, seed_idx: int, state: SeedState) -> None:
-        """Take a seed one step on; ``lifecycle.TRANSITIONS`` says which are allowed.
-
-        BLENDING starts at the alpha that is set; HOLDING sets it to 1; FOSSILIZED makes the
-        kernel a part of the host side; CULLED drops it; DORMANT ends the cooldown.
-
-        Raises:
-            LifecycleError: if the step is not allowed, or wants ``load_kernel``.
-        """
-        seed = self.seed(seed_idx)
-        lifecycle.check(seed.name, seed.state, state)
-        if state is SeedState.GERMINATED:
-            raise LifecycleError(f"seed {seed.name} germinates by load_kernel(seed_idx, kernel)")
-        if state is SeedState.HOLDING:
-            seed.alpha.fill_(1.0)
-        elif state is SeedState.CULLED:
-            seed.drop()
-        self._move(seed, state)
-
-    def unload(self, seed_idx: int) -> None:
-        """Drop the kernel of an active seed, which becomes CULLED."""
-        self.advance(seed_idx, SeedState.CULLED)
-
-    def set_alpha(self, seed_idx: int, alpha: float) -> None:
-        """Set the blend weight of a blending seed, in [0, 1].
-
-        Raises:
-            LifecycleError: if the seed is not blending, or alpha is out of range.
-        """
-        seed = self.seed(seed_idx)
-        if seed.state is not SeedState.BLENDING:
-            raise LifecycleError(
-                f"seed {seed.name} is {seed.state}; only a blending seed has alpha"
-            )
-        if not 0.0 <= alpha <= 1.0:
-            raise LifecycleError(f"alpha of seed {seed.name} is {alpha}; it must be in [0, 1]")
-        seed.alpha.fill_(alpha)
-
-    def contributions(self) -> list[Contribution]:
-        """Kernels in the output, in the order in which they are added."""
-        absorbed = [
-            Contribution(
-                k, None, (record["recipe"] or {}).get("blueprint", ""), record["kernel_id"]
-            )
-            for k, record in zip(self.fossils, self._fossil_records, strict=True)
-        ]
-        blended = [(seed.as_kernel(), seed.alpha) for seed in self._blended]
-        return [
-            *absorbed,
-            *(Contribution(k.module, a, k.blueprint, k.kernel_id) for k, a in blended),
-        ]
-
-    # --- looking at one seed alone ----------------------------------------------------------------
-
-    @contextmanager
-    def isolating(self, seed_idx: int) -> Iterator[None]:
-        """Shadow pass, under ``torch.no_grad``: this seed at full strength, last of all.
-
-        From the layer on gradients are recorded; everything before it is constant.
-        """
-        seed = self.seed(seed_idx)
-        seed.as_kernel()
-        self._blended = tuple(other for other in self._blended if other is not seed)
-        self._isolated, self._grown = (seed,), True
-        try:
-            yield
-        finally:
-            self._isolated = _NOTHING
-            self._refresh()
-
-    @contextmanager
-    def showing(self, seed_idx: int, *, on: bool) -> Iterator[None]:
-        """Counterfactual pass: this seed at full strength or absent, in any state."""
-        seed = self.seed(seed_idx)
-        seed.as_kernel()
-        others = tuple(other for other in self._blended if other is not seed)
-        alpha = seed.alpha.clone()
-        self._blended = (*others, seed) if on else others
-        self._grown = bool(self._blended) or len(self.fossils) > 0
-        seed.alpha.fill_(1.0)
-        try:
-            yield
-        finally:
-            seed.alpha.copy_(alpha)
-            self._refresh()
-
-    # --- checkpoints: the topology travels with the state dict ------------------------------------
+    @override
+    def host_type(self) -> str:
+        return type(self.host).__name__
 
     @override
-    def get_extra_state(self) -> Tensor:
-        """Topology and life cycle, as ``topology.pack`` writes them."""
-        return topology.pack(self._slots(), self._fossil_records, mutates_input=self.mutates_input)
+    def host_parameters(self) -> Iterator[nn.Parameter]:
+        return self.host.parameters()
 
     @override
-    def set_extra_state(self, state: Tensor) -> None:
-        """No-op: ``_load_from_state_dict`` regrows the layer before its children are loaded."""
-
-    def plan(self, packed: Any) -> topology.Plan:
-        """Rebuild the topology of a state dict beside the layer; raises as ``topology.plan``."""
-        fossils = list(zip(self.fossils, self._fossil_records, strict=True))
-        return topology.plan(packed, self.name, self._slots(), fossils)
+    def check(self, kernel: Kernel) -> None:
+        check_kernel(kernel, self.name, self.host, self.spec, like=self._slots()[0].alpha)
 
     @override
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        if (packed := state_dict.get(f"{prefix}{topology.KEY}")) is not None:
-            self._regrow(self.plan(packed))
-        if args and args[0].get("assign_to_params_buffers"):
-            assign_in_place(self.seeds, state_dict, f"{prefix}seeds.")
-            assign_in_place(self.fossils, state_dict, f"{prefix}fossils.")
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+    def can_learn(self, kernel: Kernel) -> bool:
+        return can_learn(kernel, self.host, self.spec, like=self._slots()[0].alpha)
 
-    def take_regrown(self) -> list[nn.Parameter] | None:
-        """Parameters that left the layer when a state dict changed its topology, and forget them.
+    @override
+    def facts(self) -> dict[str, Any]:
+        return {"mutates_input": self.mutates_input}
 
-        ``None`` if no state dict changed it since the last call. ``regrown`` tells without
-        forgetting.
-        """
-        left, self.regrown, self._left = (self._left if self.regrown else None), False, []
-        return left
-
-    def _regrow(self, plan: topology.Plan) -> None:
-        like = self._slots()[0].alpha
-        before, held = self._composition(), self._kernels()
-        for seed, (saved, recipe, kernel) in zip(self._slots(), plan.seeds, strict=True):
-            if kernel is not None:
-                kernel.to(like.device, like.dtype)
-            topology.restore(seed, saved, recipe, kernel)
-        fossils = [kernel.to(like.device, like.dtype) for kernel in plan.fossils]
-        if fossils != list(self.fossils):
-            self.fossils = nn.ModuleList(fossils)
-        self._fossil_records = plan.records
-        self.mutates_input |= plan.mutates_input
-        self.seeds.train(self.training)
-        self.fossils.train(self.training)
-        self._refresh()
-        if self._composition() != before:
-            for copy in followers(self):
-                copy.follow(self)
-            here = set(map(id, self._kernels()))
-            self._left += [p for k in held if id(k) not in here for p in k.parameters()]
-            self.regrown = True
-            fast_paths.drop_compiled_graphs()
-
-    def follow(self, origin: "KasminaLayer") -> None:
-        """Take on the topology of the layer that this one is a copy of; new kernels are copies."""
-        own = [(part.kernel_id, part.kernel) for part in self.contributions()]
-        fossils = list(zip(origin.fossils, origin._fossil_records, strict=True))
-        self._regrow(
-            topology.twin(origin._slots(), fossils, own, mutates_input=origin.mutates_input)
-        )
-        for seed, other in zip(self._slots(), origin._slots(), strict=True):
-            seed.alpha.copy_(other.alpha)
-        self.take_regrown()
-
-    def _composition(self) -> tuple[Any, ...]:
-        """Kernels by place, and which of them have a part in the output."""
-        slots = [(seed.kernel, seed.state in lifecycle.BLENDED) for seed in self._slots()]
-        return (*slots, *self.fossils, self.mutates_input)
-
-    def _kernels(self) -> list[nn.Module]:
-        held = (seed.kernel for seed in self._slots())
-        return [*self.fossils, *(kernel for kernel in held if kernel is not None)]
-
-    # --- inside -----------------------------------------------------------------------------------
-
-    def _slots(self) -> list[Seed]:
-        return list(self.seeds)  # type: ignore[arg-type]
-
-    def _move(self, seed: Seed, state: SeedState) -> None:
-        before = (self._blended, len(self.fossils))
-        if state is SeedState.FOSSILIZED:
-            self._absorb(seed)
-        seed.move(state)
-        self._refresh()
-        for copy in followers(self):
-            copy.follow(self)
-        if (self._blended, len(self.fossils)) != before:
-            fast_paths.drop_compiled_graphs()
-
-    def _refresh(self) -> None:
-        self._blended = tuple(seed for seed in self._slots() if seed.state in lifecycle.BLENDED)
-        self._grown = bool(self._blended) or len(self.fossils) > 0
-        for path in self.fused_paths:
-            layers = (m for m in path.module.modules() if isinstance(m, KasminaLayer))
-            path.allow(not any(layer.is_grown for layer in layers))
-
-    def _absorb(self, seed: Seed) -> None:
-        assert seed.kernel is not None
-        recipe = seed.recipe.to_json() if seed.recipe else None
-        self._fossil_records.append({"kernel_id": seed.kernel_id, "recipe": recipe})
-        self.fossils.append(seed.kernel)
-        seed.drop()
+    @override
+    def take_facts(self, facts: Mapping[str, Any]) -> None:
+        self.mutates_input |= bool(facts["mutates_input"])

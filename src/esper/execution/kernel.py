@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from esper import blueprints
 from esper.contracts.errors import KernelError
-from esper.contracts.seeds import KernelCost, LayerSpec
+from esper.contracts.seeds import KernelCost, LayerSpec, Piece
 from esper.execution.concealed import every_module
 from esper.execution.side_effect_free import side_effect_free
 
@@ -66,6 +66,8 @@ def spec_from(data: Mapping[str, Any]) -> LayerSpec:
     fields: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
     }
+    pieces = (dict(piece) for piece in data.get("pieces", ()))
+    fields["pieces"] = tuple(Piece(**{**p, "shape": tuple(p["shape"])}) for p in pieces)
     return LayerSpec(**fields)
 
 
@@ -169,6 +171,6 @@ def _known_shapes(
     if isinstance(host, nn.Linear):
         spec = spec or LayerSpec(kind="features", in_size=1, out_size=1)
         spec = replace(spec, in_size=host.in_features, out_size=host.out_features)
-    if spec is None:
+    if spec is None or spec.kind == "width":
         return None
     return spec.input_shape(2, 3), spec.output_shape(2, 3)

@@ -22,6 +22,7 @@ from esper.execution.followers import (
 )
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.layouts.layout import check_layout
+from esper.execution.seeded import Seeded
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -123,15 +124,17 @@ def unwrap(model: M, *, discard_grown: bool = False) -> M:
         LifecycleError: if a layer has grown, unless ``discard_grown`` lets its kernels go;
             ``esper.harden`` keeps them.
     """
-    layers = kasmina_layers(model)
+    layers = seeded_modules(model)
     grown = [name for name, layer in layers.items() if layer.is_grown]
     if grown and not discard_grown:
         raise LifecycleError(
             f"layer {grown[0]!r} has grown, and unwrap would lose its kernels; use "
             "esper.harden(model) to keep them, or unwrap(model, discard_grown=True)"
         )
-    model = replace_layers(model, {layer: layer.release_host() for layer in layers.values()})
+    places = {la: la.release_host() for la in layers.values() if isinstance(la, KasminaLayer)}
+    model = replace_layers(model, places)
     for layer in layers.values():
+        layer.discard()
         for path in layer.fused_paths:
             path.allow(True)
     forget_topology(model)
@@ -144,8 +147,13 @@ def kasmina_layers(model: nn.Module) -> dict[str, KasminaLayer]:
     return {name: m for name, m in model.named_modules() if isinstance(m, KasminaLayer)}
 
 
-def name_layers(model: nn.Module) -> dict[str, KasminaLayer]:
-    """Wrapped layers by dotted name; each takes that name, as seen from this model, as its own.
+def seeded_modules(model: nn.Module) -> dict[str, Seeded]:
+    """Wrapped layers and widths by dotted name, in the order of the model."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, Seeded)}
+
+
+def name_layers(model: nn.Module) -> dict[str, Seeded]:
+    """Wrapped layers and widths by dotted name; each takes that name, as seen here, as its own.
 
     So a layer has one name in events, stores and checkpoints, however deep in other modules the
     wrapped model sits, and two wrapped models in one module do not share names. State dicts are
@@ -158,10 +166,10 @@ def name_layers(model: nn.Module) -> dict[str, KasminaLayer]:
     # Averages of the weights and target networks, kept inside the model, grow by themselves.
     found = {
         name: layer
-        for name, layer in kasmina_layers(model).items()
+        for name, layer in seeded_modules(model).items()
         if not follows(layer) and not is_frozen_copy(layer)
     }
-    layers = {_plain_name(model, path): layer for path, layer in found.items()}
+    layers = {layer.plain_name(_plain_name(model, path)): layer for path, layer in found.items()}
     for name, layer in layers.items():
         layer.rename(name)
     if layers:
@@ -221,6 +229,19 @@ def refuse_unready(
 def _is_sharded(tensor: Any) -> bool:
     """True for a DTensor and for the flat parameter of FSDP; their modules take long to import."""
     return hasattr(tensor, "placements") or getattr(tensor, "_is_flat_param", False)
+
+
+def put_back(model: M, site: Seeded) -> M:
+    """Undo the wrapping of one site, which has not grown; returns the model."""
+    if isinstance(site, KasminaLayer):
+        return replace_layers(model, {site: site.release_host()})
+    site.discard()
+    return model
+
+
+def matches(wanted: str, name: str) -> bool:
+    """True if a dotted name is the one that is wanted, or fits a pattern."""
+    return wanted == name or ("*" in wanted and _pattern(wanted).fullmatch(name) is not None)
 
 
 def replace_layers(model: M, places: Mapping[KasminaLayer, nn.Module]) -> M:
@@ -363,10 +384,13 @@ def _layouts(layout: Mapping[str, str], layers: Sequence[str]) -> dict[str, str]
 
 def _check_topology(model: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
     """Refuse a state dict whose topology cannot be rebuilt, before any of it is loaded."""
-    for name, layer in kasmina_layers(model).items():
+    plans = []
+    for name, layer in seeded_modules(model).items():
         packed = state_dict.get(f"{prefix}{name}.{topology.KEY}" if name else prefix + topology.KEY)
         if packed is not None:
-            layer.plan(packed)
+            plans.append((layer, layer.plan(packed)))
+    for layer, plan in plans:
+        layer.make_room(plan)
 
 
 def check_topology(model: nn.Module) -> None:

@@ -21,6 +21,8 @@ from esper.execution.seed import Seed
 SCHEMA = 1
 KEY = "_extra_state"
 
+_OWN = ("schema", "seeds", "fossils")
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -30,18 +32,19 @@ class Plan:
     seeds: tuple[tuple[Mapping[str, Any], Recipe | None, nn.Module | None], ...]
     fossils: tuple[nn.Module, ...]
     records: list[dict[str, Any]]
-    mutates_input: bool
+    facts: Mapping[str, Any]
+    """What the site says of itself beside them."""
 
 
 def pack(
-    seeds: Sequence[Seed], records: Sequence[Mapping[str, Any]], *, mutates_input: bool
+    seeds: Sequence[Seed], records: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]
 ) -> Tensor:
     """Topology and life cycle as JSON in a byte tensor, which any tensor format can carry."""
     state = {
         "schema": SCHEMA,
         "seeds": [seed.to_json() for seed in seeds],
         "fossils": list(records),
-        "mutates_input": mutates_input,
+        **facts,
     }
     return torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8).clone()
 
@@ -83,7 +86,7 @@ def plan(
         ),
         fossils=tuple(modules[_fossil(index)] for index in range(len(records))),
         records=records,
-        mutates_input=bool(state["mutates_input"]),
+        facts={key: value for key, value in state.items() if key not in _OWN},
     )
 
 
@@ -91,8 +94,7 @@ def twin(
     seeds: Sequence[Seed],
     fossils: Sequence[tuple[nn.Module, dict[str, Any]]],
     own: Iterable[tuple[str, nn.Module]],
-    *,
-    mutates_input: bool,
+    facts: Mapping[str, Any],
 ) -> Plan:
     """Topology for a copy of a layer with these seeds, fossils and records.
 
@@ -112,7 +114,7 @@ def twin(
         held = None if seed.kernel is None else of(str(seed.kernel_id), seed.kernel)
         slots.append((seed.to_json(), seed.recipe, held))
     records = [dict(record) for _, record in fossils]
-    return Plan(tuple(slots), absorbed, records, mutates_input)
+    return Plan(tuple(slots), absorbed, records, facts)
 
 
 class _Part(NamedTuple):

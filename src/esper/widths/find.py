@@ -47,7 +47,7 @@ def sites(model: nn.Module, batch: Any, loss_fn: LossFn | None = None) -> Sites:
     """
     model = getattr(model, "_orig_mod", model)
     refuse_unready(model, "esper.sites")
-    names = _names(model)
+    names = names_of(model)
     example, trace = Example(model, batch, loss_fn), Trace(names)
     for training in (False, True):
         _watch(example, trace, training=training)
@@ -59,7 +59,7 @@ def sites(model: nn.Module, batch: Any, loss_fn: LossFn | None = None) -> Sites:
     return Sites(tuple(judged))
 
 
-def _names(model: nn.Module) -> dict[str, nn.Module]:
+def names_of(model: nn.Module) -> dict[str, nn.Module]:
     """Modules by the names that the user knows; a wrapped layer's host stands for the layer."""
     names: dict[str, nn.Module] = {}
     hosts: set[str] = set()

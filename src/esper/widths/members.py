@@ -1,10 +1,11 @@
 """Members of a site: the modules that grow with its units, and which of their axes do."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -96,15 +97,105 @@ def growing(module: nn.Module, role: Role) -> list[tuple[str, int]]:
     return [(name, dim) for name, dim in named.items() if held.get(name) is not None]
 
 
-def counts(module: nn.Module, member: Member) -> dict[str, int]:
-    """Attributes of a member that say how many units it has, as they are with one more."""
+@final
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A tensor that grows with the units of a site.
+
+    Attributes:
+        key: Role and number of its member, as ``"consumer1"``.
+        member: The module's place in the site.
+        module: The module.
+        tensor: Name of the parameter or buffer.
+        dim: Axis that grows.
+    """
+
+    key: str
+    member: Member
+    module: nn.Module
+    tensor: str
+    dim: int
+
+    def shape_of_one(self) -> tuple[int, ...]:
+        """Shape of what one unit adds."""
+        shape = list(tensor_of(self.module, self.tensor).shape)
+        shape[self.dim] = self.member.places
+        return tuple(shape)
+
+
+def parts_of(members: Sequence[tuple[Member, nn.Module]]) -> Iterator[Part]:
+    """Tensors that grow with the units of a site; rows before the columns beside them."""
+    numbered = sorted(enumerate(members), key=lambda pair: pair[1][0].role == "consumer")
+    for number, (member, module) in numbered:
+        for name, dim in growing(module, member.role):
+            yield Part(f"{member.role}{number}", member, module, name, dim)
+
+
+def tensor_of(module: nn.Module, name: str) -> Tensor:
+    """Parameter or buffer of a module."""
+    table: Mapping[str, Tensor | None] = (
+        module._parameters if name in module._parameters else module._buffers
+    )
+    found = table[name]
+    assert found is not None
+    return found
+
+
+def place(tensor: Tensor, value: Tensor, gradient: Tensor | None) -> None:
+    """Give a parameter or buffer other values, of any shape; it stays the tensor that it is."""
+    tensor.grad = None
+    # A graph that is still alive, as that of the last loss, keeps the node that adds up gradients,
+    # and with it the old shape; another type makes PyTorch let go of it.
+    other = torch.float32 if tensor.dtype is torch.float64 else torch.float64
+    tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+    tensor.data = value
+    tensor.grad = gradient
+
+
+def counts(module: nn.Module, member: Member, units: int = 1) -> dict[str, int]:
+    """Attributes of a member that say how many units it has, as they are with so many more."""
     found: dict[str, int] = {}
     for name in _COUNTS[member.role]:
         value: Any = vars(module).get(name)
         single = member.role == "norm" and name in ("in_channels", "groups")
         if isinstance(value, int):
-            found[name] = value + (1 if single else member.places)
+            found[name] = value + units * (1 if single else member.places)
     return found
+
+
+def join(whole: Tensor, piece: Tensor, dim: int, member: Member) -> Tensor:
+    """Tensor of a member with the units of a piece behind its own.
+
+    Along the other axes the piece may be shorter, if those have grown since; it gets zeros there.
+    """
+    short = [n - m for n, m in zip(whole.shape, piece.shape, strict=True)]
+    short[dim] = 0
+    if any(short):
+        pad = [n for missing in reversed(short) for n in (0, missing)]
+        piece = nn.functional.pad(piece, pad)
+    if member.outer == 1:
+        return torch.cat([whole, piece], dim)
+    parts = [_apart(t, dim, member) for t in (whole, piece)]
+    return torch.cat(parts, dim + 1).flatten(dim, dim + 1)
+
+
+def first_units(whole: Tensor, units: int, dim: int, member: Member) -> Tensor:
+    """The first units of a tensor of a member."""
+    parts = _apart(whole, dim, member)
+    return parts.narrow(dim + 1, 0, units * member.inner).flatten(dim, dim + 1)
+
+
+def last_units(whole: Tensor, units: int, dim: int, member: Member) -> Tensor:
+    """The last units of a tensor of a member."""
+    parts = _apart(whole, dim, member)
+    start = parts.shape[dim + 1] - units * member.inner
+    return parts.narrow(dim + 1, start, units * member.inner).flatten(dim, dim + 1)
+
+
+def _apart(tensor: Tensor, dim: int, member: Member) -> Tensor:
+    """A tensor with the repetitions of all units on an axis of their own, before the units."""
+    shape = tensor.shape
+    return tensor.reshape(*shape[:dim], member.outer, -1, *shape[dim + 1 :])
 
 
 def cost(modules: Mapping[str, nn.Module], members: Sequence[Member]) -> int:

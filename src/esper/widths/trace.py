@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import override
 
+from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.passes.batches import tensors_in
 from esper.widths.groups import Axis, Group, joined
 from esper.widths.members import Role, growing, is_layer, is_norm, multiplier, unit_axis
@@ -111,6 +112,11 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         followed = self._inside is module
         if followed:
             self._inside = None
+        if isinstance(module, KasminaLayer):
+            name = self._names[module]
+            self.refuse_tensors(
+                (args, kwargs, y), f"{name!r} is wrapped, and its kernels would not grow with it"
+            )
         x = next(tensors_in((args, kwargs)), None)
         if not isinstance(x, Tensor) or not isinstance(y, Tensor):
             return

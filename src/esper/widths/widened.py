@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from esper.widths.found import Width
-from esper.widths.members import Member, Role, counts, growing
+from esper.widths.members import Member, Role, counts, growing, join
 
 Leaf = tuple[str, Member, str]
 """Name of a width, one of its members, and the name of a parameter of that."""
@@ -63,8 +63,7 @@ class Widened:
                     piece = (noise * size).to(old)
                 if name in module._parameters:
                     self.leaves[width.name, member, name] = piece.requires_grad_()
-                whole = old.reshape(_shape(old, dim, member, width.units))
-                self._new[module, name] = torch.cat([whole, piece], dim + 1).flatten(dim, dim + 2)
+                self._new[module, name] = join(old, piece.flatten(dim, dim + 2), dim, member)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

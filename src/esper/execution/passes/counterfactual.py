@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from esper.contracts.errors import ConfigError
-from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.passes.isolation import LossFn, example_losses
+from esper.execution.seeded import Seeded
 from esper.execution.side_effect_free import side_effect_free
 
 
@@ -40,7 +40,7 @@ class Effect:
 
 def counterfactual(
     model: nn.Module,
-    layer: KasminaLayer,
+    layer: Seeded,
     seed_idx: int,
     *,
     loss_fn: LossFn,

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from esper.contracts.errors import ConfigError, KernelError
-from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.passes.batches import tensors_in
+from esper.execution.seeded import Seeded
 from esper.execution.side_effect_free import freeze_statistics, side_effect_free, training_like_mode
 from esper.execution.training.seed_trainer import SeedTrainer
 
@@ -24,7 +24,7 @@ LossFn = Callable[[nn.Module, Any], Any]
 makes one of."""
 
 
-_RECORDED: WeakSet[KasminaLayer] = WeakSet()
+_RECORDED: WeakSet[Seeded] = WeakSet()
 """Layers inside a context of the user's that ends the recording of gradients, as
 ``torch.set_grad_enabled``: a shadow pass must record from its beginning on."""
 
@@ -99,7 +99,7 @@ def gradients_of(loss: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor | None,
 
 def shadow_step(
     model: nn.Module,
-    layer: KasminaLayer,
+    layer: Seeded,
     seed_idx: int,
     *,
     loss_fn: LossFn,

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from esper.contracts.errors import KernelError
-from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.passes.isolation import LossFn, example_losses, gradients_of
+from esper.execution.seeded import Seeded
 from esper.execution.side_effect_free import freeze_statistics, side_effect_free, training_like_mode
 
 # B examples, N everything else of one example
@@ -34,7 +34,7 @@ class Reading:
 
 
 def probe(
-    model: nn.Module, layers: Mapping[str, KasminaLayer], *, loss_fn: LossFn, batch: Any
+    model: nn.Module, layers: Mapping[str, Seeded], *, loss_fn: LossFn, batch: Any
 ) -> dict[str, Reading]:
     """Measure on one batch every wrapped layer that the loss depends on.
 
@@ -45,7 +45,7 @@ def probe(
     roots: dict[str, Tensor] = {}
 
     def watch(
-        layer: KasminaLayer,
+        layer: Seeded,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         output: Any,

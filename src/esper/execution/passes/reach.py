@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from esper.contracts.errors import KernelError
-from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.kernel import FAULTS
 from esper.execution.passes.isolation import LossFn
+from esper.execution.seeded import Seeded
 from esper.execution.side_effect_free import freeze_statistics, side_effect_free, training_like_mode
 
 
 def reached(
     model: nn.Module,
-    layers: Mapping[str, KasminaLayer],
+    layers: Mapping[str, Seeded],
     *,
     loss_fn: LossFn,
     batch: Any,
@@ -39,7 +39,7 @@ def reached(
     """
     found: dict[str, str] = {}
 
-    def leave(layer: KasminaLayer, args: Any, kwargs: Any, output: Any, *, name: str) -> None:
+    def leave(layer: Seeded, args: Any, kwargs: Any, output: Any, *, name: str) -> None:
         found[name] = found.get(name) or _objection(layer.input_of(args, kwargs), output, training)
 
     handles = [

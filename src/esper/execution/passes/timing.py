@@ -10,9 +10,9 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.passes.isolation import LossFn, example_losses, gradients_of
 from esper.execution.passes.probes import probe
+from esper.execution.seeded import Seeded
 from esper.execution.side_effect_free import freeze_statistics, side_effect_free, training_like_mode
 
 _ROUNDS = 4
@@ -43,7 +43,7 @@ class PassTimes:
 
 def time_passes(
     model: nn.Module,
-    layers: Mapping[str, KasminaLayer],
+    layers: Mapping[str, Seeded],
     functions: Sequence[LossFn],
     *,
     batch: Any,
@@ -106,7 +106,7 @@ def _ms(run: Callable[[], object]) -> float:
     return 1000 * (perf_counter() - started)
 
 
-def _pass_like_shadow(model: nn.Module, layer: KasminaLayer, loss_fn: LossFn, batch: Any) -> None:
+def _pass_like_shadow(model: nn.Module, layer: Seeded, loss_fn: LossFn, batch: Any) -> None:
     """Pass of which only what follows the layer is recorded, as when a seed trains."""
     roots = []
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.seeded import Seeded
 from esper.execution.training.optimizers import KERNELS, kernels_in
 
 
@@ -67,7 +67,7 @@ def matched(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any] | 
     return {**state, **joined}
 
 
-def kernel_parameters(layers: Iterable[KasminaLayer]) -> Iterator[tuple[str, nn.Parameter]]:
+def kernel_parameters(layers: Iterable[Seeded]) -> Iterator[tuple[str, nn.Parameter]]:
     """Parameters of the kernels in the outputs of layers, by their names in an optimizer."""
     for layer in layers:
         for part in layer.contributions():

@@ -14,9 +14,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from esper.contracts.errors import ConfigError
-from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.seeded import Seeded
 from esper.execution.training import optimizers
 from esper.execution.training.given import refuse_strangers, several, several_schedulers
+from esper.execution.training.merging import Join, carried, fit_states, understood
 from esper.execution.training.optimizer_trial import objection
 from esper.execution.training.reloading import kernel_parameters
 from esper.execution.training.schedulers import (
@@ -63,7 +64,7 @@ class Trainers:
     def __init__(
         self,
         model: nn.Module,
-        layers: Mapping[str, KasminaLayer],
+        layers: Mapping[str, Seeded],
         optimizer: Any,
         scheduler: Any = None,
         seed_optimizer: optimizers.SeedOptimizer | None = None,
@@ -118,10 +119,10 @@ class Trainers:
             "Pass Tamiyo(..., scheduler=scheduler), so that a resumed run does too"
         ]
 
-    def _check_trained(self, name: str, layer: KasminaLayer) -> None:
+    def _check_trained(self, name: str, layer: Seeded) -> None:
         """Refuse a layer that another optimizer trains; one that none trains is frozen."""
         held = self._held()
-        wanted = [p for p in layer.host.parameters() if p.requires_grad]
+        wanted = [p for p in layer.host_parameters() if p.requires_grad]
         missing = [p for p in wanted if id(p) not in held]
         if not missing:
             return
@@ -134,7 +135,7 @@ class Trainers:
                 "requires_grad_(False) if that one is done with it"
             )
 
-    def _try_seeds(self, layer: KasminaLayer) -> None:
+    def _try_seeds(self, layer: Seeded) -> None:
         """Step the optimizer of a seed once, on parameters of every kind."""
         like = self._like(layer)
         dummies = [nn.Parameter(like.new_zeros((2,) * ndim)) for ndim in _dims(layer)]
@@ -159,7 +160,7 @@ class Trainers:
 
     # --- whose parameters go where ----------------------------------------------------------------
 
-    def seed_trainer(self, layer: KasminaLayer, parameters: Iterable[nn.Parameter]) -> SeedTrainer:
+    def seed_trainer(self, layer: Seeded, parameters: Iterable[nn.Parameter]) -> SeedTrainer:
         """Optimizer of an isolated seed, with the settings of the groups that it will join.
 
         Raises:
@@ -175,7 +176,7 @@ class Trainers:
             ]
         )
 
-    def adopt(self, layer: KasminaLayer, named: Named, *, source: SeedTrainer | None) -> None:
+    def adopt(self, layer: Seeded, named: Named, *, source: SeedTrainer | None) -> None:
         """Add a kernel's parameters to the optimizers and schedulers of its layer's host.
 
         Args:
@@ -239,13 +240,25 @@ class Trainers:
                 wrapper.state.pop(parameter, None)  # SAM keeps one beside its base optimizer's
 
     def _split(
-        self, layer: KasminaLayer, items: Iterable[_Item], *, key: Callable[[_Item], nn.Parameter]
+        self, layer: Seeded, items: Iterable[_Item], *, key: Callable[[_Item], nn.Parameter]
     ) -> Iterator[tuple[Place, list[_Item]]]:
-        placed = [(self._place(layer.name, layer, key(item).ndim), item) for item in items]
+        placed = [(self._home(layer, key(item)), item) for item in items]
         for place, part in groupby(sorted(placed, key=lambda pair: pair[0]), lambda pair: pair[0]):
             yield place, [item for _, item in part]
 
-    def _place(self, name: str, layer: KasminaLayer, ndim: int) -> Place:
+    def _home(self, layer: Seeded, parameter: nn.Parameter) -> Place:
+        """Group for a parameter of a kernel: that of the host's parameter which it extends, if any.
+
+        Raises:
+            ConfigError: if no optimizer can train it.
+        """
+        extended = layer.beside(parameter)
+        place = None if extended is None else self._held().get(id(extended))
+        if place is not None and not self._objection(place, parameter.ndim, layer):
+            return place
+        return self._place(layer.name, layer, parameter.ndim)
+
+    def _place(self, name: str, layer: Seeded, ndim: int) -> Place:
         """Group for parameters of a kernel that have so many axes.
 
         Raises:
@@ -265,13 +278,13 @@ class Trainers:
             "Tamiyo(model, [optimizer, other], ...)"
         )
 
-    def _candidates(self, layer: KasminaLayer, ndim: int) -> list[Place]:
+    def _candidates(self, layer: Seeded, ndim: int) -> list[Place]:
         """Groups in order of preference: of the host, of its optimizer, of a neighbour, any."""
         held = self._held()
-        own = [held[id(p)] for p in layer.host.parameters() if id(p) in held]
+        own = [held[id(p)] for p in layer.host_parameters() if id(p) in held]
         alike = [
             held[id(p)]
-            for p in layer.host.parameters()
+            for p in layer.host_parameters()
             if id(p) in held and (p.ndim > 1) == (ndim > 1)
         ]
         near = own or self._neighbours(layer, held)
@@ -286,7 +299,7 @@ class Trainers:
         same = [place for place in beside if place.optimizer == home.optimizer]
         return list(dict.fromkeys([*alike, *same, home, *role, *everywhere]))
 
-    def _neighbours(self, layer: KasminaLayer, held: Mapping[int, Place]) -> list[Place]:
+    def _neighbours(self, layer: Seeded, held: Mapping[int, Place]) -> list[Place]:
         """Groups of the parameters of the model, the nearest in order of definition first."""
         order: list[nn.Parameter] = []
         here = 0
@@ -321,17 +334,17 @@ class Trainers:
         held = self._group(place)["params"]
         return bool(held) and all((p.ndim > 1) == (ndim > 1) for p in held)
 
-    def _like(self, layer: KasminaLayer) -> nn.Parameter:
-        found = next((p for p in layer.host.parameters() if p.is_floating_point()), None)
+    def _like(self, layer: Seeded) -> nn.Parameter:
+        found = next((p for p in layer.host_parameters() if p.is_floating_point()), None)
         return nn.Parameter(layer.seed(0).alpha) if found is None else found
 
-    def _objection(self, place: Place, ndim: int, layer: KasminaLayer) -> str:
+    def _objection(self, place: Place, ndim: int, layer: Seeded) -> str:
         """Why parameters of so many axes cannot join a group; empty if they can."""
         if (place, ndim) not in self._objections:
             self._objections[place, ndim] = self._tried(place, ndim, layer)
         return self._objections[place, ndim]
 
-    def _tried(self, place: Place, ndim: int, layer: KasminaLayer) -> str:
+    def _tried(self, place: Place, ndim: int, layer: Seeded) -> str:
         user, anchor = self.optimizers[place.optimizer], self._anchor(place)
         like = self._like(layer).detach()
         try:
@@ -346,6 +359,47 @@ class Trainers:
         except ConfigError as error:
             return str(error.__cause__)
         return objection(clone, [dummy])
+
+    def merge(self, layer: Seeded) -> None:
+        """Make what a site absorbed a part of the host's own parameters, state included.
+
+        A kernel stays as it is where the host is not trained, or its optimizer keeps state that is
+        not understood.
+        """
+        for kernel in list(layer.fossils):
+            joins = layer.joins(kernel)
+            if not joins:
+                continue
+            if not all(map(self._can_merge, joins)):
+                logger.warning(
+                    "%s: units that were kept stay parameters of their own, and go on being "
+                    "trained: the optimizer's state of the layers there cannot be widened",
+                    layer.name,
+                )
+                continue
+            states = [
+                (one, join.host, carried(one, join))
+                for join in joins
+                for one in self.optimizers
+                if join.host in one.state
+            ]
+            layer.merge(kernel)
+            for one, parameter, state in states:
+                one.state[parameter] = state
+            self.discard(kernel.parameters())
+
+    def _can_merge(self, join: Join) -> bool:
+        place = self._held().get(id(join.host))
+        if place is None or join.host.requires_grad is not join.piece.requires_grad:
+            return False
+        one = self.wrappers[place.optimizer]
+        apart = optimizers.goes_apart(one, place.group)
+        return not apart and understood(one, join) and understood(core(one), join)
+
+    def fit_states(self) -> None:
+        """Let the optimizers' state have the shapes of parameters that a state dict changed."""
+        for optimizer in self.optimizers:
+            fit_states(optimizer)
 
     # --- checkpoints ------------------------------------------------------------------------------
 
@@ -383,9 +437,9 @@ class Trainers:
     def _beside(self, parameter: nn.Parameter) -> list[nn.Parameter]:
         """A parameter of the group that a kernel's parameter took its settings from."""
         layer = self._layer_of_kernel(parameter)
-        return self._anchor(self._place(layer.name, layer, parameter.ndim)) if layer else []
+        return self._anchor(self._home(layer, parameter)) if layer else []
 
-    def _layer_of_kernel(self, parameter: nn.Parameter) -> KasminaLayer | None:
+    def _layer_of_kernel(self, parameter: nn.Parameter) -> Seeded | None:
         for layer in self.layers.values():
             if any(
                 p is parameter for part in (layer.seeds, layer.fossils) for p in part.parameters()
@@ -394,6 +448,6 @@ class Trainers:
         return None
 
 
-def _dims(layer: KasminaLayer) -> list[int]:
+def _dims(layer: Seeded) -> list[int]:
     """Numbers of axes that parameters of the layer's kernels may have."""
-    return sorted({1, 2} | {p.ndim for p in layer.host.parameters() if p.ndim > 2})
+    return sorted({1, 2} | {p.ndim for p in layer.host_parameters() if p.ndim > 2})

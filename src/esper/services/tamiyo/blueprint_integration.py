@@ -19,8 +19,8 @@ from esper.contracts.health import GraftRequest, HealthSignal
 from esper.contracts.seeds import KernelCost, LayerSpec, SeedState
 from esper.contracts.selection import Decision, SelectionContext
 from esper.execution import lifecycle
-from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.kernel import FAULTS, Kernel, Recipe, count_parameters
+from esper.execution.seeded import Seeded
 from esper.execution.side_effect_free import side_effect_free
 from esper.services.tamiyo.seed_selector import SeedSelector
 
@@ -42,13 +42,13 @@ class BlueprintIntegration:
         self.seed = seed
 
     async def graft(
-        self, layer: KasminaLayer, request: GraftRequest, *, health: HealthSignal | None = None
+        self, layer: Seeded, request: GraftRequest, *, health: HealthSignal | None = None
     ) -> tuple[Decision, Kernel]:
         """As ``graft_now``, without blocking the event loop while the kernel is built."""
         return await asyncio.to_thread(self.graft_now, layer, request, health=health)
 
     def graft_now(
-        self, layer: KasminaLayer, request: GraftRequest, *, health: HealthSignal | None = None
+        self, layer: Seeded, request: GraftRequest, *, health: HealthSignal | None = None
     ) -> tuple[Decision, Kernel]:
         """Choose a seed of the layer and load a fresh kernel into it.
 
@@ -69,7 +69,7 @@ class BlueprintIntegration:
         candidates = self.candidates(layer, request.kernel_budget)
         context = SelectionContext(
             current_epoch=request.epoch,
-            layer_type=type(layer.host).__name__,
+            layer_type=layer.host_type,
             health=health,
             blueprints=dict(enumerate(layer.seed_blueprints)),
             urgency=request.urgency,
@@ -89,7 +89,7 @@ class BlueprintIntegration:
         self.selector.commit(layer.name, decision.seed_idx)
         return decision, kernel
 
-    def candidates(self, layer: KasminaLayer, kernel_budget: int) -> list[int]:
+    def candidates(self, layer: Seeded, kernel_budget: int) -> list[int]:
         """Seeds that hold no kernel and whose blueprint fits the layer and the budget.
 
         A seed that rests after a graft is among them; the selector knows its cooldown.
@@ -114,7 +114,7 @@ class BlueprintIntegration:
             )
         return found
 
-    def _build(self, layer: KasminaLayer, decision: Decision, budget: int) -> Kernel:
+    def _build(self, layer: Seeded, decision: Decision, budget: int) -> Kernel:
         run_seed, name, number = decision.random_key
         recipe = Recipe(
             blueprint=layer.seed_blueprints[decision.seed_idx],
@@ -132,13 +132,13 @@ class BlueprintIntegration:
         cost = KernelCost(parameters=count_parameters(module), latency_ms=latency_ms)
         return Kernel(module=module, kernel_id=kernel_id, recipe=recipe, cost=cost)
 
-    def _load(self, layer: KasminaLayer, seed_idx: int, kernel: Kernel) -> None:
+    def _load(self, layer: Seeded, seed_idx: int, kernel: Kernel) -> None:
         if layer.seed_states[seed_idx] in lifecycle.RESTING:
             layer.advance(seed_idx, SeedState.DORMANT)
         layer.load_kernel(seed_idx, kernel)
 
 
-def known_spec(layer: KasminaLayer) -> LayerSpec:
+def known_spec(layer: Seeded) -> LayerSpec:
     """The layer's specification.
 
     Raises:
@@ -151,7 +151,7 @@ def known_spec(layer: KasminaLayer) -> LayerSpec:
     return layer.spec
 
 
-def smallest_kernels(layer: KasminaLayer) -> dict[str, int]:
+def smallest_kernels(layer: Seeded) -> dict[str, int]:
     """Parameters of the smallest kernel of each of its blueprints that fits the layer, ascending.
 
     Raises:
@@ -163,13 +163,13 @@ def smallest_kernels(layer: KasminaLayer) -> dict[str, int]:
     return dict(sorted(sizes.items(), key=itemgetter(1)))
 
 
-def misfit(layer: KasminaLayer) -> str:
+def misfit(layer: Seeded) -> str:
     """Reason why the blueprint of the layer's first seed does not fit it; empty if it does."""
     objection = _smallest(layer.seed_blueprints[0], known_spec(layer))[1]
     return objection.partition(". Blueprints that fit")[0]
 
 
-def _sizes(layer: KasminaLayer, seeds: list[int], budget: int) -> dict[int, int]:
+def _sizes(layer: Seeded, seeds: list[int], budget: int) -> dict[int, int]:
     """Parameters of the kernel that each seed would get; a seed without one is left out."""
     spec, names = known_spec(layer), layer.seed_blueprints
     sizes: dict[str, int] = {}
@@ -200,8 +200,10 @@ def _kernel_seed(*key: Any) -> int:
     return int.from_bytes(blake2b(repr(key).encode(), digest_size=6).digest(), "big")
 
 
-def _latency_ms(module: torch.nn.Module, spec: LayerSpec, like: torch.Tensor) -> float:
-    """Median time of a few forward passes on a batch of 32."""
+def _latency_ms(module: torch.nn.Module, spec: LayerSpec, like: torch.Tensor) -> float | None:
+    """Median time of a few forward passes on a batch of 32; ``None`` for units, which have none."""
+    if spec.kind == "width":
+        return None
     x = torch.zeros(spec.input_shape(32, 16), device=like.device, dtype=like.dtype)
     times = []
     with side_effect_free(module), torch.no_grad():

@@ -7,9 +7,9 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 import torch.distributed
 
 from esper.contracts.errors import ConfigError
-from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.seeded import Seeded
 
-_OWNERS: "WeakKeyDictionary[KasminaLayer, ReferenceType[object]]" = WeakKeyDictionary()
+_OWNERS: "WeakKeyDictionary[Seeded, ReferenceType[object]]" = WeakKeyDictionary()
 
 
 def refuse_replicas() -> None:
@@ -29,7 +29,7 @@ def refuse_replicas() -> None:
         )
 
 
-def refuse_owned(layers: Iterable[KasminaLayer]) -> None:
+def refuse_owned(layers: Iterable[Seeded]) -> None:
     """Refuse layers that another engine grows.
 
     Raises:
@@ -46,19 +46,19 @@ def refuse_owned(layers: Iterable[KasminaLayer]) -> None:
             )
 
 
-def own(layers: Iterable[KasminaLayer], owner: object) -> None:
+def own(layers: Iterable[Seeded], owner: object) -> None:
     """Make an engine the owner of its layers, for as long as it lives or until `let_go`."""
     for layer in layers:
         _OWNERS[layer] = ref(owner)
 
 
-def let_go(layers: Iterable[KasminaLayer], owner: object) -> None:
+def let_go(layers: Iterable[Seeded], owner: object) -> None:
     """End the ownership of an engine that is finished."""
     for layer in layers:
         if _owner(layer) is owner:
             del _OWNERS[layer]
 
 
-def _owner(layer: KasminaLayer) -> object | None:
+def _owner(layer: Seeded) -> object | None:
     found = _OWNERS.get(layer)
     return None if found is None else found()

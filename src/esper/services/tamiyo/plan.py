@@ -9,8 +9,8 @@ from typing_extensions import override
 
 from esper.blueprints import BLUEPRINTS, size_within
 from esper.contracts.config import Growth
-from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.passes.timing import PassTimes, time_passes
+from esper.execution.seeded import Seeded
 from esper.execution.side_effect_free import side_effect_free
 from esper.services.tamiyo.blueprint_integration import smallest_kernels
 from esper.services.tamiyo.growth.aside import Aside
@@ -228,7 +228,7 @@ def plan_of(
     )
 
 
-def _plan_of(name: str, layer: KasminaLayer, kernel_budget: int, objection: str) -> LayerPlan:
+def _plan_of(name: str, layer: Seeded, kernel_budget: int, objection: str) -> LayerPlan:
     kernels: dict[str, int] = {}
     misfits: dict[str, str] = {}
     if layer.spec is not None and not objection:
@@ -243,7 +243,7 @@ def _plan_of(name: str, layer: KasminaLayer, kernel_budget: int, objection: str)
                 kernels[blueprint] = size_within(blueprint, layer.spec, budget=kernel_budget)
     return LayerPlan(
         name=name,
-        module=type(layer.host).__name__,
+        module=layer.host_type,
         layout=layer.spec.axes if layer.spec else "",
         kernels=kernels,
         misfits=misfits,

@@ -21,6 +21,7 @@ from esper.execution.passes.isolation import LossFn
 from esper.execution.passes.probes import probe
 from esper.execution.passes.reach import reached
 from esper.execution.passes.trial import try_passes
+from esper.execution.seeded import Seeded
 from esper.execution.shapes import observe_shapes
 from esper.execution.side_effect_free import side_effect_free
 from esper.execution.undoing.module_state import Sources
@@ -70,7 +71,7 @@ def strategy_of(config: Config) -> SelectionStrategy | Assignment:
     return STRATEGIES.create(settings.strategy, **settings.settings_of(settings.strategy))
 
 
-def bindings_of(layers: Mapping[str, KasminaLayer]) -> list[tuple[str, int, str]]:
+def bindings_of(layers: Mapping[str, Seeded]) -> list[tuple[str, int, str]]:
     """What every seed stands for: layer, seed, blueprint."""
     return [
         (name, seed_idx, blueprint)
@@ -88,7 +89,7 @@ def events_to_save(journal: Journal, tracker: PerformanceTracker) -> list[Event]
     return [event for _, event in found]
 
 
-def try_out(training: Training, layers: Mapping[str, KasminaLayer]) -> dict[str, str]:
+def try_out(training: Training, layers: Mapping[str, Seeded]) -> dict[str, str]:
     """Run every function of the user's once; what is wrong shows now, not in mid-run.
 
     Returns:
@@ -121,7 +122,7 @@ def try_out(training: Training, layers: Mapping[str, KasminaLayer]) -> dict[str,
 
 
 def observe(
-    training: Training, layers: Mapping[str, KasminaLayer], batch: Any, left_out: dict[str, str]
+    training: Training, layers: Mapping[str, Seeded], batch: Any, left_out: dict[str, str]
 ) -> None:
     """Specify the layers that a batch reaches and that have no specification yet.
 
@@ -134,7 +135,8 @@ def observe(
     Raises:
         KernelError: if the model fails on the batch, or a layer does not map a tensor to a tensor.
     """
-    unseen = _unseen(layers, left_out)
+    every = _unseen(layers, left_out)
+    unseen = {name: layer for name, layer in every.items() if isinstance(layer, KasminaLayer)}
     if not unseen:
         return
     model, loss_fn = training.model, training.loss_fn
@@ -145,21 +147,17 @@ def observe(
         observe_shapes(model, readable, loss_fn=loss_fn, batch=batch)
 
 
-def _unseen(
-    layers: Mapping[str, KasminaLayer], left_out: Mapping[str, str]
-) -> dict[str, KasminaLayer]:
+def _unseen(layers: Mapping[str, Seeded], left_out: Mapping[str, str]) -> dict[str, Seeded]:
     return {
         name: layer for name, layer in layers.items() if layer.spec is None and name not in left_out
     }
 
 
-def _observe_all(
-    training: Training, layers: Mapping[str, KasminaLayer], left_out: dict[str, str]
-) -> Any:
+def _observe_all(training: Training, layers: Mapping[str, Seeded], left_out: dict[str, str]) -> Any:
     """Read the holdout until every layer was seen; returns its first batch."""
     first = None
     for layer in layers.values():
-        layer.spec = None  # of another holdout, if there was one
+        layer.forget_shapes()  # of another holdout, if there was one
     with side_effect_free(training.model, reads=training.holdout):  # iterating a DataLoader draws
         for batch in training.holdout:
             if first is None:
@@ -174,7 +172,7 @@ def _observe_all(
     return first
 
 
-def _tell(layers: Mapping[str, KasminaLayer], left_out: Mapping[str, str]) -> None:
+def _tell(layers: Mapping[str, Seeded], left_out: Mapping[str, str]) -> None:
     """Say which layers cannot grow.
 
     Raises:
@@ -206,7 +204,7 @@ def _tell(layers: Mapping[str, KasminaLayer], left_out: Mapping[str, str]) -> No
         )
 
 
-def _require_gradients(training: Training, layers: Mapping[str, KasminaLayer]) -> None:
+def _require_gradients(training: Training, layers: Mapping[str, Seeded]) -> None:
     """Refuse a model whose losses in training depend on none of the layers that they call.
 
     Raises:
@@ -247,7 +245,7 @@ def _require_examples(model: nn.Module, function: LossFn, batch: Any) -> None:
         )
 
 
-def _check(layers: Mapping[str, KasminaLayer], holdout: Iterable[Any]) -> None:
+def _check(layers: Mapping[str, Seeded], holdout: Iterable[Any]) -> None:
     if not layers:
         raise ConfigError("the model has no wrapped layers; call esper.wrap(model, layers=[...])")
     if isinstance(holdout, Mapping):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from esper.contracts.config import Config, Growth
-from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.seeded import Seeded
 from esper.services.tamiyo.blueprint_integration import smallest_kernels
 
 logger = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ _FROZEN = 0.05
 def with_budget(
     config: Config,
     model: nn.Module,
-    layers: Mapping[str, KasminaLayer],
+    layers: Mapping[str, Seeded],
     left_out: Mapping[str, str],
 ) -> Config:
     """Settings whose budget is a number: as set, or a share of the host.
@@ -37,7 +37,7 @@ def with_budget(
     return config.model_copy(update={"growth": growth})
 
 
-def host_parameters(model: nn.Module, layers: Mapping[str, KasminaLayer]) -> int:
+def host_parameters(model: nn.Module, layers: Mapping[str, Seeded]) -> int:
     """Trainable parameters of the model without its kernels; all if almost none is trainable."""
     kernels = [part.kernel for layer in layers.values() for part in layer.contributions()]
     grown = {id(parameter) for kernel in kernels for parameter in kernel.parameters()}
@@ -47,7 +47,7 @@ def host_parameters(model: nn.Module, layers: Mapping[str, KasminaLayer]) -> int
     return trainable if trainable >= _FROZEN * total else total
 
 
-def _warn_if_too_small(growth: Growth, layers: Mapping[str, KasminaLayer]) -> None:
+def _warn_if_too_small(growth: Growth, layers: Mapping[str, Seeded]) -> None:
     limits = {"growth.budget": growth.budget_for(0), "growth.kernel_budget": growth.kernel_budget}
     setting, limit = min(
         ((name, value) for name, value in limits.items() if value is not None), key=lambda it: it[1]

@@ -13,10 +13,10 @@ from torch import nn
 from esper.contracts.config import Growth
 from esper.contracts.seeds import SeedState
 from esper.contracts.selection import Decision
-from esper.execution.kasmina_layer import KasminaLayer
-from esper.execution.kernel import Kernel, can_learn, count_parameters
+from esper.execution.kernel import Kernel, count_parameters
 from esper.execution.passes.counterfactual import Effect, counterfactual, evaluate
 from esper.execution.passes.isolation import LossFn, shadow_step
+from esper.execution.seeded import Seeded
 from esper.execution.training.trainers import Trainers
 
 _PATIENCE = 4
@@ -83,7 +83,7 @@ class Graft:
     def __init__(
         self,
         training: Training,
-        layer: KasminaLayer,
+        layer: Seeded,
         *,
         decision: Decision,
         kernel: Kernel,
@@ -158,8 +158,7 @@ class Graft:
 
     def failed(self, why: str) -> Fault:
         """The fault of a graft whose training failed: its kernel's, if that cannot learn alone."""
-        seed = self.layer.seed(self.decision.seed_idx)
-        able = can_learn(self.kernel, self.layer.host, self.layer.spec, like=seed.alpha)
+        able = self.layer.can_learn(self.kernel)
         return Fault.of_the_loop(why) if able else Fault(why=why, of_kernel=True)
 
     def blend(self, epoch: int, *, ramp_batches: int) -> None:

@@ -17,8 +17,8 @@ from esper.contracts.performance import PerformanceDelta, rent
 from esper.contracts.seeds import KernelCost, SeedState
 from esper.contracts.selection import Decision, decision_data, decision_from
 from esper.execution import lifecycle
-from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.kernel import Kernel, count_parameters
+from esper.execution.seeded import Seeded
 from esper.services.tamiyo.growth.aside import Aside
 from esper.services.tamiyo.growth.graft import Baseline, Fault, Graft, Training
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
@@ -43,7 +43,7 @@ class ActiveGrafts:
     def __init__(
         self,
         training: Training,
-        layers: Mapping[str, KasminaLayer],
+        layers: Mapping[str, Seeded],
         *,
         config: Config,
         tracker: PerformanceTracker,
@@ -269,7 +269,10 @@ class ActiveGrafts:
         )
         if not graft.lost:
             self._step(graft, SeedState.FOSSILIZED if kept else SeedState.CULLED, why, epoch)
-        if not kept:
+        if kept:
+            with self.aside("the merge of a kernel into the host"):
+                self.training.trainers.merge(graft.layer)
+        else:
             with self.aside("taking a kernel out of the optimizer"):
                 graft.forget()
         self.grafts.remove(graft)

@@ -6,8 +6,9 @@ from typing import final
 
 from esper.contracts.errors import KernelError, NoViableSeedError
 from esper.contracts.health import GraftRequest, HealthSignal
+from esper.contracts.seeds import LayerSpec
 from esper.contracts.selection import Decision
-from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.seeded import Seeded
 from esper.services.tamiyo.blueprint_integration import BlueprintIntegration, smallest_kernels
 from esper.services.tamiyo.growth.graft import Baseline
 from esper.services.tamiyo.growth.grafts import ActiveGrafts
@@ -44,7 +45,7 @@ class Grower:
         *,
         tracker: PerformanceTracker,
         log: RunLog,
-        layers: Mapping[str, KasminaLayer],
+        layers: Mapping[str, Seeded],
         left_out: Mapping[str, str],
     ) -> None:
         self.policy = policy
@@ -55,7 +56,7 @@ class Grower:
         self.layers = layers
         self.left_out = left_out
         self.last_epoch: int | None = None
-        self._sizes: dict[str, list[int]] = {}
+        self._sizes: dict[str, tuple[LayerSpec, list[int]]] = {}
 
     @property
     def used(self) -> int:
@@ -102,7 +103,7 @@ class Grower:
                 return None, "; ".join([*refused, reason])
             self.log.request(request)
             # A layer that refuses must not keep the others from growing.
-            decision, reason = self._begin(request, signals.pop(request.site.name), now)
+            decision, reason = self._begin(request, signals.pop(str(request.site)), now)
             if decision is not None:
                 return decision, reason
             refused.append(reason)
@@ -110,7 +111,7 @@ class Grower:
     def _begin(
         self, request: GraftRequest, health: HealthSignal, now: Baseline
     ) -> tuple[Decision | None, str]:
-        layer = self.layers[request.site.name]
+        layer = self.layers[str(request.site)]
         try:
             decision, kernel = self.integration.graft_now(layer, request, health=health)
         except (NoViableSeedError, KernelError) as error:
@@ -147,6 +148,8 @@ class Grower:
         layer = self.layers[layer_name]
         if layer.spec is None or layer_name in self.left_out:
             return []
-        if layer_name not in self._sizes:
-            self._sizes[layer_name] = list(smallest_kernels(layer).values())
-        return self._sizes[layer_name]
+        spec, sizes = self._sizes.get(layer_name, (None, []))
+        if spec != layer.spec:  # that of a width changes as it grows
+            sizes = list(smallest_kernels(layer).values())
+            self._sizes[layer_name] = (layer.spec, sizes)
+        return sizes

@@ -5,9 +5,9 @@ from dataclasses import asdict
 from typing import Any, final
 
 from esper.contracts.health import HealthSignal
-from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.kernel import spec_from
 from esper.execution.passes.probes import Readings, probe
+from esper.execution.seeded import Seeded
 from esper.services.tamiyo.growth.aside import Aside
 from esper.services.tamiyo.growth.graft import Training
 
@@ -34,7 +34,7 @@ class Prober:
     def __init__(
         self,
         training: Training,
-        layers: Mapping[str, KasminaLayer],
+        layers: Mapping[str, Seeded],
         *,
         every: int,
         aside: Aside,

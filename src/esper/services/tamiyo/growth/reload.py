@@ -14,7 +14,7 @@ from weakref import WeakMethod
 from torch import nn
 
 from esper.execution import lifecycle
-from esper.execution.kasmina_layer import KasminaLayer
+from esper.execution.seeded import Seeded
 from esper.execution.training.reloading import keep_linked
 from esper.services.tamiyo.growth.governor import Governor
 from esper.services.tamiyo.growth.grafts import ActiveGrafts
@@ -69,16 +69,17 @@ class Reloads:
             for layer in layers:
                 self._adopt(layer)
 
-    def _link(self, layers: Sequence[KasminaLayer]) -> None:
+    def _link(self, layers: Sequence[Seeded]) -> None:
         self.governor.let_go()  # what it keeps is of other kernels
         gone = [p for layer in layers for p in layer.take_regrown() or ()]
         isolated = [p for layer in layers for p in _isolated(layer)]
         self.grafts.training.trainers.discard([*gone, *isolated])
+        self.grafts.training.trainers.fit_states()
         self.grafts.end_lost(_WHY, epoch=self.epoch)
         for layer in layers:
             self._settle(layer)
 
-    def _settle(self, layer: KasminaLayer) -> None:
+    def _settle(self, layer: Seeded) -> None:
         """Drop isolated kernels that no graft trains, and say which blended ones nobody judges."""
         known = {(g.layer.name, g.decision.seed_idx) for g in self.grafts.grafts}
         for seed_idx, state in enumerate(layer.seed_states):
@@ -97,7 +98,7 @@ class Reloads:
                     seed_idx,
                 )
 
-    def _adopt(self, layer: KasminaLayer) -> None:
+    def _adopt(self, layer: Seeded) -> None:
         """Let the optimizer train every kernel in the output that it does not hold."""
         trainers = self.grafts.training.trainers
         for part in layer.contributions():
@@ -107,7 +108,7 @@ class Reloads:
                 trainers.adopt(layer, new, source=None)
 
 
-def _isolated(layer: KasminaLayer) -> list[nn.Parameter]:
+def _isolated(layer: Seeded) -> list[nn.Parameter]:
     return [
         parameter
         for seed_idx, state in enumerate(layer.seed_states)

@@ -116,10 +116,10 @@ class Policy(ABC):
         left = self.budget - now.used
         if request is not None:
             shown = [signal.layer_name for signal in now.signals]
-            if request.site.name not in shown or not 0 < request.kernel_budget <= left:
+            if str(request.site) not in shown or not 0 < request.kernel_budget <= left:
                 raise SelectionError(
                     f"policy {self.name!r} asked for {request.kernel_budget} parameters in layer "
-                    f"{request.site.name!r}; {left} are left, and it may ask for one of {shown}. "
+                    f"{str(request.site)!r}; {left} are left, and it may ask for one of {shown}. "
                     "That is a mistake in the policy"
                 )
         return request, reason

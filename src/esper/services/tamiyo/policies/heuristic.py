@@ -54,7 +54,7 @@ class HeuristicPolicy(Policy):
             f"{_trend_in_words(loss_trend(now.losses, self.growth.plateau_window))}"
         )
         request = GraftRequest(
-            site=Site(layer_name),
+            site=Site.parse(layer_name),
             epoch=now.epoch,
             urgency=urgency,
             kernel_budget=limit,

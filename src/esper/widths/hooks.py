@@ -1,0 +1,134 @@
+"""Hooks with which the modules of a width compute with more units than they have."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from esper.blueprints.units import UnitsKernel
+from esper.widths.members import (
+    Member,
+    counts,
+    first_units,
+    join,
+    last_units,
+    parts_of,
+    tensor_of,
+    unit_axis,
+)
+from esper.widths.widened import placed
+
+Values = dict[tuple[nn.Module, str], Any]
+
+
+class Acting(NamedTuple):
+    """Kernel that has a part in the output, and the weight of its columns; ``None`` for one."""
+
+    kernel: UnitsKernel
+    alpha: Tensor | None
+
+
+@final
+class Hooks:
+    """Hooks on the modules of a width, which are there only while a kernel acts.
+
+    Before a module runs, its tensors are replaced by longer ones, and put back afterwards.
+    """
+
+    def __init__(self, members: Sequence[tuple[Member, nn.Module]]) -> None:
+        self.members = tuple(members)
+        self._acting: list[Acting] = []
+        self._isolated = False
+        self._entered: list[tuple[nn.Module, Values, AbstractContextManager[None]]] = []
+
+    def compute_with(self, acting: Iterable[Acting], *, isolated: bool) -> None:
+        """Compute with these kernels from now on, in the order of their units.
+
+        Args:
+            acting: The kernels.
+            isolated: True in a shadow pass: nothing is recorded before the units, and the
+                statistics of new channels are those of the batch.
+        """
+        self._acting, self._isolated = list(acting), isolated
+        for module in {module: None for _, module in self.members}:
+            # Passes on the side put tables of hooks back, so these tell, and no handle does.
+            there = self._enter in module._forward_pre_hooks.values()
+            if self._acting and not there:
+                # The last to enter is the first to leave, where widths share a module.
+                module.register_forward_pre_hook(self._enter)
+                module.register_forward_hook(self._leave, prepend=True, always_call=True)
+            elif there and not self._acting:
+                _remove(module._forward_pre_hooks, self._enter)
+                _remove(module._forward_hooks, self._leave)
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self._isolated and module is self.members[0][1]:
+            # The shadow pass arrives under no_grad, and everything before this is constant.
+            torch.set_grad_enabled(True)
+        values = self._longer(module, args)
+        context = placed(values)
+        context.__enter__()
+        self._entered.append((module, values, context))
+
+    def _leave(self, module: nn.Module, _args: Any, _output: Any) -> None:
+        if not self._entered or self._entered[-1][0] is not module:
+            return  # it failed before it was entered
+        _, values, context = self._entered.pop()
+        context.__exit__(None, None, None)
+        if module.training and not self._isolated:
+            self._write_back(module, values)
+
+    def _longer(self, module: nn.Module, args: tuple[Any, ...]) -> Values:
+        """Tensors and counts of a module with all the units."""
+        values: Values = {}
+        isolated = self._acting[-1].kernel if self._isolated else None
+        for part in parts_of(self.members):
+            if part.module is not module:
+                continue
+            whole = values.get((module, part.tensor), tensor_of(module, part.tensor))
+            for kernel, alpha in self._acting:
+                piece = tensor_of(kernel.get_submodule(part.key), part.tensor)
+                if alpha is not None and part.member.role == "consumer":
+                    piece = alpha * piece
+                if kernel is isolated and part.tensor.startswith("running_"):
+                    piece = _of_batch(module, part.member, part.tensor, args[0], kernel.units)
+                whole = join(whole, piece.to(whole.dtype), part.dim, part.member)
+            values[module, part.tensor] = whole
+        units = sum(kernel.units for kernel, _ in self._acting)
+        for member, one in self.members:
+            if one is module:
+                for name, count in counts(module, member, units).items():
+                    values[module, name] = count
+        return values
+
+    def _write_back(self, module: nn.Module, values: Values) -> None:
+        """Give statistics that a pass in training has moved to whom they belong."""
+        with torch.no_grad():
+            for part in parts_of(self.members):
+                if part.module is module and part.tensor.startswith("running_"):
+                    whole, host = values[module, part.tensor], tensor_of(module, part.tensor)
+                    left = sum(kernel.units for kernel, _ in self._acting)
+                    every = len(whole) // part.member.places
+                    host.copy_(first_units(whole, every - left, part.dim, part.member))
+                    for kernel, _ in self._acting:
+                        rest = last_units(whole, left, part.dim, part.member)
+                        own = tensor_of(kernel.get_submodule(part.key), part.tensor)
+                        own.copy_(first_units(rest, kernel.units, part.dim, part.member))
+                        left -= kernel.units
+
+
+def _remove(hooks: dict[int, Any], hook: Any) -> None:
+    for key in [key for key, found in hooks.items() if found == hook]:
+        del hooks[key]
+
+
+def _of_batch(module: nn.Module, member: Member, name: str, x: Tensor, units: int) -> Tensor:
+    """Mean or variance of the new channels that a batch norm reads."""
+    assert isinstance(module, _BatchNorm)
+    axis = unit_axis(module, x)
+    new = last_units(x.detach(), units, axis, member)
+    axes = [i for i in range(x.ndim) if i != axis]
+    return new.mean(axes) if name == "running_mean" else new.var(axes)
