@@ -1,7 +1,7 @@
 """Seeded: a module that holds K seeds, and their life cycle, wherever their kernels act."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -101,6 +101,11 @@ class Seeded(nn.Module):
 
     def merge(self, kernel: nn.Module) -> None:
         """Make an absorbed kernel a part of the host's own modules, where ``joins`` has any."""
+
+    def prepare(
+        self, seed_idx: int, model: nn.Module, loss_fn: Callable[..., Any], batches: Sequence[Any]
+    ) -> None:
+        """Choose first values of a germinated kernel by recent batches, where data can help."""
 
     def make_room(self, plan: topology.Plan) -> None:
         """Get ready for a state dict of this topology, before the host's parameters are loaded."""

@@ -6,6 +6,7 @@ are put together in the same way, so a merge changes no output.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar, cast, final
 
@@ -22,6 +23,7 @@ from esper.execution.fast_paths import drop_compiled_graphs
 from esper.execution.kernel import Kernel, count_parameters
 from esper.execution.seeded import Seeded
 from esper.execution.training.merging import Join
+from esper.widths.first_rows import choose_rows
 from esper.widths.found import Width
 from esper.widths.hooks import Acting, Hooks
 from esper.widths.members import counts, first_units, join, parts_of, place, tensor_of
@@ -151,11 +153,27 @@ class KasminaWidth(Seeded):
 
     # --- what it computes -------------------------------------------------------------------------
 
+    @contextmanager
+    def trying(self, kernel: UnitsKernel) -> Iterator[None]:
+        """Shadow pass, under ``torch.no_grad``, with a kernel that is in no seed."""
+        self._act(Acting(kernel, None))
+        try:
+            yield
+        finally:
+            self._act()
+
     @override
-    def _act(self) -> None:
+    def prepare(
+        self, seed_idx: int, model: nn.Module, loss_fn: Callable[..., Any], batches: Sequence[Any]
+    ) -> None:
+        choose_rows(self, seed_idx, model, loss_fn, batches)
+
+    @override
+    def _act(self, tried: Acting | None = None) -> None:
         kernels = [Acting(cast("UnitsKernel", kernel), None) for kernel in self.fossils]
         blended = [Acting(_units(seed.as_kernel()), seed.alpha) for seed in self._blended]
         isolated = [Acting(_units(seed.as_kernel()), None) for seed in self._isolated]
+        isolated += [] if tried is None else [tried]
         self._hooks.compute_with([*kernels, *blended, *isolated], isolated=bool(isolated))
 
     # --- units that become the host's -------------------------------------------------------------

@@ -341,7 +341,7 @@ class Tamiyo:
         trend = loss_trend(self._losses, self.config.growth.plateau_window)
         health = self.prober.signals(epoch, loss=now.loss, trend=trend)
         with self.aside("the choice of a graft") as attempt:
-            return self.grower.grow(health, self._losses, now, epoch)
+            return self.grower.grow(health, self._losses, now, epoch, list(self._recent))
         return None, attempt.why
 
     # --- checkpoints ------------------------------------------------------------------------------

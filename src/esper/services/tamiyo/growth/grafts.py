@@ -96,8 +96,20 @@ class ActiveGrafts:
             self.layers[name].advance(seed_idx, SeedState.DORMANT)
             self._note(name, seed_idx, change, "its cooldown is over", epoch=epoch)
 
-    def begin(self, decision: Decision, kernel: Kernel, baseline: Baseline) -> str:
+    def begin(
+        self,
+        decision: Decision,
+        kernel: Kernel,
+        baseline: Baseline,
+        batches: Sequence[Any] = (),
+    ) -> str:
         """Take a loaded kernel on and start its training in isolation.
+
+        Args:
+            decision: Why it is there.
+            kernel: It has not trained yet.
+            baseline: Held-out values now.
+            batches: Recent training batches.
 
         Returns:
             Why it cannot be trained, its decision being withdrawn; empty if it can.
@@ -114,6 +126,9 @@ class ActiveGrafts:
             self.tracker.withdraw(decision)
             self.selector.free(decision.layer_name, decision.seed_idx, decision.epoch)
             return attempt.why
+        with self.aside("the first values of a kernel"):
+            training = self.training
+            graft.layer.prepare(decision.seed_idx, training.model, training.loss_fn, batches)
         why = f"{kernel.blueprint} of {graft.parameters} parameters: {decision.reason.reason}"
         change = (SeedState.DORMANT, SeedState.GERMINATED)
         self._note_graft(graft, change, why, epoch=decision.epoch)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import final
+from typing import Any, final
 
 from esper.contracts.errors import KernelError, NoViableSeedError
 from esper.contracts.health import GraftRequest, HealthSignal
@@ -74,7 +74,12 @@ class Grower:
         return self.left_out.get(layer_name, "was not called yet" if uncalled else "")
 
     def grow(
-        self, health: Sequence[HealthSignal], losses: Sequence[float], now: Baseline, epoch: int
+        self,
+        health: Sequence[HealthSignal],
+        losses: Sequence[float],
+        now: Baseline,
+        epoch: int,
+        batches: Sequence[Any] = (),
     ) -> tuple[Decision | None, str]:
         """Begin one graft, or say why none begins.
 
@@ -83,6 +88,7 @@ class Grower:
             losses: Held-out loss at the end of every epoch so far, this one last.
             now: Held-out values at its end.
             epoch: The epoch that ended.
+            batches: Recent training batches.
         """
         signals = {signal.layer_name: signal for signal in health}
         self.log.health(list(signals.values()))
@@ -103,13 +109,17 @@ class Grower:
                 return None, "; ".join([*refused, reason])
             self.log.request(request)
             # A layer that refuses must not keep the others from growing.
-            decision, reason = self._begin(request, signals.pop(str(request.site)), now)
+            decision, reason = self._begin(request, signals.pop(str(request.site)), now, batches)
             if decision is not None:
                 return decision, reason
             refused.append(reason)
 
     def _begin(
-        self, request: GraftRequest, health: HealthSignal, now: Baseline
+        self,
+        request: GraftRequest,
+        health: HealthSignal,
+        now: Baseline,
+        batches: Sequence[Any],
     ) -> tuple[Decision | None, str]:
         layer = self.layers[str(request.site)]
         try:
@@ -118,7 +128,7 @@ class Grower:
             logger.warning("no graft at epoch %d: %s", request.epoch, error)
             self.log.refusal(request, error)
             return None, str(error)
-        objection = self.grafts.begin(decision, kernel, now)
+        objection = self.grafts.begin(decision, kernel, now, batches)
         if objection:
             return None, objection
         if kernel.cost is not None and kernel.cost.latency_ms is not None:
