@@ -182,7 +182,7 @@ def test_a_blended_kernel_is_trained_by_one_optimizer_and_averaged_once(loop: Lo
     names = [name for name, _ in run.model.named_parameters()]
     assert [name for name, _ in run.ema.module.named_parameters()] == names
     for name, layer in run.tamiyo.layers.items():
-        rates = {g["lr"] for g in _groups(run, layer.host)}
+        rates = {g["lr"] for g in _groups(run, layer.get_submodule("host"))}
         for part in layer.contributions():
             assert {g["lr"] for g in _groups(run, part.kernel)} == rates, name
 

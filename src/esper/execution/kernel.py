@@ -1,6 +1,6 @@
 """Kernels: module, id, recipe and cost, and the check that one fits its layer."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, final
 
@@ -104,6 +104,16 @@ class Contribution(NamedTuple):
     blueprint: str
     """Empty for a custom module."""
     kernel_id: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Join:
+    """A parameter of the host, what a kernel adds to it, and how the two make one tensor."""
+
+    host: nn.Parameter
+    piece: nn.Parameter
+    whole: Callable[[Tensor, Tensor], Tensor]
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -1,7 +1,7 @@
 """Seeded: a module that holds K seeds, and their life cycle, wherever their kernels act."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -15,9 +15,8 @@ from esper.execution import fast_paths, lifecycle, topology
 from esper.execution.concealed import assign_in_place, every_module
 from esper.execution.fast_paths import FusedPath
 from esper.execution.followers import copied, followers
-from esper.execution.kernel import Contribution, Kernel, count_parameters
+from esper.execution.kernel import Contribution, Join, Kernel, count_parameters
 from esper.execution.seed import Seed
-from esper.execution.training.merging import Join
 
 _NOTHING: tuple[Seed, ...] = ()
 
@@ -30,7 +29,6 @@ class Seeded(nn.Module):
     Attributes:
         kind: Kind of the site, as in ``Site``.
         name: Dotted name of the site, for messages and records.
-        spec: Kind and shapes that blueprints build for, once they are known.
         stated_layout: Axes of the input by the user's word, as ``"TBF"``; empty if there is none.
         default_seeds: True if the user chose no blueprints.
         regrown: True if a state dict changed which kernels there are, until ``take_regrown``.
@@ -46,7 +44,7 @@ class Seeded(nn.Module):
         self, name: str, seeds: Sequence[str], like: Tensor | None, paths: Sequence[FusedPath] = ()
     ) -> None:
         """Set up dormant seeds, one for each blueprint name."""
-        self.spec: LayerSpec | None = None
+        self._spec: LayerSpec | None = None
         self.stated_layout = ""
         self.default_seeds = False
         self.seeds = nn.ModuleList(Seed("", blueprint, like) for blueprint in seeds)
@@ -59,6 +57,15 @@ class Seeded(nn.Module):
         self._left: list[nn.Parameter] = []
 
     # --- what a site says of itself ---------------------------------------------------------------
+
+    @property
+    def spec(self) -> LayerSpec | None:
+        """Kind and shapes that blueprints build for, once they are known."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: LayerSpec | None) -> None:
+        self._spec = spec
 
     @property
     @abstractmethod
@@ -101,11 +108,6 @@ class Seeded(nn.Module):
 
     def merge(self, kernel: nn.Module) -> None:
         """Make an absorbed kernel a part of the host's own modules, where ``joins`` has any."""
-
-    def prepare(
-        self, seed_idx: int, model: nn.Module, loss_fn: Callable[..., Any], batches: Sequence[Any]
-    ) -> None:
-        """Choose first values of a germinated kernel by recent batches, where data can help."""
 
     def make_room(self, plan: topology.Plan) -> None:
         """Get ready for a state dict of this topology, before the host's parameters are loaded."""

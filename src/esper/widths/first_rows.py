@@ -13,7 +13,7 @@ Source:
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, cast, final
+from typing import Any, NamedTuple, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,9 @@ from esper.blueprints import BLUEPRINTS
 from esper.blueprints.units import Units, UnitsKernel
 from esper.execution.kernel import Recipe
 from esper.execution.passes.isolation import LossFn, example_losses, gradients_of
+from esper.execution.seeded import Seeded
 from esper.execution.side_effect_free import freeze_statistics, side_effect_free, training_like_mode
+from esper.widths.kasmina_width import KasminaWidth
 from esper.widths.members import (
     Member,
     first_units,
@@ -34,9 +36,6 @@ from esper.widths.members import (
     unit_axis,
 )
 from esper.widths.widened import spread
-
-if TYPE_CHECKING:
-    from esper.widths.kasmina_width import KasminaWidth
 
 _CANDIDATES = 24
 """Candidates for each unit that is selected."""
@@ -50,12 +49,12 @@ _QUANTILES = (0.1, 0.9)
 
 
 def choose_rows(
-    width: "KasminaWidth", seed_idx: int, model: nn.Module, loss_fn: LossFn, batches: Sequence[Any]
+    width: Seeded, seed_idx: int, model: nn.Module, loss_fn: LossFn, batches: Sequence[Any]
 ) -> None:
     """Choose the rows of a kernel that has not trained yet, as its blueprint wants.
 
     Args:
-        width: The width, with a germinated kernel.
+        width: The site of a germinated kernel; nothing is done beside a layer.
         seed_idx: Its seed.
         model: The model.
         loss_fn: Per-example losses.
@@ -63,7 +62,7 @@ def choose_rows(
     """
     kernel = width.seed(seed_idx).as_kernel()
     blueprint = BLUEPRINTS.create(kernel.blueprint) if kernel.blueprint else None
-    if not isinstance(blueprint, Units) or not batches:
+    if not isinstance(width, KasminaWidth) or not isinstance(blueprint, Units) or not batches:
         return
     units = cast("UnitsKernel", kernel.module)
     chooser = _Chooser(width, model, loss_fn, batches[-_BATCHES:], cast("Recipe", kernel.recipe))
@@ -90,7 +89,7 @@ class _Seen(NamedTuple):
 class _Chooser:
     def __init__(
         self,
-        width: "KasminaWidth",
+        width: KasminaWidth,
         model: nn.Module,
         loss_fn: LossFn,
         batches: Sequence[Any],
@@ -236,9 +235,9 @@ class _Chooser:
                     losses = example_losses(self.loss_fn, self.model, batch)
                     with torch.enable_grad():
                         loss = losses.mean()
-                    for total, gradient in zip(totals, gradients_of(loss, wanted), strict=True):
+                    for index, gradient in enumerate(gradients_of(loss, wanted)):
                         if gradient is not None:
-                            total += gradient
+                            totals[index] += gradient
             finally:
                 handle.remove()
         axis, units = unit_axis(module, values[0]), self.width.units
@@ -285,23 +284,28 @@ def _explained(new: _Seen, old: _Seen) -> Tensor:
 
 def _rows(x: Tensor, axis: int) -> Tensor:
     """(N, units and places) of a tensor whose units are on an axis."""
-    return x.movedim(axis, -1).flatten(0, -2)
+    moved = x.movedim(axis, -1)
+    return moved.reshape(-1, moved.shape[-1])
 
 
 def _by_place(x: Tensor, axis: int, member: Member) -> Tensor:
     """(N, units), the places of a unit one after another."""
-    rows = _rows(x, axis).unflatten(-1, (member.outer, -1, member.inner))
-    return rows.movedim(-2, -1).flatten(0, -2)
+    rows = _rows(x, axis).reshape(-1, member.outer, x.shape[axis] // member.places, member.inner)
+    return rows.movedim(2, 3).flatten(0, 2)
 
 
 def _by_unit(tensor: Tensor, member: Member, dim: int) -> Tensor:
     """(units, everything else) of a tensor that has its units on an axis."""
-    parts = tensor.movedim(dim, 0).unflatten(0, (member.outer, -1, member.inner))
-    return parts.movedim(1, 0).flatten(1)
+    return _split(tensor, member, dim).flatten(1)
 
 
 def _set_units(tensor: Tensor, units: Tensor, member: Member, dim: int) -> None:
     """Undo ``_by_unit``, in place."""
-    moved = tensor.movedim(dim, 0)
-    parts = moved.unflatten(0, (member.outer, -1, member.inner)).movedim(1, 0)
+    parts = _split(tensor, member, dim)
     parts.copy_(units.reshape(parts.shape))
+
+
+def _split(tensor: Tensor, member: Member, dim: int) -> Tensor:
+    """View (units, outer, inner, everything else)."""
+    moved = tensor.movedim(dim, 0)
+    return moved.view(member.outer, -1, member.inner, *moved.shape[1:]).movedim(1, 0)

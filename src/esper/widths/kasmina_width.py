@@ -20,10 +20,8 @@ from esper.contracts.seeds import LayerSpec, Piece
 from esper.contracts.site import Kind, Site
 from esper.execution import topology
 from esper.execution.fast_paths import drop_compiled_graphs
-from esper.execution.kernel import Kernel, count_parameters
+from esper.execution.kernel import Join, Kernel, count_parameters
 from esper.execution.seeded import Seeded
-from esper.execution.training.merging import Join
-from esper.widths.first_rows import choose_rows
 from esper.widths.found import Width
 from esper.widths.hooks import Acting, Hooks
 from esper.widths.members import counts, first_units, join, parts_of, place, tensor_of
@@ -98,6 +96,7 @@ class KasminaWidth(Seeded):
         )
 
     @spec.setter
+    @override
     def spec(self, spec: LayerSpec | None) -> None:
         """No-op: the modules tell."""
 
@@ -147,7 +146,7 @@ class KasminaWidth(Seeded):
         return args[0] if args else next(iter(kwargs.values()), None)
 
     @override
-    def register_forward_hook(self, hook: Callable[..., Any], **settings: Any) -> Any:  # type: ignore[override]
+    def register_forward_hook(self, hook: Callable[..., Any], **settings: Any) -> Any:
         """Hook on the layer that gives the units; it gets this module in that one's place."""
         return self.producer.register_forward_hook(lambda _, *rest: hook(self, *rest), **settings)
 
@@ -161,12 +160,6 @@ class KasminaWidth(Seeded):
             yield
         finally:
             self._act()
-
-    @override
-    def prepare(
-        self, seed_idx: int, model: nn.Module, loss_fn: Callable[..., Any], batches: Sequence[Any]
-    ) -> None:
-        choose_rows(self, seed_idx, model, loss_fn, batches)
 
     @override
     def _act(self, tried: Acting | None = None) -> None:

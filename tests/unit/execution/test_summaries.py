@@ -21,9 +21,13 @@ def net(*, fixed: bool) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), *end, nn.Linear(size, 5))
 
 
+def named(model: nn.Module) -> dict[str, KasminaLayer]:
+    return {name: la for name, la in name_layers(model).items() if isinstance(la, KasminaLayer)}
+
+
 def observed(model: nn.Module, x: Tensor, seeds: list[str]) -> KasminaLayer:
     wrapped = esper.wrap(model, [""], seeds)
-    layers = name_layers(wrapped)
+    layers = named(wrapped)
     observe_shapes(wrapped, layers, loss_fn=squares, batch=x)
     return layers["(model)"]
 
@@ -76,7 +80,7 @@ def test_examples_on_another_axis_are_refused() -> None:
             return self.inner(x.transpose(0, 1))  # type: ignore[no-any-return]
 
     model = esper.wrap(Turned(), [""], ["conv_pool"])
-    layers, batch = name_layers(model), torch.randn(7, 2, 6, 6)
+    layers, batch = named(model), torch.randn(7, 2, 6, 6)
     with pytest.raises(KernelError, match=r"maps \(2, 7, 6, 6\) to \(7, 5\), and no axis of"):
         observe_shapes(model, layers, loss_fn=_by_second, batch=batch)
 

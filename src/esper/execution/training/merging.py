@@ -6,13 +6,14 @@ Source:
     is multiplied by (1 - beta^t_h) / (1 - beta^t_k).
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, final
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from esper.execution.kernel import Join
 
 _PLAIN = frozenset({"momentum_buffer", "square_avg", "acc_delta", "sum", "grad_avg", "prev"})
 """State that is read as it is; what a new row lacks begins at zero."""
@@ -24,16 +25,6 @@ _MOMENTS: Mapping[str, int] = {
     "exp_inf": 0,
 }
 """Moments that are read after division by 1 - beta^step, and which of the betas is theirs."""
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Join:
-    """A parameter of the host, what a kernel adds to it, and how the two make one tensor."""
-
-    host: nn.Parameter
-    piece: nn.Parameter
-    whole: Callable[[Tensor, Tensor], Tensor]
 
 
 def understood(optimizer: Any, join: Join) -> bool:

@@ -14,10 +14,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from esper.contracts.errors import ConfigError
+from esper.execution.kernel import Join
 from esper.execution.seeded import Seeded
 from esper.execution.training import optimizers
 from esper.execution.training.given import refuse_strangers, several, several_schedulers
-from esper.execution.training.merging import Join, carried, fit_states, understood
+from esper.execution.training.merging import carried, fit_states, understood
 from esper.execution.training.optimizer_trial import objection
 from esper.execution.training.reloading import kernel_parameters
 from esper.execution.training.schedulers import (

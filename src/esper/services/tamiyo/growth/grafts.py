@@ -25,6 +25,7 @@ from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.report import Step, Verdict
 from esper.services.tamiyo.run_log import RunLog, finite
 from esper.services.tamiyo.seed_selector import SeedSelector
+from esper.widths.first_rows import choose_rows
 
 _FACTS = ("kernel_id", "parameters", "reward", "stderr", "why", "began", "epoch")
 """Fields of a `Verdict` in the event of a graft's end, beside the seed and ``kept``."""
@@ -127,8 +128,8 @@ class ActiveGrafts:
             self.selector.free(decision.layer_name, decision.seed_idx, decision.epoch)
             return attempt.why
         with self.aside("the first values of a kernel"):
-            training = self.training
-            graft.layer.prepare(decision.seed_idx, training.model, training.loss_fn, batches)
+            model, loss_fn = self.training.model, self.training.loss_fn
+            choose_rows(graft.layer, decision.seed_idx, model, loss_fn, batches)
         why = f"{kernel.blueprint} of {graft.parameters} parameters: {decision.reason.reason}"
         change = (SeedState.DORMANT, SeedState.GERMINATED)
         self._note_graft(graft, change, why, epoch=decision.epoch)
