@@ -80,7 +80,7 @@ class KasminaWidth(Seeded):
         parameters = {id(p): p for p in found if isinstance(p, nn.Parameter)}
         yield from parameters.values()
 
-    @property
+    @property  # type: ignore[explicit-override]
     @override
     def spec(self) -> LayerSpec | None:
         """Specification of the width as it is now: others, which share its layers, may grow too."""
@@ -96,7 +96,6 @@ class KasminaWidth(Seeded):
         )
 
     @spec.setter
-    @override
     def spec(self, spec: LayerSpec | None) -> None:
         """No-op: the modules tell."""
 
