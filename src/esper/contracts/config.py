@@ -75,7 +75,10 @@ class Growth(_Section):
         description=f"the default budget relative to the host; it is at least {LEAST_BUDGET}",
     )
     kernel_budget: int | None = Field(
-        None, ge=1, description="parameters of one kernel; by default about an eighth of the budget"
+        None, ge=1, description="parameters of one kernel; by default kernel_share of the budget"
+    )
+    kernel_share: float = Field(
+        0.125, gt=0, le=1, description="the default kernel_budget relative to the budget"
     )
     warmup_epochs: int = Field(2, ge=0, description="epochs before the first graft")
     cooldown_epochs: int = Field(0, ge=0, description="epochs between two grafts")
@@ -91,6 +94,11 @@ class Growth(_Section):
     )
     divergence_factor: float = Field(
         3.0, gt=1, description="held-out loss, in times the last healthy one, that is rolled back"
+    )
+    epochs: int | None = Field(
+        None,
+        ge=1,
+        description="epochs of the run, if known: no graft begins that could not be judged before",
     )
     probe_every: int = Field(50, ge=1, description="batches between two health probes")
 
@@ -151,6 +159,14 @@ class AbTest(_Section):
         return arms
 
 
+class Wrap(_Section):
+    """Layers and seeds of a task's host, for ``esper train``, which wraps the host itself."""
+
+    layers: list[str] = Field(description="layers of the host, as esper.wrap takes them")
+    seeds: list[str] = Field(description="blueprint of each seed of every such layer")
+    widen: list[str] = Field([], description="widths between layers")
+
+
 class Config(_Section):
     """Everything that can be set."""
 
@@ -159,6 +175,7 @@ class Config(_Section):
     growth: Growth = Growth()
     reward: Reward = Reward()
     ab_test: AbTest | None = None
+    wrap: Wrap | None = Field(None, description="layers and seeds, instead of the task's")
 
 
 def chosen_by(config: Mapping[str, Any]) -> str:

@@ -85,14 +85,15 @@ class Policy(ABC):
         return self.growth.budget_for(0)
 
     def kernel_budget(self, records: Mapping[str, LayerGrowth]) -> int:
-        """Parameters that one kernel may cost: as set, or an eighth of the whole budget.
+        """Parameters that one kernel may cost: as set, or a share of the whole budget.
 
-        An eighth that would leave some blueprint out is raised until each can build a kernel.
+        A share that would leave some blueprint out is raised until each can build a kernel.
         """
         if self.growth.kernel_budget is not None:
             return self.growth.kernel_budget
         roomy = max((record.roomy_kernel for record in records.values()), default=0)
-        return min(max(self.budget // 8, roomy), self.budget)
+        share = int(self.growth.kernel_share * self.budget)
+        return min(max(share, roomy), self.budget)
 
     @abstractmethod
     def decide(self, now: Situation) -> tuple[GraftRequest | None, str]:
@@ -107,12 +108,12 @@ class Policy(ABC):
 
     @final
     def ask(self, now: Situation) -> tuple[GraftRequest | None, str]:
-        """`decide`, held to what was shown and to the budget.
+        """`decide`, held to what was shown, to the budget, and to the end of the run.
 
         Raises:
             SelectionError: if the policy asks for another layer, or for more than is left.
         """
-        request, reason = self.decide(now)
+        request, reason = (None, late) if (late := self._too_late(now)) else self.decide(now)
         left = self.budget - now.used
         if request is not None:
             shown = [signal.layer_name for signal in now.signals]
@@ -123,6 +124,15 @@ class Policy(ABC):
                     "That is a mistake in the policy"
                 )
         return request, reason
+
+    def _too_late(self, now: Situation) -> str:
+        """Reason why a graft that began now could not be judged; empty if it could."""
+        growth = self.growth
+        needed = growth.train_epochs + growth.blend_epochs
+        if growth.epochs is None or now.epoch + needed < growth.epochs:
+            return ""
+        left = max(0, growth.epochs - 1 - now.epoch)
+        return f"too late: a graft takes {needed} epochs, and {left} are left"
 
     def state_dict(self) -> dict[str, Any]:
         """Knowledge that is in no situation, as JSON data; empty for most."""
