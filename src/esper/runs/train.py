@@ -21,7 +21,7 @@ from esper.contracts.errors import ConfigError
 from esper.contracts.schema import require_schema
 from esper.execution import checkpoint
 from esper.execution.kernel import count_parameters
-from esper.execution.surgery import name_layers, wrap
+from esper.execution.surgery import name_layers
 from esper.runs.references import reference, train_epoch, width_of_size
 from esper.runs.result import (
     SCORED_EPOCHS,
@@ -38,6 +38,7 @@ from esper.services.tamiyo.report import Verdict
 from esper.services.tamiyo.tamiyo import SCHEMA, Tamiyo
 from esper.tasks import TASKS
 from esper.tasks.base import Task
+from esper.widths.wrap import wrap
 
 
 def train(spec: RunSpec, folder: RunFolder, *, on_progress: OnProgress) -> Result:
@@ -176,7 +177,10 @@ def _one_thread() -> Iterator[None]:
 
 
 def _wrapped(task: Task, spec: RunSpec) -> nn.Module:
-    return wrap(task.host(spec.seed), spec.wrap.layers, spec.wrap.seeds)
+    chosen = spec.wrap
+    example = next(iter(task.train_batches(0, spec.seed)))
+    given = {"widen": chosen.widen, "example": example, "loss_fn": task.loss_fn}
+    return wrap(task.host(spec.seed), chosen.layers, chosen.seeds, **given)  # type: ignore[arg-type]
 
 
 def _tamiyo(

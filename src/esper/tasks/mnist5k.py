@@ -22,12 +22,20 @@ class Mnist5k(Task):
 
     name = "mnist5k"
     description = "10 digits from 28 x 28 pixels; a CNN of 4 channels"
-    layers = ("",)
-    seeds = ("conv_pool", "conv_pool")
+    layers = ()
+    seeds = ("units_select", "units_select")
+    widen = ("auto",)
     config = MappingProxyType(
         {
             "seed_selection": {"constraints": {"min_dormant_epochs": 0}},
-            "growth": {"kernel_share": 0.5},
+            "growth": {
+                "kernel_share": 0.2,
+                "max_active": 4,
+                "train_epochs": 1,
+                "warmup_epochs": 3,
+                "plateau_threshold": 1.0,
+                "keep_stderrs": 0.0,
+            },
         }
     )
     width = 4

@@ -24,9 +24,22 @@ class ResNet(Task):
 
     name = "resnet"
     description = "10 digits from 28 x 28 pixels; a residual CNN of 4 channels with batch norm"
-    layers = ("block1", "block2")
-    seeds = ("conv_bottleneck", "depthwise", "conv_block", "se")
-    config = MappingProxyType({})
+    layers = ()
+    seeds = ("units_select", "units_select")
+    widen = ("auto",)
+    config = MappingProxyType(
+        {
+            "seed_selection": {"constraints": {"min_dormant_epochs": 0}},
+            "growth": {
+                "kernel_share": 0.2,
+                "max_active": 4,
+                "train_epochs": 1,
+                "warmup_epochs": 3,
+                "plateau_threshold": 1.0,
+                "keep_stderrs": 0.0,
+            },
+        }
+    )
     width = 4
     default_epochs = 30
     batch_size = 64

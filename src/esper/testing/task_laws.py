@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from esper.blueprints import BLUEPRINTS
 from esper.execution.shapes import observe_shapes
-from esper.execution.surgery import kasmina_layers, wrap
+from esper.execution.surgery import kasmina_layers, seeded_modules
 from esper.tasks.base import Batch, Batches, Splits, Task
+from esper.widths.wrap import wrap
 
 
 def equal(one: Batch, other: Batch) -> bool:
@@ -183,13 +184,16 @@ class TaskLaws:
     def test_every_seed_fits_every_layer_within_the_budget(
         self, task: Task, splits: Splits
     ) -> None:
-        assert len(set(task.layers)) == len(task.layers) >= 1
-        model = wrap(task.host(0), task.layers, task.seeds)
+        assert len(set(task.layers)) == len(task.layers)
+        assert task.layers or task.widen
         batch = (splits.train[0][:4], splits.train[1][:4])
-        specs = observe_shapes(model, kasmina_layers(model), loss_fn=task.loss_fn, batch=batch)
-        for spec in specs.values():
-            for seed in task.seeds:
-                BLUEPRINTS.create(seed).build(spec, budget=task.default_budget // 8, seed=0)
+        given = {"widen": task.widen, "example": batch, "loss_fn": task.loss_fn}
+        model = wrap(task.host(0), task.layers, task.seeds, **given)  # type: ignore[arg-type]
+        observe_shapes(model, kasmina_layers(model), loss_fn=task.loss_fn, batch=batch)
+        for site in seeded_modules(model).values():
+            assert site.spec is not None
+            for seed in site.seed_blueprints:
+                BLUEPRINTS.create(seed).build(site.spec, budget=task.default_budget // 8, seed=0)
 
     # Training
 
