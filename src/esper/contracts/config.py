@@ -87,8 +87,13 @@ class Growth(_Section):
         0.2, ge=0, description="grow when the held-out loss falls by less than this share an epoch"
     )
     max_active: int = Field(2, ge=1, description="grafts under way at once, over all layers")
-    train_epochs: int = Field(2, ge=1, description="epochs in isolation")
+    train_epochs: int = Field(
+        2, ge=0, description="epochs in isolation; 0: kernels train with the host from the start"
+    )
     blend_epochs: int = Field(1, ge=1, description="epochs in which alpha goes from 0 to 1")
+    ramp: float = Field(
+        1.0, ge=0, le=1, description="share of blend_epochs after which alpha is 1; 0: at once"
+    )
     keep_stderrs: float = Field(
         2.0, ge=0, description="a kernel is kept if its counterfactual exceeds so many std. errors"
     )

@@ -237,6 +237,7 @@ class Tamiyo:
             self.grafts.wake(epoch)
             now = self._move_on(epoch, verdicts)
             decision, attempt.reason = self._grow(now, epoch)
+            self.mover.protect(now, epoch)
         if decision is not None:
             with self.aside("the watch over averages of the parameters"):
                 self._mirrors.watch()

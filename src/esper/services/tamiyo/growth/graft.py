@@ -166,9 +166,12 @@ class Graft:
 
         Args:
             epoch: At whose end this happens.
-            ramp_batches: Batches in which alpha goes from 0 to 1, >= 1.
+            ramp_batches: Batches in which alpha goes from 0 to 1; 0 sets it to 1 at once.
         """
-        self._since, self._blended, self._ramp = epoch, 0, ramp_batches
+        self._since, self._blended, self._ramp = epoch, 0, max(1, ramp_batches)
+        if not ramp_batches:
+            self._blended = 1
+            self.layer.set_alpha(self.decision.seed_idx, 1.0)
         # Named by the kernel, not by the slot, which may grow again while this one stays.
         named = self.kernel.module.named_parameters(prefix=self.kernel.kernel_id)
         self.training.trainers.adopt(self.layer, list(named), source=self._optimizer)

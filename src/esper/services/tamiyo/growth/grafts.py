@@ -61,6 +61,7 @@ class ActiveGrafts:
         self.aside = aside
         self.grafts: list[Graft] = []
         self._steps: list[Step] = []
+        self._batches = 1
 
     def count(self, layer_name: str) -> int:
         """Grafts under way in one layer."""
@@ -134,7 +135,11 @@ class ActiveGrafts:
         change = (SeedState.DORMANT, SeedState.GERMINATED)
         self._note_graft(graft, change, why, epoch=decision.epoch)
         self.grafts.append(graft)
-        self._step(graft, SeedState.TRAINING, "it trains in the shadow of the host", decision.epoch)
+        isolated = self.config.growth.train_epochs > 0
+        why = "it trains in the shadow of the host" if isolated else "it trains with the host"
+        self._step(graft, SeedState.TRAINING, why, decision.epoch)
+        if not isolated:
+            self._blend(graft, decision.epoch)
         return ""
 
     def move_on(
@@ -157,6 +162,7 @@ class ActiveGrafts:
         Returns:
             Verdicts on those that ended.
         """
+        self._batches = max(1, batches_per_epoch)
         verdicts = []
         for graft in list(self.grafts):
             due = graft.due(epoch, self.config.growth, measured=now is not None)
@@ -167,9 +173,7 @@ class ActiveGrafts:
                 if graft.fault is not None:
                     verdict = self._fail(graft, graft.fault, epoch)
                 elif due is SeedState.BLENDING:
-                    batches = self.config.growth.blend_epochs * max(1, batches_per_epoch)
-                    self._step(graft, due, f"alpha goes from 0 to 1 in {batches} batches", epoch)
-                    graft.blend(epoch, ramp_batches=batches)
+                    self._blend(graft, epoch)
                 elif due is SeedState.CULLED:
                     verdict = self._fail(graft, _left_waiting(graft), epoch)
                 elif due is SeedState.HOLDING and now is not None:
@@ -180,6 +184,13 @@ class ActiveGrafts:
             if verdict is not None:
                 verdicts.append(verdict)
         return verdicts
+
+    def _blend(self, graft: Graft, epoch: int) -> None:
+        growth = self.config.growth
+        batches = round(growth.ramp * growth.blend_epochs * self._batches)
+        why = f"alpha goes from 0 to 1 in {batches} batches" if batches else "alpha is 1 at once"
+        self._step(graft, SeedState.BLENDING, why, epoch)
+        graft.blend(epoch, ramp_batches=batches)
 
     @property
     def blending(self) -> bool:

@@ -55,15 +55,17 @@ class Mover:
         batches_per_epoch: int,
         calibration: Sequence[Any],
     ) -> list[Verdict]:
-        """As ``ActiveGrafts.move_on``; a healthy state is kept while a kernel blends in."""
-        verdicts = self.grafts.move_on(
+        """As ``ActiveGrafts.move_on``."""
+        return self.grafts.move_on(
             now, epoch=epoch, batches_per_epoch=batches_per_epoch, calibration=calibration
         )
+
+    def protect(self, now: Baseline | None, epoch: int) -> None:
+        """Keep a healthy state while a kernel blends in."""
         if now is not None and self.grafts.blending and isfinite(now.loss):
             self.governor.keep(now.loss, epoch)
         elif now is not None or not self.grafts.blending:
             self.governor.let_go()
-        return verdicts
 
     def _measure(self) -> Baseline | None:
         with self.aside("the measurement of the held-out loss"):
