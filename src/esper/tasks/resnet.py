@@ -1,6 +1,5 @@
 """Handwritten digits, read by a residual convolutional network with batch norm."""
 
-from types import MappingProxyType
 from typing import cast, final
 
 from torch import Tensor, nn
@@ -26,7 +25,6 @@ class ResNet(Task):
     description = "10 digits from 28 x 28 pixels; a residual CNN of 4 channels with batch norm"
     layers = ("block1", "block2")
     seeds = ("conv_bottleneck", "depthwise", "conv_block", "se")
-    config = MappingProxyType({})
     width = 4
     default_epochs = 30
     batch_size = 64
