@@ -176,6 +176,9 @@ def _one_thread() -> Iterator[None]:
 
 
 def _wrapped(task: Task, spec: RunSpec) -> nn.Module:
+    if spec.wrap.widen:
+        names = ", ".join(map(repr, spec.wrap.widen))
+        raise ConfigError(f"wrap.widen is {names}; no width grows yet, so leave it out")
     return wrap(task.host(spec.seed), spec.wrap.layers, spec.wrap.seeds)
 
 
