@@ -26,7 +26,12 @@ class Digits(Task):
     description = "10 digits from 8 x 8 pixels; an MLP of 4 units with a block of two layers"
     layers = ("",)
     seeds = ("bottleneck", "glu", "bottleneck", "glu")
-    config = MappingProxyType({"seed_selection": {"constraints": {"min_dormant_epochs": 0}}})
+    config = MappingProxyType(
+        {
+            "seed_selection": {"constraints": {"min_dormant_epochs": 0}},
+            "growth": {"kernel_share": 0.5},
+        }
+    )
     width = 4
     default_epochs = 60
     batch_size = 32

@@ -32,7 +32,12 @@ class Kjv(Task):
     description = "next character of the King James Bible; a causal network that sees three"
     layers = ("block1", "block2")
     seeds = ("causal_mixer", "glu", "bottleneck", "lowrank")
-    config = MappingProxyType({"seed_selection": {"constraints": {"min_dormant_epochs": 0}}})
+    config = MappingProxyType(
+        {
+            "seed_selection": {"constraints": {"min_dormant_epochs": 0}},
+            "growth": {"kernel_share": 1 / 3, "warmup_epochs": 1, "train_epochs": 1},
+        }
+    )
     width = 24
     default_epochs = 20
     batch_size = 64

@@ -33,7 +33,7 @@ class ResMlp(Task):
     config = MappingProxyType(
         {
             "seed_selection": {"constraints": {"min_dormant_epochs": 0}},
-            "growth": {"kernel_share": 0.35},
+            "growth": {"kernel_share": 0.5},
         }
     )
     width = 4
