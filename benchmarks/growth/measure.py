@@ -1,0 +1,118 @@
+"""One seed of one task: every arm, each trained from the same initial host on the same batches."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from benchmarks.growth.arms.anew import anew
+from benchmarks.growth.arms.grown import grow
+from benchmarks.growth.arms.outcome import Outcome
+from benchmarks.growth.arms.plain import train_plain
+from benchmarks.growth.arms.widths import static, static_gated
+from benchmarks.growth.kept import ROOT, Arms, Kept
+from esper.execution.kernel import count_parameters
+from esper.runs.train import make_spec
+from esper.tasks import TASKS
+
+GATED = {"gate", "glu"}
+"""Blueprints that multiply: a richer kind of unit than the hosts have."""
+PEERS = ROOT / ".venv-peers" / "bin" / "python"
+PEER_TASKS = ("letter", "digits")
+"""Tasks whose host is the fully connected network that gromo can build and grow."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """Measures seeds, or takes them from the file.
+
+    Attributes:
+        kept: File of outcomes.
+        say: Reports progress.
+        epochs: Length of a run; by default the task's.
+    """
+
+    kept: Kept
+    say: Say
+    epochs: int | None = None
+
+    def all_arms(self, task: str, seed: int) -> Arms:
+        """Every arm at the task's default budget; gromo's too, where it fits and is installed."""
+        arms = self._once(task, seed, "", self._arms)
+        if task in PEER_TASKS and PEERS.exists():
+            arms = {
+                **arms,
+                **self._once(task, seed, "gromo", partial(_gromo, arms["grown"])),
+            }
+        return arms
+
+    def at_budget(self, task: str, seed: int, factor: float) -> Arms:
+        """Grown, and static of its size, with a budget of ``factor`` times the host."""
+        host = count_parameters(TASKS.create(task).host(seed))
+        budget = round(factor * host)
+
+        def measured(task: str, seed: int) -> Arms:
+            return self._grown_and_static(task, seed, budget)
+
+        return self._once(task, seed, f"budget {factor:g}", measured)
+
+    def _once(self, task: str, seed: int, what: str, measure: Callable[[str, int], Arms]) -> Arms:
+        epochs = self.epochs or TASKS.create(task).default_epochs
+        key = ", ".join(filter(None, (task, f"seed {seed}", f"{epochs} epochs", what)))
+        found = self.kept.get(key)
+        if found is None:
+            found = measure(task, seed)
+            self.kept.put(key, found)
+            for arm, outcome in found.items():
+                self.say(f"{key}: {_line(arm, outcome)}")
+        return found
+
+    def _grown_and_static(self, name: str, seed: int, budget: int) -> Arms:
+        task = TASKS.create(name)
+        spec = make_spec(name, seed=seed, epochs=self.epochs, budget=budget)
+        grown, _ = grow(spec)
+        model = static(task, seed, grown.parameters)
+        return {"grown": grown, "static": train_plain(task, model, seed=seed, epochs=spec.epochs)}
+
+    def _arms(self, name: str, seed: int) -> Arms:
+        task = TASKS.create(name)
+        spec = make_spec(name, seed=seed, epochs=self.epochs)
+
+        def plain(model: object, epochs: int = spec.epochs) -> Outcome:
+            return train_plain(task, model, seed=seed, epochs=epochs)  # type: ignore[arg-type]
+
+        grown, model = grow(spec)
+        arms = {
+            "control": plain(task.host(seed)),
+            "grown": grown,
+            "static": plain(static(task, seed, grown.parameters)),
+        }
+        gated = static_gated(task, seed, grown.parameters) if GATED & set(task.seeds) else None
+        if gated is not None:
+            arms["static, gated"] = plain(gated)
+        epochs = max(round(spec.epochs * grown.flops / arms["static"].flops), 1)
+        arms["static, equal compute"] = plain(static(task, seed, grown.parameters), epochs)
+        arms["grown, from scratch"] = plain(anew(model, task.host(seed), seed))
+        return arms
+
+
+def _gromo(grown: Outcome, task: str, seed: int) -> Arms:
+    command = [str(PEERS), "-W", "ignore", "-m", "benchmarks.growth.arms.gromo_peer", task]
+    numbers = [str(seed), str(grown.parameters), str(grown.epochs)]
+    done = subprocess.run(
+        [*command, *numbers], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(f"gromo failed on {task}, seed {seed}:\n{done.stderr[-2000:]}")
+    return {"gromo": Outcome.from_json(json.loads(done.stdout))}
+
+
+def _line(arm: str, outcome: Outcome) -> str:
+    return (
+        f"{arm} {outcome.accuracy:.2%}, loss {outcome.loss:.4f}, "
+        f"{outcome.parameters:,} parameters, {outcome.epochs} epochs, {outcome.flops / 1e9:.3g} GFLOP, {outcome.seconds:.1f} s"
+    )
