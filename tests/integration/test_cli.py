@@ -85,6 +85,9 @@ def test_json_is_one_document_and_says_where_everything_is(place: Path) -> None:
     assert result["grafts"]
     assert result["grown"]["parameters"] == result["control"]["parameters"] + result["used"]
     assert result["used"] <= result["budget"] == 2000
+    nearest = result["static"]["parameters"] - result["grown"]["parameters"]
+    assert abs(nearest) <= 100  # a unit more costs up to so many
+    assert result["scored_epochs"] == 3
 
 
 def test_tables_tell_what_json_tells(place: Path) -> None:
@@ -109,7 +112,8 @@ def test_tables_tell_what_json_tells(place: Path) -> None:
 def test_progress_in_a_log_is_a_line_for_epochs_in_which_something_happened(place: Path) -> None:
     lines = (place / "first.err").read_text(encoding="utf-8").splitlines()
     assert lines[0].startswith(f"digits-s0 control: {EPOCHS} epochs, held-out loss ")
-    assert all(line.startswith("digits-s0 epoch ") for line in lines[1:])
+    assert lines[-1].startswith(f"digits-s0 static: {EPOCHS} epochs, held-out loss ")
+    assert all(line.startswith("digits-s0 epoch ") for line in lines[1:-1])
     assert 3 < len(lines) <= EPOCHS
     assert any("chose layer " in line for line in lines)
     assert any(" kept (+" in line for line in lines)
@@ -128,7 +132,7 @@ def test_inspect_json_has_everything(place: Path, log: str) -> None:
     assert document["spec"]["epochs"] == EPOCHS
     assert [json.dumps(event) for event in document["events"]] == log.splitlines()
     chosen = sum(event["kind"] == "decision" for event in document["events"])
-    assert len(document["seeds"]) == 12
+    assert len(document["seeds"]) == 4
     assert sum(seed["chosen"] for seed in document["seeds"]) == chosen
 
 

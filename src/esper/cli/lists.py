@@ -10,6 +10,8 @@ from typing import Any
 from esper.cli.options import Json
 from esper.registry import Registry
 
+_WHOLE = "(model)"  # as a layer of this kind is called in records; its name is empty
+
 
 def strategies(json: Json = False) -> None:
     """List the strategies and their settings."""
@@ -87,5 +89,5 @@ def _cell(value: object) -> str:
     if isinstance(value, dict):
         return "\n".join(f"{name}={default!r}" for name, default in value.items())
     if isinstance(value, list):
-        return " ".join(map(str, value))
+        return " ".join([str(part) or _WHOLE for part in value])
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -61,6 +61,7 @@ class TrainOptions:
     seed: int | None
     epochs: int | None
     budget: int | None
+    static: bool | None
     store: str | None
 
 

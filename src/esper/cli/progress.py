@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 from typing import final
 
 from rich.console import Console, Group, RenderableType
@@ -17,9 +18,13 @@ from esper.cli.tables import percent, seed_sign, states_legend
 from esper.contracts.config import chosen_by
 from esper.contracts.seeds import SeedState
 from esper.contracts.selection import Decision
-from esper.runs.train import Progress, RunSpec
+from esper.runs.result import Progress
+from esper.runs.spec import RunSpec
 from esper.services.tamiyo.report import EpochReport, Step, Verdict, seed_name
 from esper.services.tamiyo.tamiyo import Tamiyo
+
+_NAMES = {"control": "control", "grown": "grown network", "static": "static network"}
+"""Parts of a run in their order, and their names in a sentence."""
 
 
 class Watch(ABC):
@@ -55,7 +60,7 @@ class Watch(ABC):
         """Number of the epochs done, in words."""
         if self.last is None:
             return "before its first epoch"
-        part = "" if self.last.part == "grown" else " of the control"
+        part = "" if self.last.part == "grown" else f" of the {_NAMES[self.last.part]}"
         return f"after {self.last.epoch + 1} of {self.last.epochs} epochs{part}"
 
 
@@ -87,7 +92,8 @@ class Lines(Watch):
         if report is None:
             if progress.epoch == progress.epochs - 1:
                 self._say(
-                    f"control: {progress.epochs} epochs, held-out loss {progress.control_loss:.4f}"
+                    f"{progress.part}: {progress.epochs} epochs, held-out loss "
+                    f"{progress.loss:.4f} with {progress.parameters:,} parameters"
                 )
             return
         changes = [text for step in report.steps if (text := _change(step, report))]
@@ -112,6 +118,7 @@ class LiveView(Watch):
         super().__init__(spec, name, console)
         self._kept = Counter(kept)
         self._decided: tuple[Decision, str] | None = None
+        self._grown: tuple[EpochReport, Tamiyo] | None = None
         self._bars = Bars(
             TextColumn("{task.description:8}"),
             BarColumn(bar_width=None, complete_style="cyan", finished_style="green"),
@@ -121,38 +128,48 @@ class LiveView(Watch):
             console=console,
             expand=True,
         )
-        self._control, self._grown = (
-            self._bars.add_task(
-                part, total=spec.epochs, start=False, loss=_loss(None), visible=shown
+        self._parts = {
+            part: self._bars.add_task(
+                part, total=spec.epochs, start=False, loss=_loss(None), visible=part == "control"
             )
-            for part, shown in (("control", True), ("grown", False))
-        )
+            for part in _NAMES
+        }
         self._live = Live(
             get_renderable=self.render, console=console, refresh_per_second=4, transient=True
         )
 
     @override
     def showing(self) -> AbstractContextManager[object]:
-        self._bars.start_task(self._control)
+        self._bars.start_task(self._parts["control"])
         return self._live
 
     @override
     def show(self, progress: Progress) -> None:
         report, done = progress.report, progress.epoch + 1
-        control_done = done if report is None else progress.epochs
-        loss = _loss(progress.control_loss)
-        self._bars.update(self._control, completed=control_done, loss=loss)
-        if control_done == progress.epochs and not self._bars.tasks[self._grown].started:
-            self._bars.start_task(self._grown)
-            self._bars.update(self._grown, visible=True)
-        if report is None:
+        self._advance("control", progress.epochs, progress.control_loss)
+        self._advance(progress.part, done, progress.loss)
+        if done == progress.epochs and (later := self._next(progress.part)):
+            self._bars.start_task(self._parts[later])
+            self._bars.update(self._parts[later], visible=True)
+        if report is None or progress.tamiyo is None:
             return
-        self._bars.update(self._grown, completed=done, loss=_loss(report.holdout_loss))
+        self._grown = report, progress.tamiyo
         for verdict in report.verdicts:
             self._kept[verdict.layer_name, verdict.seed_idx] += verdict.kept
         if report.decision is not None:
             self._decided = report.decision, report.reason
         self._live.refresh()
+
+    def _advance(self, part: str, done: int, loss: float | None) -> None:
+        bar = self._parts[part]
+        if not self._bars.tasks[bar].started:
+            self._bars.start_task(bar)
+        self._bars.update(bar, completed=done, loss=_loss(loss), visible=True)
+
+    def _next(self, part: str) -> str:
+        """Part of the run that comes after this one; empty after the last."""
+        parts = [name for name in _NAMES if name != "static" or self.spec.static]
+        return dict(pairwise(parts)).get(part, "")
 
     def render(self) -> RenderableType:
         """Render the view."""
@@ -164,12 +181,12 @@ class LiveView(Watch):
             no_wrap=True,
         )
         parts: list[RenderableType] = [head, self._bars]
-        if self.last is not None and self.last.report is not None and self.last.tamiyo is not None:
-            report = self.last.report
+        if self._grown is not None:
+            report, tamiyo = self._grown
             parts += [
                 self._budget(report),
                 Text(),
-                self._seeds(self.last.tamiyo),
+                self._seeds(tamiyo),
                 states_legend().append("+1 kernels kept", style="green"),
                 Text(),
                 *self._decision(report),

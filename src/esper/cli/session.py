@@ -19,9 +19,11 @@ from esper.pictures.run import draw
 from esper.runs import run_folder, run_lock
 from esper.runs.run_folder import RunFolder
 from esper.runs.run_reader import Run, grafts, read_folder, read_run
+from esper.runs.spec import RunSpec, make_spec
 from esper.runs.store_address import absolute, check_store, without_password
-from esper.runs.train import RunSpec, make_spec, train
+from esper.runs.train import train
 from esper.services.tamiyo.settings import load_config
+from esper.tasks import TASKS
 
 
 def start(options: TrainOptions, runs: Path, *, json: bool) -> None:
@@ -34,12 +36,14 @@ def start(options: TrainOptions, runs: Path, *, json: bool) -> None:
     """
     if options.task is None:
         raise ConfigError("name a task, as in: esper train letter (esper tasks lists them)")
+    defaults = TASKS.load(options.task).config
     settings: dict[str, Any] = {
         "seed": options.seed or 0,
         "epochs": options.epochs,
-        "config": None if options.config is None else load_config(options.config),
+        "config": options.config and load_config(options.config, defaults=defaults),
         "strategy": options.strategy,
         "budget": options.budget,
+        "static": options.static is not False,
     }
     make_spec(options.task, **settings)  # before a store is made for a run that cannot be
     store = _checked(options.store or "", options.task)
@@ -163,10 +167,13 @@ def _contradiction(option: str, given: Any, run: Run) -> str:
         return ""
     config = run.spec["config"]
     if option == "config":
-        # Only what the file has: the task or another option may have set the rest.
-        settings = load_config(given).model_dump(mode="json", exclude_unset=True)
+        # Only what file and task have: another option may have set the rest.
+        defaults = TASKS.load(run.spec["task"]).config
+        settings = load_config(given, defaults=defaults).model_dump(mode="json", exclude_unset=True)
         difference = _first_difference(settings, config)
         return f"--config {given} ({difference})" if difference else ""
+    if option == "static":
+        return "--no-static (it has one)" if run.spec.get("static", True) else ""
     if option == "store":
         given = without_password(absolute(given))
         has = without_password(run.spec["store"])

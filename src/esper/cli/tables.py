@@ -131,7 +131,7 @@ def grafts_table(grafts: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 
 def result(found: Mapping[str, Any]) -> RenderableType:
-    """Tables of a run that has ended: its grafts, and the grown network beside the control."""
+    """Tables of a run that has ended: its grafts, and the grown network beside the others."""
     kept = sum(graft["kept"] for graft in found["grafts"])
     cut_short = f", {found['under_way']} cut short by the end" if found["under_way"] else ""
     return Group(
@@ -141,11 +141,11 @@ def result(found: Mapping[str, Any]) -> RenderableType:
             f"{found['used']:,} of {found['budget']:,} parameters grown"
         ),
         Text(),
-        _comparison(found["control"], found["grown"]),
+        _comparison(found),
     )
 
 
-def _comparison(control: Mapping[str, Any], grown: Mapping[str, Any]) -> RenderableType:
+def _comparison(found: Mapping[str, Any]) -> RenderableType:
     measures = {
         "val. loss": "validation_loss",
         "val. acc.": "validation_accuracy",
@@ -153,9 +153,10 @@ def _comparison(control: Mapping[str, Any], grown: Mapping[str, Any]) -> Rendera
         "test acc.": "test_accuracy",
     }
     columns = ("parameters", *measures)
-    title = "Grown against the un-grown control (loss in nats)"
+    title = "Grown network beside networks that do not grow (loss in nats)"
     made = table("", *columns, right=columns, title=title)
-    for name, row in (("control", control), ("grown", grown)):
+    rows = {name: found[name] for name in ("control", "static", "grown") if found.get(name)}
+    for name, row in rows.items():
         made.add_row(
             name,
             f"{row['parameters']:,}",
@@ -165,12 +166,23 @@ def _comparison(control: Mapping[str, Any], grown: Mapping[str, Any]) -> Rendera
             ],
             style="bold" if name == "grown" else "",
         )
-    made.add_row(
-        "difference",
-        f"{grown['parameters'] - control['parameters']:+,}",
-        *[_difference(key, grown[key] - control[key]) for key in measures.values()],
-    )
-    return made
+    grown = rows.pop("grown")
+    for name, row in rows.items():
+        made.add_row(
+            f"less {name}",
+            f"{grown['parameters'] - row['parameters']:+,}",
+            *[_difference(key, grown[key] - row[key]) for key in measures.values()],
+        )
+    static = "; static: of the grown one's size from the beginning" if "static" in rows else ""
+    note = f"control: the host, un-grown{static}; less: grown less that one. All train alike"
+    return Group(made, legend(f"{note}. {_scored(found)}"))
+
+
+def _scored(found: Mapping[str, Any]) -> str:
+    epochs = found.get("scored_epochs", 1)
+    if epochs == 1:
+        return "Scores are those after the last epoch"
+    return f"Scores are means over the evaluations after the last {epochs} epochs"
 
 
 def spec(run: Run) -> RenderableType:
@@ -203,8 +215,8 @@ def refusals_table(found: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 def runs_table(found: Sequence[RunSummary]) -> RenderableType:
     """Table of runs, one line for each."""
-    right = ("seed", "epochs", "kept", "control", "grown")
-    columns = ("run", "task", "seed", "strategy", "epochs", "state", "kept", "control", "grown")
+    right = ("seed", "epochs", "kept", "control", "static", "grown")
+    columns = ("run", "task", "seed", "strategy", "epochs", "state", *right[2:])
     made = table(*columns, right=right)
     for run in found:
         if run.problem:
@@ -218,9 +230,13 @@ def runs_table(found: Sequence[RunSummary]) -> RenderableType:
             Text(run.state, _RUN_STATES[run.state]),
             f"{number(run.kept)}/{number(run.judged)}",
             percent(run.control_test_accuracy),
+            percent(run.static_test_accuracy),
             percent(run.grown_test_accuracy),
         )
-    note = "epochs: done, of all; kept: of the grafts judged; control, grown: test accuracy"
+    note = (
+        "epochs: done, of all; kept: of the grafts judged; control, static (of the grown one's "
+        "size), grown: test accuracy"
+    )
     problems = [Text(f"{run.run}: {run.problem}", style="red") for run in found if run.problem]
     return Group(made, legend(note), *problems)
 

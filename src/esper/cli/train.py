@@ -49,13 +49,20 @@ def train(  # noqa: PLR0913, PLR0917 (one for each option)
             "sqlite:///history.db or redis://host:6379/0.  [default: the run's folder]",
         ),
     ] = None,
+    no_static: Annotated[
+        bool,
+        typer.Option("--no-static", help="Leave out the static network of the grown one's size."),
+    ] = False,
     runs: Runs = RUNS,
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Go on with a run that was interrupted.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Grow a network on a task, beside an un-grown control.
+    """Grow a network on a task, beside a control and a static network.
+
+    The control is the same host, un-grown; the static network has the grown
+    one's size from the beginning. All train alike.
 
     Shows each decision when it is taken, and at the end what every graft was worth. The run's
     folder keeps everything; Ctrl-C loses nothing.
@@ -69,6 +76,7 @@ def train(  # noqa: PLR0913, PLR0917 (one for each option)
         seed=seed,
         epochs=epochs,
         budget=budget,
+        static=False if no_static else None,
         store=store,
     )
     if resume is None:

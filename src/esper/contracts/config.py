@@ -92,6 +92,11 @@ class Growth(_Section):
     divergence_factor: float = Field(
         3.0, gt=1, description="held-out loss, in times the last healthy one, that is rolled back"
     )
+    epochs: int | None = Field(
+        None,
+        ge=1,
+        description="epochs of the run, if known: no graft begins that could not be judged before",
+    )
     probe_every: int = Field(50, ge=1, description="batches between two health probes")
 
     def budget_for(self, host_parameters: int) -> int:
@@ -151,6 +156,14 @@ class AbTest(_Section):
         return arms
 
 
+class Wrap(_Section):
+    """Layers and seeds of a task's host, for ``esper train``, which wraps the host itself."""
+
+    layers: list[str] = Field(description="layers of the host, as esper.wrap takes them")
+    seeds: list[str] = Field(description="blueprint of each seed of every such layer")
+    widen: list[str] = Field([], description="widths between layers")
+
+
 class Config(_Section):
     """Everything that can be set."""
 
@@ -159,6 +172,7 @@ class Config(_Section):
     growth: Growth = Growth()
     reward: Reward = Reward()
     ab_test: AbTest | None = None
+    wrap: Wrap | None = Field(None, description="layers and seeds, instead of the task's")
 
 
 def chosen_by(config: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ Epochs are those of the event log, from 0. A loss at epoch 4 was measured, and a
 was reached, at the end of that epoch.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -34,6 +34,8 @@ _STATES = {
 _DORMANT = ("#ececec", "dormant")
 _DORMANT_BESIDE_KEPT = ("#bfe3d7", "dormant, kernel kept before")
 _LOSS_HEIGHT_POINTS = 240  # of the upper panel, about
+_NAME_HEIGHT_POINTS = 30
+_ROUNDS = 20  # until three names stand apart
 # Marker, size, colour, and points above the curve: several may fall on one epoch.
 _MARKS = {
     "blending starts": ("^", 6.5, ORANGE, -9),
@@ -122,9 +124,14 @@ def _draw_losses(figure: "Figure", axes: "Axes", run: Run, events: Sequence[Even
         for event in events
         if event.kind == "epoch" and event.data["holdout_loss"] is not None
     }
-    curves = {"control": (control, GREY, 1.6), "grown": (grown, BLUE, 2.2)}
-    for curve, colour, width in curves.values():
-        axes.plot(list(curve), list(curve.values()), color=colour, linewidth=width)
+    static = dict(enumerate(run.static.get("losses", ())))
+    curves = {
+        "control": (control, GREY, 1.6, "-"),
+        "static": (static, INK, 1.4, style.DASHED),
+        "grown": (grown, BLUE, 2.2, "-"),
+    }
+    for curve, colour, width, line in curves.values():
+        axes.plot(list(curve), list(curve.values()), color=colour, linewidth=width, linestyle=line)
     for label, (marker, size, colour, points) in _MARKS.items():
         at = [epoch for epoch in _marked(events, label) if epoch in grown]
         axes.plot(
@@ -143,13 +150,13 @@ def _draw_losses(figure: "Figure", axes: "Axes", run: Run, events: Sequence[Even
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.margins(y=0.12)
-    losses = [*control.values(), *grown.values()]
+    losses = [value for curve, *_ in curves.values() for value in curve.values()]
     if losses and min(losses) > 0 and max(losses) / min(losses) >= 4:
         few = max(losses) / min(losses) < 20
         style.log_scale(axes, (1, 1.5, 2, 3, 5, 7) if few else (1, 2, 5))
     ends = {
         name: (max(curve), curve[max(curve)], colour)
-        for name, (curve, colour, _) in curves.items()
+        for name, (curve, colour, *_) in curves.items()
         if curve
     }
     _name_curves(axes, ends)
@@ -162,13 +169,10 @@ def _name_curves(axes: "Axes", ends: dict[str, tuple[int, float, str]]) -> None:
     """Write name and last value at the end of each curve, apart even where the curves meet."""
     height = {
         name: axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[1]
+        * _LOSS_HEIGHT_POINTS
         for name, (x, y, _) in ends.items()
     }
-    shift = dict.fromkeys(ends, 0.0)
-    if len(ends) == 2:
-        low, high = sorted(ends, key=lambda name: height[name])
-        overlap = max(0.0, 30 - (height[high] - height[low]) * _LOSS_HEIGHT_POINTS)
-        shift = {low: -overlap / 2, high: overlap / 2}
+    shift = _apart(height, _NAME_HEIGHT_POINTS)
     for name, (x, y, colour) in ends.items():
         axes.annotate(
             f"{name}\n{y:.3f}",
@@ -180,6 +184,17 @@ def _name_curves(axes: "Axes", ends: dict[str, tuple[int, float, str]]) -> None:
             fontsize=9,
             annotation_clip=False,
         )
+
+
+def _apart(height: Mapping[str, float], least: float) -> dict[str, float]:
+    """Shifts after which no two heights are nearer than ``least``, in the same order."""
+    order = sorted(height, key=lambda name: height[name])
+    at = dict(height)
+    for _ in range(_ROUNDS):
+        for low, high in pairwise(order):
+            overlap = max(0.0, least - (at[high] - at[low]))
+            at[low], at[high] = at[low] - overlap / 2, at[high] + overlap / 2
+    return {name: at[name] - height[name] for name in height}
 
 
 def _marked(events: Sequence[Event], label: str) -> list[int]:
@@ -243,5 +258,6 @@ def _subtitle(run: Run, events: Sequence[Event]) -> str:
         return f"after {done} of {run.spec['epochs']} epochs"
     return "test accuracy: " + ",  ".join(
         f"{name} {scores['test_accuracy'] * 100:.1f} % with {scores['parameters']:,} parameters"
-        for name, scores in (("grown", run.result["grown"]), ("control", run.result["control"]))
+        for name in ("grown", "static", "control")
+        if (scores := run.result.get(name))
     )

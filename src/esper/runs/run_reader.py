@@ -1,7 +1,7 @@
 """Runs read back from their folders and event logs; without torch, so that it is quick."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any, final
@@ -26,9 +26,10 @@ class Run:
 
     Attributes:
         folder: The folder.
-        spec: As ``RunSpec.to_json``, with the task's ``layers`` and ``seeds``.
+        spec: As ``RunSpec.to_json``, with ``slots``: blueprint of each seed by layer.
         control: ``losses`` epoch by epoch and ``scores`` of the un-grown control; empty until it
             is trained.
+        static: The same of the static network of the grown one's size; empty if there is none.
         result: Fields of ``Result``; ``None`` until the run has ended.
         running: Whether a process trains it now.
     """
@@ -37,6 +38,7 @@ class Run:
     spec: Mapping[str, Any]
     control: Mapping[str, Any]
     result: Mapping[str, Any] | None
+    static: Mapping[str, Any] = field(default_factory=dict)
     running: bool = False
 
     @property
@@ -49,8 +51,8 @@ class Run:
         """Layer, seed and blueprint of every seed, in the order of the network."""
         return [
             (layer, seed_idx, blueprint)
-            for layer in self.spec["layers"]
-            for seed_idx, blueprint in enumerate(self.spec["seeds"])
+            for layer, seeds in _slots_of(self.spec).items()
+            for seed_idx, blueprint in enumerate(seeds)
         ]
 
     @property
@@ -97,6 +99,8 @@ class RunSummary:
         judged: Grafts that ended, kept or culled.
         control_test_accuracy: Of the un-grown control, once the run has ended.
         grown_test_accuracy: Of the grown network, once the run has ended.
+        static_test_accuracy: Of the static network of its size, once the run has ended, if there
+            is one.
         problem: Why the run cannot be read; empty if it can.
     """
 
@@ -111,6 +115,7 @@ class RunSummary:
     judged: int | None = None
     control_test_accuracy: float | None = None
     grown_test_accuracy: float | None = None
+    static_test_accuracy: float | None = None
     problem: str = ""
 
 
@@ -164,7 +169,7 @@ def read_folder(folder: RunFolder) -> Run:
     spec = folder.read("run")
     if spec is None:
         raise StoreError(f"{folder.path} has no run.json, so it is not a run")
-    missing = {"task", "seed", "epochs", "config", "store", "run", "layers", "seeds"} - set(spec)
+    missing = {"task", "seed", "epochs", "config", "store", "run"} - set(spec)
     if missing:
         raise StoreError(
             f"{folder.path / 'run.json'} is damaged: it lacks {', '.join(sorted(missing))}"
@@ -173,6 +178,7 @@ def read_folder(folder: RunFolder) -> Run:
         folder=folder,
         spec=spec,
         control=folder.read("control") or {},
+        static=folder.read("static") or {},
         result=folder.read("report"),
         running=run_lock.is_held(folder),
     )
@@ -276,6 +282,12 @@ def _seed_summary(
     )
 
 
+def _slots_of(spec: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
+    """Blueprint of each seed by layer; older versions wrote layers and seeds, alike for all."""
+    slots: Mapping[str, Sequence[str]] = spec.get("slots", {})
+    return slots or dict.fromkeys(spec.get("layers", ()), spec.get("seeds", ()))
+
+
 def _summary(run: Run) -> RunSummary:
     spec, result = run.spec, run.result
     head: dict[str, Any] = {
@@ -299,8 +311,11 @@ def _summary(run: Run) -> RunSummary:
         epochs_done=done,
         kept=sum(graft["kept"] for graft in ended),
         judged=len(ended),
-        control_test_accuracy=result["control"]["test_accuracy"] if result else None,
-        grown_test_accuracy=result["grown"]["test_accuracy"] if result else None,
+        **{
+            f"{part}_test_accuracy": result[part]["test_accuracy"]
+            for part in ("control", "grown", "static")
+            if result and result.get(part)
+        },
     )
 
 

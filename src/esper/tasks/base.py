@@ -1,17 +1,19 @@
 """Task: the contract of a classification problem with fixed splits, host and training."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import ceil
-from typing import ClassVar, Literal, final
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from esper.contracts.errors import ConfigError
 
@@ -72,13 +74,17 @@ class Task(ABC):
     Attributes:
         name: Name in the table.
         description: One line for lists.
-        layers: Dotted names of the host's layers that may grow.
+        layers: Names of the host's layers that may grow, as ``esper.wrap`` takes them.
         seeds: Blueprint of each seed of every such layer; all fit all layers.
+        widen: Names of the widths that may grow, given to ``esper.wrap(widen=...)`` if there are
+            any.
+        config: Sections of settings that differ from the product's; a user's own file wins, key by
+            key.
         width: Hidden units or channels of the host, too few on purpose.
         default_epochs: Length of a run.
         batch_size: Training examples of a step.
         default_budget: Parameters that growth may add in all.
-        learning_rate: Of AdamW, constant.
+        learning_rate: Of AdamW at the beginning; it falls along a cosine to 0.
         weight_decay: Of AdamW, decoupled.
     """
 
@@ -86,6 +92,8 @@ class Task(ABC):
     description: ClassVar[str]
     layers: ClassVar[tuple[str, ...]]
     seeds: ClassVar[tuple[str, ...]]
+    widen: ClassVar[tuple[str, ...]] = ()
+    config: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     width: ClassVar[int]
     default_epochs: ClassVar[int]
     batch_size: ClassVar[int]
@@ -128,6 +136,10 @@ class Task(ABC):
         trainable = [p for p in model.parameters() if p.requires_grad]
         # Fused: one call for all parameters; these hosts are so small that the calls are the cost.
         return AdamW(trainable, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
+
+    def scheduler(self, optimizer: Optimizer, epochs: int) -> LRScheduler:
+        """Schedule of a run, stepped at the end of each epoch; the same for all networks."""
+        return CosineAnnealingLR(optimizer, epochs)
 
     def loss_fn(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy of each example in nats, shape (B,)."""

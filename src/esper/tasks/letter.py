@@ -1,6 +1,7 @@
 """Capital letters in twenty fonts, from sixteen measurements of their picture."""
 
 from collections import OrderedDict
+from types import MappingProxyType
 from typing import final
 
 from torch import nn
@@ -21,8 +22,14 @@ class Letter(Task):
 
     name = "letter"
     description = "26 capital letters from 16 measurements; an MLP of 8 and 8 units"
-    layers = ("fc1", "fc2", "fc3")
-    seeds = ("lowrank", "bottleneck", "gate", "glu")
+    layers = ("",)
+    seeds = ("bottleneck", "glu", "bottleneck", "glu")
+    config = MappingProxyType(
+        {
+            "seed_selection": {"constraints": {"min_dormant_epochs": 0}},
+            "growth": {"kernel_budget": 700},
+        }
+    )
     width = 8
     default_epochs = 60
     batch_size = 64

@@ -168,7 +168,7 @@ class TaskLaws:
     def test_every_seed_fits_every_layer_within_the_budget(
         self, task: Task, splits: Splits
     ) -> None:
-        assert len(set(task.layers)) == len(task.layers) >= 2
+        assert len(set(task.layers)) == len(task.layers) >= 1
         model = wrap(task.host(0), task.layers, task.seeds)
         batch = (splits.train[0][:4], splits.train[1][:4])
         specs = observe_shapes(model, kasmina_layers(model), loss_fn=task.loss_fn, batch=batch)

@@ -10,7 +10,9 @@ from rich.console import Console
 
 from esper.cli.progress import Lines, LiveView, watch
 from esper.runs import run_folder
-from esper.runs.train import Progress, make_spec, train
+from esper.runs.result import Progress
+from esper.runs.spec import make_spec
+from esper.runs.train import train
 from esper.services.tamiyo.report import seed_name
 
 EPOCHS = 6
@@ -40,7 +42,7 @@ def shown(
 
     with view.showing():
         train(spec, run_folder.create(tmp_path, "digits", 0), on_progress=note)
-    assert view.where == f"after {epochs} of {epochs} epochs"
+    assert view.where == f"after {epochs} of {epochs} epochs of the static network"
     return frames, seen
 
 
@@ -56,7 +58,8 @@ def test_it_fits_eighty_columns_and_names_every_seed(
     frames, seen = plain
     for frame in frames:
         assert max(len(re.sub(r"\x1b\[[\d;]*m", "", line)) for line in frame.splitlines()) <= 80
-    last, progress = frames[-1], seen[-1]
+    grown = [progress.part for progress in seen].index("static") - 1
+    last, progress = frames[grown], seen[grown]
     assert progress.tamiyo is not None
     for name, layer in progress.tamiyo.layers.items():
         (line,) = [line for line in last.splitlines() if line.startswith(f"\x1b[1m{name}")]
@@ -100,8 +103,18 @@ def test_a_log_gets_lines() -> None:
     view = watch(make_spec("digits"), "digits-s0", console, kept=Counter())
     assert isinstance(view, Lines)
     assert view.where == "before its first epoch"
-    view(Progress(part="control", epoch=58, epochs=60, control_loss=1.5))
-    view(Progress(part="control", epoch=59, epochs=60, control_loss=1.25))
+    view(at_end_of("control", 58, loss=1.5))
+    view(at_end_of("control", 59, loss=1.25))
     assert isinstance(console.file, StringIO)
-    assert console.file.getvalue() == "digits-s0 control: 60 epochs, held-out loss 1.2500\n"
+    line = "digits-s0 control: 60 epochs, held-out loss 1.2500 with 350 parameters\n"
+    assert console.file.getvalue() == line
     assert view.where == "after 60 of 60 epochs of the control"
+    view(at_end_of("static", 59, loss=0.5))
+    assert console.file.getvalue() == line + (
+        "digits-s0 static: 60 epochs, held-out loss 0.5000 with 350 parameters\n"
+    )
+    assert view.where == "after 60 of 60 epochs of the static network"
+
+
+def at_end_of(part: str, epoch: int, *, loss: float) -> Progress:
+    return Progress(part=part, epoch=epoch, epochs=60, loss=loss, control_loss=1.25, parameters=350)

@@ -76,7 +76,7 @@ def test_growth_can_begin_in_a_block_of_layers() -> None:
     ("name", "sizes", "shape"),
     [
         ("letter", (12016, 3996, 3988), (16,)),
-        ("digits", (1083, 359, 355), (1, 8, 8)),
+        ("digits", (1083, 359, 355), (64,)),
         ("mnist1d", (3000, 1000, 1000), (1, 40)),
         ("mnist5k", (3000, 1000, 1000), (1, 28, 28)),
     ],

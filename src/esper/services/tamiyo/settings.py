@@ -20,8 +20,12 @@ __all__ = ["config_from", "load_config"]
 _NO_MAPPING = ("dict_type", "model_type", "dataclass_type", "dataclass_exact_type")
 
 
-def load_config(path: str | PathLike[str]) -> Config:
+def load_config(path: str | PathLike[str], *, defaults: Mapping[str, Any] | None = None) -> Config:
     """Read settings from a YAML file; what it leaves out has its default.
+
+    Args:
+        path: The file.
+        defaults: Sections of settings that hold where the file says nothing, key by key.
 
     Raises:
         ConfigError: if the file cannot be read, is not YAML, or a key or value is wrong; the
@@ -36,6 +40,8 @@ def load_config(path: str | PathLike[str]) -> Config:
         raise ConfigError(f"{place} cannot be read: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{place} is not YAML: {_yaml_problem(error)}") from error
+    if defaults and isinstance(data, Mapping | None):
+        data = _laid_over(defaults, data or {})
     return config_from(data, source=place)
 
 
@@ -68,6 +74,15 @@ rent_per_kparam, rent_per_ms. Did you mean 'kind'?
     _check_strategies(config.seed_selection, source)
     _check_arms(config.ab_test, source)
     return config
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Both, section by section; where both have a value, that of ``above``."""
+    made = {**below, **above}
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], Mapping) and isinstance(above[key], Mapping | None):
+            made[key] = _laid_over(below[key], above[key] or {})
+    return made
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:

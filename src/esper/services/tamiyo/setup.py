@@ -44,11 +44,18 @@ def config_of(config: Config | Mapping[str, Any] | str | Path | None) -> Config:
     """Settings as they are given: as such, a mapping of sections, or the path of a file.
 
     Raises:
-        ConfigError: if a key or value is wrong.
+        ConfigError: if a key or value is wrong, or says what to wrap: the model is wrapped already.
     """
     if config is None or isinstance(config, Config):
-        return config or Config()
-    return load_config(config) if isinstance(config, str | Path) else config_from(config)
+        found = config or Config()
+    else:
+        found = load_config(config) if isinstance(config, str | Path) else config_from(config)
+    if found.wrap is not None:
+        raise ConfigError(
+            "the section wrap of the settings is for esper train, and this model is wrapped; give "
+            "its layers and seeds to esper.wrap, and leave the section out"
+        )
+    return found
 
 
 def journal_of(store: str | MetricsStore | Journal | None) -> Journal:

@@ -107,12 +107,12 @@ class Policy(ABC):
 
     @final
     def ask(self, now: Situation) -> tuple[GraftRequest | None, str]:
-        """`decide`, held to what was shown and to the budget.
+        """`decide`, held to what was shown, to the budget, and to the end of the run.
 
         Raises:
             SelectionError: if the policy asks for another layer, or for more than is left.
         """
-        request, reason = self.decide(now)
+        request, reason = (None, late) if (late := self._too_late(now)) else self.decide(now)
         left = self.budget - now.used
         if request is not None:
             shown = [signal.layer_name for signal in now.signals]
@@ -123,6 +123,15 @@ class Policy(ABC):
                     "That is a mistake in the policy"
                 )
         return request, reason
+
+    def _too_late(self, now: Situation) -> str:
+        """Reason why a graft that began now could not be judged; empty if it could."""
+        growth = self.growth
+        needed = growth.train_epochs + growth.blend_epochs
+        if growth.epochs is None or now.epoch + needed < growth.epochs:
+            return ""
+        left = max(0, growth.epochs - 1 - now.epoch)
+        return f"too late: a graft takes {needed} epochs, and {left} are left"
 
     def state_dict(self) -> dict[str, Any]:
         """Knowledge that is in no situation, as JSON data; empty for most."""
