@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import mean, median
 
 from benchmarks.growth.kept import Arms
-from benchmarks.growth.pairs import Difference, difference, share_to_reach
+from benchmarks.growth.pairs import Difference, difference, share_to_reach, times
 
 Tasks = Mapping[str, Sequence[Arms]]
 """Arms of every seed, by task."""
@@ -75,7 +75,7 @@ def goals(tasks: Tasks) -> list[Goal]:
     fast = {task: share <= 0.67 for task, share in reached.items()}
     found.append(
         _count("compute to the static network's accuracy ÷ static", "≤ 0.67 on two tasks", fast, 2,
-               7, said=", ".join(f"{task} {share:.2f}" for task, share in reached.items()))
+               7, said=", ".join(f"{task} {times(share)}" for task, share in reached.items()))
     )  # fmt: skip
     level = {task: d.mean >= 0 for task, d in anew.items()}
     found.append(

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, final
 
@@ -52,8 +53,8 @@ class Kept:
 
 
 def fingerprint() -> str:
-    """Digest of the sources that determine an outcome."""
-    digest = hashlib.sha256()
+    """Digest of what determines an outcome: the sources, and the version of torch."""
+    digest = hashlib.sha256(version("torch").encode())
     for folder in (ROOT / "src" / "esper", Path(__file__).parent / "arms"):
         for path in sorted(folder.rglob("*.py")):
             digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from torch import nn
+
 from benchmarks.growth.arms.anew import anew
 from benchmarks.growth.arms.grown import grow
 from benchmarks.growth.arms.outcome import Outcome
@@ -14,7 +16,7 @@ from benchmarks.growth.arms.plain import train_plain
 from benchmarks.growth.arms.widths import static, static_gated
 from benchmarks.growth.kept import ROOT, Arms, Kept
 from esper.execution.kernel import count_parameters
-from esper.runs.train import make_spec
+from esper.runs.spec import make_spec
 from esper.tasks import TASKS
 
 GATED = {"gate", "glu"}
@@ -73,30 +75,33 @@ class Measuring:
 
     def _grown_and_static(self, name: str, seed: int, budget: int) -> Arms:
         task = TASKS.create(name)
-        spec = make_spec(name, seed=seed, epochs=self.epochs, budget=budget)
-        grown, _ = grow(spec)
+        spec = make_spec(name, seed=seed, epochs=self.epochs, budget=budget, static=False)
+        grown = grow(spec).outcome
         model = static(task, seed, grown.parameters)
         return {"grown": grown, "static": train_plain(task, model, seed=seed, epochs=spec.epochs)}
 
     def _arms(self, name: str, seed: int) -> Arms:
         task = TASKS.create(name)
-        spec = make_spec(name, seed=seed, epochs=self.epochs)
+        spec = make_spec(name, seed=seed, epochs=self.epochs, static=False)
 
-        def plain(model: object, epochs: int = spec.epochs) -> Outcome:
-            return train_plain(task, model, seed=seed, epochs=epochs)  # type: ignore[arg-type]
+        def plain(model: nn.Module, epochs: int = spec.epochs) -> Outcome:
+            return train_plain(task, model, seed=seed, epochs=epochs)
 
-        grown, model = grow(spec)
+        grown = grow(spec)
+        size, flops = grown.outcome.parameters, grown.outcome.flops
         arms = {
             "control": plain(task.host(seed)),
-            "grown": grown,
-            "static": plain(static(task, seed, grown.parameters)),
+            "grown": grown.outcome,
+            "static": plain(static(task, seed, size)),
         }
-        gated = static_gated(task, seed, grown.parameters) if GATED & set(task.seeds) else None
+        if arms["control"].accuracy != grown.control.test_accuracy:
+            raise RuntimeError(f"{name}, seed {seed}: the arms train otherwise than esper train")
+        gated = static_gated(task, seed, size) if GATED & set(spec.wrap.seeds) else None
         if gated is not None:
             arms["static, gated"] = plain(gated)
-        epochs = max(round(spec.epochs * grown.flops / arms["static"].flops), 1)
-        arms["static, equal compute"] = plain(static(task, seed, grown.parameters), epochs)
-        arms["grown, from scratch"] = plain(anew(model, task.host(seed), seed))
+        epochs = max(round(spec.epochs * flops / arms["static"].flops), 1)
+        arms["static, equal compute"] = plain(static(task, seed, size), epochs)
+        arms["grown, from scratch"] = plain(anew(grown.model, task.host(seed), seed))
         return arms
 
 
@@ -114,5 +119,6 @@ def _gromo(grown: Outcome, task: str, seed: int) -> Arms:
 def _line(arm: str, outcome: Outcome) -> str:
     return (
         f"{arm} {outcome.accuracy:.2%}, loss {outcome.loss:.4f}, "
-        f"{outcome.parameters:,} parameters, {outcome.epochs} epochs, {outcome.flops / 1e9:.3g} GFLOP, {outcome.seconds:.1f} s"
+        f"{outcome.parameters:,} parameters, {outcome.epochs} epochs, "
+        f"{outcome.flops / 1e9:.3g} GFLOP, {outcome.seconds:.1f} s"
     )

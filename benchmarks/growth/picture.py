@@ -56,7 +56,7 @@ def draw(tasks: Tasks, path: Path) -> None:
         named |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     made.legend(named.values(), named, loc="outside lower left", ncols=4, frameon=False, fontsize=8)
     seeds = max(map(len, tasks.values()))
-    title(made, f"Accuracy for its compute: means of {seeds} seeds")
+    title(made, f"Accuracy for its compute: mean of {seeds} seeds")
     save(made, path)
 
 
@@ -74,7 +74,7 @@ def _draw_task(axes: "Axes", task: str, pairs: Sequence[Arms]) -> None:
         ends.append(curve[-1])
     # The first epochs rise steeply; what is compared happens in the upper part.
     room = max(max(ends) - min(ends), 2.0)
-    axes.set_ylim(min(ends) - room, min(max(ends) + 0.25 * room, 100.5))
+    axes.set_ylim(max(min(ends) - 0.25 * room, 0), min(max(ends) + 0.2 * room, 100.5))
     axes.set_xlim(left=0)
     axes.set_title(task, fontsize=10, loc="left", color=INK)
     axes.set_xlabel("operations so far, all included (10⁹)", fontsize=8)

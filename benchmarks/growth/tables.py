@@ -10,6 +10,7 @@ from rich.table import Table
 
 from benchmarks.growth.goals import Tasks, better_by, compute_ratio, goals, to_reach, unit
 from benchmarks.growth.kept import Arms
+from benchmarks.growth.pairs import times
 
 Row = tuple[str, ...]
 
@@ -31,7 +32,7 @@ def arm_rows(pairs: Sequence[Arms]) -> list[Row]:
             f"{mean(p[arm].flops for p in pairs) / 1e9:.3g}",
             f"{compute_ratio(pairs, arm):.2f}",
             f"{mean(p[arm].seconds / p['static'].seconds for p in pairs):.2f}",
-            f"{to_reach(pairs, arm):.2f}",
+            times(to_reach(pairs, arm)),
         )
         for arm in _common(pairs)
     ]
@@ -78,7 +79,7 @@ def show(about: str, tasks: Tasks, budgets: Sequence[Row]) -> None:
         console = Console(width=180)
     console.print(about)
     for task, pairs in tasks.items():
-        console.print(_table(f"{task}: means of {len(pairs)} seeds", ARMS, arm_rows(pairs)))
+        console.print(_table(f"{task}: mean of {len(pairs)} seeds", ARMS, arm_rows(pairs)))
         console.print(f"{kept_line(pairs)}\n")
     if tasks:
         rows = [row for task, pairs in tasks.items() for row in difference_rows(task, pairs)]
@@ -106,6 +107,10 @@ def summary(tasks: Tasks) -> dict[str, Any]:
                 for arm in _common(pairs)
                 if arm != "grown"
             }
+            for task, pairs in tasks.items()
+        },
+        "compute to the static network's accuracy": {
+            task: {arm: times(to_reach(pairs, arm)) for arm in _common(pairs)}
             for task, pairs in tasks.items()
         },
         "goals": [{**asdict(goal), "state": goal.state} for goal in goals(tasks)],

@@ -15,11 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from typing_extensions import override
 
-from esper.tasks.base import Task
+from esper.tasks.base import Batch, Task
 
 
 @final
-class Counting(TorchDispatchMode):
+class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Count what runs inside, forward and backward; no value changes.
 
     Attributes:
@@ -27,7 +27,7 @@ class Counting(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
 
     @override
@@ -46,7 +46,7 @@ def of_an_epoch(task: Task, model: nn.Module) -> int:
     What a step costs depends on shapes alone. The model is left as it is.
     """
     sizes = Counter(len(batch[0]) for batch in task.train_batches(0, 0))
-    first = {}
+    first: dict[int, Batch] = {}
     for batch in task.train_batches(0, 0):
         first.setdefault(len(batch[0]), batch)
     total = 0

@@ -18,12 +18,14 @@ import torch
 from gromo.containers.growing_mlp import GrowingMLP
 from torch import nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
 
 from benchmarks.growth.arms.counting import Counting
 from benchmarks.growth.arms.outcome import Outcome
+from esper.execution.passes.counterfactual import evaluate
+from esper.runs.references import train_epoch
+from esper.runs.result import SCORED_EPOCHS, mean_scores, score
 from esper.tasks import TASKS
-from esper.tasks.base import Batches, Task
+from esper.tasks.base import Task
 
 HIDDEN = {"letter": (2, nn.ReLU()), "digits": (3, nn.GELU())}
 """Hidden layers of the task's host, and what is between them."""
@@ -49,12 +51,13 @@ def grow(
     """Train and grow; evaluations are neither counted nor timed."""
     model = _start(task, seed)
     step, planned = 0, max(epochs // 2 // EVERY, 1)
-    optimizer = task.optimizer(model)
-    curve, spent, seconds = [], [], 0.0
-    flops = 0
+    optimizer, rates = task.optimizer(model), _rates(task, epochs)
+    curve, spent, scores, flops, seconds = [], [], [], 0, 0.0
     for epoch in range(epochs):
         before, started = counting.flops if counting else 0, process_time()
-        _train_epoch(task, model, optimizer, epoch=epoch, seed=seed)
+        for group in optimizer.param_groups:
+            group["lr"] = rates[epoch]
+        train_epoch(task, model, optimizer, epoch=epoch, seed=seed)
         if epoch % EVERY == EVERY - 1 and epoch < max(0.75 * epochs, EVERY):
             share = (parameters - _size(model)) / max(planned - step, 1)
             if _grow_once(task, model, step, share, seed):
@@ -63,12 +66,15 @@ def grow(
         seconds += process_time() - started
         flops += (counting.flops if counting else 0) - before
         spent.append(flops)
-        curve.append(_mean(model, task.accuracy_fn, task, task.validation_batches()))
+        curve.append(evaluate(model, task.accuracy_fn, task.validation_batches()))
+        if epoch >= epochs - SCORED_EPOCHS:
+            scores.append(score(task, model))
+    mean = mean_scores(scores)
     return Outcome(
         parameters=_size(model),
         epochs=epochs,
-        accuracy=_mean(model, task.accuracy_fn, task, task.test_batches()),
-        loss=_mean(model, task.loss_fn, task, task.test_batches()),
+        accuracy=mean.test_accuracy,
+        loss=mean.test_loss,
         flops=flops,
         seconds=seconds,
         curve=tuple(curve),
@@ -90,14 +96,15 @@ def _start(task: Task, seed: int) -> GrowingMLP:
     )
 
 
-def _train_epoch(
-    task: Task, model: GrowingMLP, optimizer: Optimizer, *, epoch: int, seed: int
-) -> None:
-    model.train()
-    for batch in task.train_batches(epoch, seed):
-        optimizer.zero_grad()
-        task.loss_fn(model, batch).mean().backward()
-        optimizer.step()
+def _rates(task: Task, epochs: int) -> list[float]:
+    """Learning rate of each epoch, by the task's schedule."""
+    optimizer = task.optimizer(task.host(0))
+    scheduler = task.scheduler(optimizer, epochs)
+    found = []
+    for _ in range(epochs):
+        found.append(optimizer.param_groups[0]["lr"])
+        scheduler.step()
+    return found
 
 
 def _grow_once(task: Task, model: GrowingMLP, step: int, room: float, seed: int) -> bool:
@@ -133,13 +140,6 @@ def _extended_loss(task: Task, model: GrowingMLP, scale: float, seed: int) -> fl
         for inputs, targets in task.train_batches(0, seed)
     ]
     return float(torch.stack(losses).sum())
-
-
-@torch.no_grad()
-def _mean(model: nn.Module, measure: object, task: Task, batches: Batches) -> float:
-    model.eval()
-    values = [measure(model, batch) for batch in batches]  # type: ignore[operator]
-    return float(torch.cat(values).mean())
 
 
 def _size(model: nn.Module) -> int:

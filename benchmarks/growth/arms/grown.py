@@ -1,8 +1,8 @@
 """Growing by the product itself, twice: once by the clock, once counted."""
 
 import tempfile
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import process_time
@@ -13,15 +13,18 @@ from benchmarks.growth.arms.counting import Counting
 from benchmarks.growth.arms.outcome import Outcome
 from esper.execution.harden import harden
 from esper.execution.kernel import count_parameters
+from esper.runs import train as product
+from esper.runs.result import Progress, Result, Scores, score
 from esper.runs.run_folder import RunFolder
-from esper.runs.train import Progress, Result, RunSpec, train
+from esper.runs.spec import RunSpec
+from esper.tasks.base import Task
 
 
 @dataclass
 class _Meter:
-    """Reads a growing sum at the end of each epoch of the grown network.
+    """Readings of a growing sum at the end of each epoch of the grown network.
 
-    ``train`` trains other networks too, and says which one's epoch has ended.
+    ``train`` trains a control too, and says which one's epoch has ended.
     """
 
     read: Callable[[], float]
@@ -45,9 +48,41 @@ class _Meter:
             self.model = progress.tamiyo.training.model
         self._last = self.read()
 
+    @contextmanager
+    def without_scoring(self) -> Iterator[None]:
+        """Leave out the scores of the report, for which the other arms are not charged either."""
 
-def grow(spec: RunSpec) -> tuple[Outcome, nn.Module]:
-    """Outcome of the run, and the grown model, still wrapped.
+        def scored(task: Task, model: nn.Module) -> Scores:
+            before = self.read()
+            found = score(task, model)
+            self._last += self.read() - before
+            return found
+
+        assert vars(product)["score"] is score
+        vars(product)["score"] = scored
+        try:
+            yield
+        finally:
+            vars(product)["score"] = score
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A grown network.
+
+    Attributes:
+        outcome: Its outcome.
+        model: The network at the end, still wrapped.
+        control: Scores of the product's own control.
+    """
+
+    outcome: Outcome
+    model: nn.Module
+    control: Scores
+
+
+def grow(spec: RunSpec) -> Grown:
+    """Run ``train``, defaults untouched.
 
     Raises:
         RuntimeError: if counting changed the result.
@@ -58,7 +93,7 @@ def grow(spec: RunSpec) -> tuple[Outcome, nn.Module]:
     counter = _Meter(lambda: counting.flops)
     counted = _run(spec, counter, counting)
     if timed.grown != counted.grown:
-        raise RuntimeError(f"counted, the run ends with {counted.grown}; not, {timed.grown}")
+        raise RuntimeError(f"the run ends with {timed.grown}; counted, with {counted.grown}")
     assert clock.model is not None
     outcome = Outcome(
         parameters=count_parameters(harden(clock.model)),
@@ -72,10 +107,10 @@ def grow(spec: RunSpec) -> tuple[Outcome, nn.Module]:
         kept=tuple(graft.blueprint for graft in timed.grafts if graft.kept),
         judged=len(timed.grafts),
     )
-    return outcome, clock.model
+    return Grown(outcome, clock.model, timed.control)
 
 
 def _run(spec: RunSpec, meter: _Meter, context: "Counting | nullcontext[None]") -> Result:
-    with tempfile.TemporaryDirectory() as folder, context:
+    with tempfile.TemporaryDirectory() as folder, context, meter.without_scoring():
         meter.start()
-        return train(spec, RunFolder(Path(folder)), on_progress=meter)
+        return product.train(spec, RunFolder(Path(folder)), on_progress=meter)

@@ -36,5 +36,7 @@ class Outcome:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Outcome":
         """Outcome from the JSON data of its fields."""
-        given = {field.name: data[field.name] for field in fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+        given: dict[str, Any] = {field.name: data[field.name] for field in fields(cls)}
+        for name in ("curve", "spent", "kept"):
+            given[name] = tuple(given[name])
+        return cls(**given)

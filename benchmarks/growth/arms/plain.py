@@ -2,13 +2,13 @@
 
 from time import process_time
 
-import torch
 from torch import nn
 
 from benchmarks.growth.arms.counting import of_an_epoch
 from benchmarks.growth.arms.outcome import Outcome
-from esper.execution.kernel import count_parameters
 from esper.execution.passes.counterfactual import evaluate
+from esper.runs.references import train_epoch
+from esper.runs.result import SCORED_EPOCHS, mean_scores, score
 from esper.tasks.base import Task
 
 
@@ -19,22 +19,22 @@ def train_plain(task: Task, model: nn.Module, *, seed: int, epochs: int) -> Outc
     """
     each = of_an_epoch(task, model)
     optimizer = task.optimizer(model)
-    curve, seconds = [], 0.0
+    scheduler = task.scheduler(optimizer, epochs)
+    curve, scores, seconds = [], [], 0.0
     for epoch in range(epochs):
         started = process_time()
-        torch.manual_seed(seed * 1_000_003 + epoch)
-        model.train()
-        for batch in task.train_batches(epoch, seed):
-            optimizer.zero_grad()
-            task.loss_fn(model, batch).mean().backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+        train_epoch(task, model, optimizer, epoch=epoch, seed=seed)
+        scheduler.step()
         seconds += process_time() - started
         curve.append(evaluate(model, task.accuracy_fn, task.validation_batches()))
+        if epoch >= epochs - SCORED_EPOCHS:
+            scores.append(score(task, model))
+    mean = mean_scores(scores)
     return Outcome(
-        parameters=count_parameters(model),
+        parameters=mean.parameters,
         epochs=epochs,
-        accuracy=evaluate(model, task.accuracy_fn, task.test_batches()),
-        loss=evaluate(model, task.loss_fn, task.test_batches()),
+        accuracy=mean.test_accuracy,
+        loss=mean.test_loss,
         flops=each * epochs,
         seconds=seconds,
         curve=tuple(curve),

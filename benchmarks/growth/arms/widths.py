@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from esper.execution.kernel import count_parameters
+from esper.runs.references import width_of_size
 from esper.tasks.base import Task
 
 ACTIVATIONS = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh)
@@ -21,7 +22,7 @@ def nearest_width(size: Callable[[int], int], parameters: int) -> int:
 
 def static(task: Task, seed: int, parameters: int) -> nn.Module:
     """The task's host, as wide as brings it nearest to a number of parameters."""
-    return task.host(seed, width=nearest_width(lambda w: _size(task.host(0, width=w)), parameters))
+    return task.host(seed, width=width_of_size(task, parameters))
 
 
 def static_gated(task: Task, seed: int, parameters: int) -> nn.Module | None:
@@ -36,7 +37,7 @@ def static_gated(task: Task, seed: int, parameters: int) -> nn.Module | None:
             gate(host)
         return host
 
-    return build(nearest_width(lambda w: _size(build(w, 0)), parameters), seed)
+    return build(nearest_width(lambda w: count_parameters(build(w, 0)), parameters), seed)
 
 
 def gate(host: nn.Module) -> bool:
@@ -82,7 +83,3 @@ def _double(layer: "nn.Linear | nn.Conv1d | nn.Conv2d") -> None:
     else:
         layer.out_channels *= 2
     layer.reset_parameters()
-
-
-def _size(model: nn.Module) -> int:
-    return count_parameters(model)
