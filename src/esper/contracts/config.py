@@ -75,7 +75,10 @@ class Growth(_Section):
         description=f"the default budget relative to the host; it is at least {LEAST_BUDGET}",
     )
     kernel_budget: int | None = Field(
-        None, ge=1, description="parameters of one kernel; by default about an eighth of the budget"
+        None, ge=1, description="parameters of one kernel; by default kernel_share of the budget"
+    )
+    kernel_share: float = Field(
+        0.125, gt=0, le=1, description="the default kernel_budget relative to the budget"
     )
     warmup_epochs: int = Field(2, ge=0, description="epochs before the first graft")
     cooldown_epochs: int = Field(0, ge=0, description="epochs between two grafts")

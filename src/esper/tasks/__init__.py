@@ -17,6 +17,9 @@ TASKS: "Registry[Task]" = Registry(
         "digits": "esper.tasks.digits:Digits",
         "mnist1d": "esper.tasks.mnist1d:Mnist1d",
         "mnist5k": "esper.tasks.mnist5k:Mnist5k",
+        "resmlp": "esper.tasks.resmlp:ResMlp",
+        "resnet": "esper.tasks.resnet:ResNet",
+        "kjv": "esper.tasks.kjv:Kjv",
     },
     group="esper.tasks",
 )

@@ -20,7 +20,8 @@ from esper.contracts.errors import ConfigError
 # B batch, N examples, ... shape of one example
 
 Batch = tuple[Tensor, Tensor]
-"""Inputs (B, ...) as float32 and targets (B,) as int64 class numbers, both on the CPU."""
+"""Inputs (B, ...) as float32, or symbol numbers as int64; targets (B,), or (B, T) one for each
+symbol, as int64 class numbers. On the CPU."""
 
 EVALUATION_BATCH = 1024
 
@@ -45,7 +46,7 @@ class Batches:
     """Consecutive batches of a part; can be iterated any number of times.
 
     Args:
-        part: Inputs (N, ...) and targets (N,).
+        part: Inputs (N, ...) and targets (N, ...).
         size: Examples of a batch, >= 1; the last batch may have fewer.
         order: Indices into the part, by default ascending.
     """

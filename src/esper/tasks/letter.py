@@ -27,7 +27,7 @@ class Letter(Task):
     config = MappingProxyType(
         {
             "seed_selection": {"constraints": {"min_dormant_epochs": 0}},
-            "growth": {"kernel_budget": 700},
+            "growth": {"kernel_share": 0.35},
         }
     )
     width = 8

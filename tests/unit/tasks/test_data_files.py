@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from esper.tasks import TASKS
-from esper.tasks.data_files import load_standardised
+from esper.tasks.data_files import load_standardised, load_text
+from esper.tasks.kjv import SYMBOLS
 
 DATA = files("esper.tasks") / "data"
+NAMES = sorted(path.name.removesuffix(".npz") for path in DATA.iterdir() if ".npz" in path.name)
 
 
-@pytest.mark.parametrize("name", TASKS.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_arrays_and_split_are_those_of_the_notice(name: str) -> None:
     digest = hashlib.sha256()
     with (DATA / f"{name}.npz").open("rb") as file, np.load(file) as saved:
@@ -25,7 +26,7 @@ def test_arrays_and_split_are_those_of_the_notice(name: str) -> None:
     assert digest.hexdigest() in section
 
 
-@pytest.mark.parametrize("name", TASKS.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_the_notice_says_whose_the_data_are(name: str) -> None:
     section = (DATA / "NOTICE.md").read_text().split(f"## {name}.npz")[1].split("\n## ")[0]
     for said in ("**Authors**", "**Source**", "**Licence**", "**Changes**", "**Cite**"):
@@ -52,6 +53,12 @@ def test_the_first_letters_are_those_of_the_source() -> None:
         assert [chr(65 + target) for target in saved["targets"][:4]] == ["Z", "P", "S", "H"]
         # Counts that UCI's description gives.
         assert np.bincount(saved["targets"])[:3].tolist() == [789, 766, 736]
+
+
+def test_characters_are_followed_by_the_next_ones() -> None:
+    characters, following = load_text("kjv").train
+    assert torch.equal(characters[:, 1:], following[:, :-1])
+    assert int(torch.cat([characters, following]).max()) < SYMBOLS
 
 
 def test_naming_the_tasks_does_not_import_torch() -> None:

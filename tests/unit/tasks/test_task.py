@@ -79,6 +79,7 @@ def test_growth_can_begin_in_a_block_of_layers() -> None:
         ("digits", (1083, 359, 355), (64,)),
         ("mnist1d", (3000, 1000, 1000), (1, 40)),
         ("mnist5k", (3000, 1000, 1000), (1, 28, 28)),
+        ("kjv", (6365, 2121, 2121), (64,)),
     ],
 )
 def test_parts_have_the_documented_sizes(

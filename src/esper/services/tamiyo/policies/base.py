@@ -85,14 +85,15 @@ class Policy(ABC):
         return self.growth.budget_for(0)
 
     def kernel_budget(self, records: Mapping[str, LayerGrowth]) -> int:
-        """Parameters that one kernel may cost: as set, or an eighth of the whole budget.
+        """Parameters that one kernel may cost: as set, or a share of the whole budget.
 
-        An eighth that would leave some blueprint out is raised until each can build a kernel.
+        A share that would leave some blueprint out is raised until each can build a kernel.
         """
         if self.growth.kernel_budget is not None:
             return self.growth.kernel_budget
         roomy = max((record.roomy_kernel for record in records.values()), default=0)
-        return min(max(self.budget // 8, roomy), self.budget)
+        share = int(self.growth.kernel_share * self.budget)
+        return min(max(share, roomy), self.budget)
 
     @abstractmethod
     def decide(self, now: Situation) -> tuple[GraftRequest | None, str]:
