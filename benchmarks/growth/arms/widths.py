@@ -4,12 +4,17 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.fx import Node, symbolic_trace
+from torch.nn import functional as F
 
 from esper.execution.kernel import count_parameters
 from esper.runs.references import width_of_size
 from esper.tasks.base import Task
 
-ACTIVATIONS = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh)
+MODULES = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh)
+FUNCTIONS = (F.relu, F.gelu, F.silu, F.tanh, torch.relu, torch.tanh)
+"""Activations that a gated linear unit can take the place of."""
+Layer = nn.Linear | nn.Conv1d | nn.Conv2d
 
 
 def nearest_width(size: Callable[[int], int], parameters: int) -> int:
@@ -26,53 +31,62 @@ def static(task: Task, seed: int, parameters: int) -> nn.Module:
 
 
 def static_gated(task: Task, seed: int, parameters: int) -> nn.Module | None:
-    """As `static`, with gated linear units; ``None`` if `gate` cannot tell what to double."""
-    if not gate(task.host(seed)):
-        return None
+    """As `static`, with gated linear units; ``None`` if it has no hidden layer that could be."""
 
-    def build(width: int, seed: int) -> nn.Module:
+    def build(width: int, seed: int) -> nn.Module | None:
         host = task.host(seed, width=width)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            gate(host)
-        return host
+            return gated(host)
 
-    return build(nearest_width(lambda w: count_parameters(build(w, 0)), parameters), seed)
+    def size(width: int) -> int:
+        model = build(width, 0)
+        assert model is not None
+        return count_parameters(model)
+
+    return build(nearest_width(size, parameters), seed) if build(task.width, 0) else None
 
 
-def gate(host: nn.Module) -> bool:
-    """Make every activation a gated linear unit, in place; the layer before writes twice as much.
+def gated(host: nn.Module) -> nn.Module | None:
+    """The host with its hidden layers gated: ``act(W x)`` becomes ``(V x) * sigmoid(W x)``.
 
-    Layers that feed an activation are known where both stand in one ``nn.Sequential``; if one
-    activation stands elsewhere, or behind something else, nothing is changed and the answer is no.
+    An activation counts that is the only reader of a linear layer or convolution. Others stay, as
+    that of a residual stream, which nothing writes alone. ``None`` if there is none that counts.
     """
-    pairs = [
-        (before, chain, name)
-        for chain in host.modules()
-        if isinstance(chain, nn.Sequential)
-        for before, (name, act) in zip(
-            chain.children(), list(chain.named_children())[1:], strict=False
-        )
-        if isinstance(act, ACTIVATIONS)
-    ]
-    producers = [_last(before) for before, _, _ in pairs]
-    activations = sum(isinstance(m, ACTIVATIONS) for m in host.modules())
-    if not pairs or len(pairs) != activations or None in producers:
-        return False
-    for (_, chain, name), producer in zip(pairs, producers, strict=True):
-        assert producer is not None
-        _double(producer)
-        setattr(chain, name, nn.GLU(dim=-1 if isinstance(producer, nn.Linear) else 1))
-    return True
+    traced = symbolic_trace(host)
+    found = [node for node in traced.graph.nodes if _is_activation(node, traced)]
+    hidden = [(node, node.args[0]) for node in found if _is_layer(node.args[0], traced)]
+    if not hidden:
+        return None
+    for node, before in hidden:
+        layer = traced.get_submodule(before.target)
+        assert isinstance(layer, Layer)
+        _double(layer)
+        with traced.graph.inserting_after(before):
+            dim = -1 if isinstance(layer, nn.Linear) else 1
+            glu = traced.graph.call_function(F.glu, (before,), {"dim": dim})
+        node.replace_all_uses_with(glu)
+        traced.graph.erase_node(node)
+    traced.recompile()
+    return traced
 
 
-def _last(module: nn.Module) -> "nn.Linear | nn.Conv1d | nn.Conv2d | None":
-    while isinstance(module, nn.Sequential) and len(module):
-        module = module[-1]
-    return module if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) else None
+def _is_activation(node: Node, traced: nn.Module) -> bool:
+    if node.op == "call_module":
+        return isinstance(traced.get_submodule(str(node.target)), MODULES)
+    return node.op == "call_function" and node.target in FUNCTIONS
 
 
-def _double(layer: "nn.Linear | nn.Conv1d | nn.Conv2d") -> None:
+def _is_layer(node: object, traced: nn.Module) -> bool:
+    return (
+        isinstance(node, Node)
+        and node.op == "call_module"
+        and len(node.users) == 1
+        and isinstance(traced.get_submodule(str(node.target)), Layer)
+    )
+
+
+def _double(layer: Layer) -> None:
     """Double what a layer writes; all its weights are drawn anew."""
     for name in ("weight", "bias"):
         old = getattr(layer, name)

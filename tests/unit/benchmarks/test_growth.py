@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.fx import GraphModule
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.growth.arms.anew import anew
 from benchmarks.growth.arms.counting import Counting, of_an_epoch
 from benchmarks.growth.arms.outcome import Outcome
-from benchmarks.growth.arms.widths import gate, nearest_width, static, static_gated
+from benchmarks.growth.arms.widths import gated, nearest_width, static, static_gated
 from benchmarks.growth.goals import goals
 from benchmarks.growth.kept import Kept
 from benchmarks.growth.pairs import difference, share_to_reach
@@ -91,34 +93,39 @@ def test_the_nearest_width_may_be_on_either_side(parameters: int, width: int) ->
     assert nearest_width(lambda w: 10 * w, parameters) == width
 
 
-@pytest.mark.parametrize("name", ["letter", "digits", "mnist1d", "mnist5k"])
+@pytest.mark.parametrize("name", ["letter", "digits", "mnist1d", "mnist5k", "kjv", "resmlp"])
 def test_static_networks_have_the_size_asked_for(name: str) -> None:
     task = TASKS.create(name)
     batch = next(iter(task.train_batches(0, 0)))
-    for model in (static(task, 1, 2500), static_gated(task, 1, 2500)):
+    size = 3 * count_parameters(task.host(0))
+    for model in (static(task, 1, size), static_gated(task, 1, size)):
         assert model is not None
-        assert abs(count_parameters(model) - 2500) < 375  # half a step of width
+        assert abs(count_parameters(model) - size) < 0.2 * size  # half a step of width
         assert task.loss_fn(model, batch).isfinite().all()
 
 
-def test_a_gated_host_has_no_other_activation_and_is_drawn_from_its_seed() -> None:
-    task = TASKS.create("digits")
-    first, again = (static_gated(task, 3, 1500) for _ in range(2))
-    assert first is not None
+@pytest.mark.parametrize(("name", "units"), [("digits", 3), ("kjv", 2), ("resmlp", 2)])
+def test_hidden_layers_are_gated_and_drawn_from_the_seed(name: str, units: int) -> None:
+    task = TASKS.create(name)
+    first, again = (static_gated(task, 3, 5000) for _ in range(2))
+    assert isinstance(first, GraphModule)
     assert again is not None
-    kinds = [type(module) for module in first.modules()]
-    assert kinds.count(nn.GLU) == 3
-    assert nn.GELU not in kinds
+    targets = [node.target for node in first.graph.nodes]
+    assert targets.count(F.glu) == units
     for one, other in zip(first.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)
 
 
-def test_a_host_whose_activations_cannot_be_followed_is_not_gated() -> None:
-    behind_a_norm = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU())
-    before = str(behind_a_norm)
-    assert not gate(behind_a_norm)
-    assert str(behind_a_norm) == before
-    assert not gate(nn.ModuleDict({"fc": nn.Linear(4, 4), "act": nn.ReLU()}))
+def test_a_gated_layer_multiplies_by_the_sigmoid_of_its_second_half() -> None:
+    model = gated(nn.Sequential(nn.Linear(4, 3), nn.ReLU()))
+    assert model is not None
+    x_BF = torch.randn(5, 4)
+    value, gate = nn.functional.linear(x_BF, *model.parameters()).chunk(2, dim=1)
+    torch.testing.assert_close(model(x_BF), value * gate.sigmoid())
+
+
+def test_a_host_without_an_activation_behind_a_layer_is_not_gated() -> None:
+    assert gated(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU())) is None
 
 
 # --- the grown architecture from scratch ----------------------------------------------------------
