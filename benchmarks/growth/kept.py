@@ -11,7 +11,7 @@ from typing import Any, final
 from benchmarks.growth.arms.outcome import Outcome
 
 ROOT = Path(__file__).parents[2]
-Arms = Mapping[str, Outcome]
+Arms = dict[str, Outcome]
 """Outcome of each arm of one seed."""
 
 

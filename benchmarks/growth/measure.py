@@ -3,11 +3,9 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-
-from torch import nn
 
 from benchmarks.growth.arms.anew import anew
 from benchmarks.growth.arms.grown import grow
@@ -26,6 +24,9 @@ PEER_TASKS = ("letter", "digits")
 """Tasks whose host is the fully connected network that gromo can build and grow."""
 
 Say = Callable[[str], None]
+Named = Iterator[tuple[str, Outcome]]
+"""Arms and their outcomes, as they are measured."""
+Measure = Callable[[str, int], Named]
 
 
 @dataclass(frozen=True)
@@ -46,66 +47,59 @@ class Measuring:
         """Every arm at the task's default budget; gromo's too, where it fits and is installed."""
         arms = self._once(task, seed, "", self._arms)
         if task in PEER_TASKS and PEERS.exists():
-            arms = {
-                **arms,
-                **self._once(task, seed, "gromo", partial(_gromo, arms["grown"])),
-            }
+            arms = arms | self._once(task, seed, "gromo", partial(_gromo, arms["grown"]))
         return arms
 
     def at_budget(self, task: str, seed: int, factor: float) -> Arms:
         """Grown, and static of its size, with a budget of ``factor`` times the host."""
-        host = count_parameters(TASKS.create(task).host(seed))
-        budget = round(factor * host)
+        budget = round(factor * count_parameters(TASKS.create(task).host(seed)))
+        return self._once(task, seed, f"budget {factor:g}", partial(self._two_arms, budget))
 
-        def measured(task: str, seed: int) -> Arms:
-            return self._grown_and_static(task, seed, budget)
-
-        return self._once(task, seed, f"budget {factor:g}", measured)
-
-    def _once(self, task: str, seed: int, what: str, measure: Callable[[str, int], Arms]) -> Arms:
+    def _once(self, task: str, seed: int, what: str, measure: Measure) -> Arms:
         epochs = self.epochs or TASKS.create(task).default_epochs
         key = ", ".join(filter(None, (task, f"seed {seed}", f"{epochs} epochs", what)))
-        found = self.kept.get(key)
-        if found is None:
-            found = measure(task, seed)
-            self.kept.put(key, found)
-            for arm, outcome in found.items():
-                self.say(f"{key}: {_line(arm, outcome)}")
+        kept = self.kept.get(key)
+        if kept is not None:
+            return kept
+        self.say(key)
+        found = {}
+        for arm, outcome in measure(task, seed):
+            found[arm] = outcome
+            self.say(f"  {_line(arm, outcome)}")
+        self.kept.put(key, found)
         return found
 
-    def _grown_and_static(self, name: str, seed: int, budget: int) -> Arms:
+    def _two_arms(self, budget: int, name: str, seed: int) -> Named:
         task = TASKS.create(name)
         spec = make_spec(name, seed=seed, epochs=self.epochs, budget=budget, static=False)
         grown = grow(spec).outcome
+        yield "grown", grown
         model = static(task, seed, grown.parameters)
-        return {"grown": grown, "static": train_plain(task, model, seed=seed, epochs=spec.epochs)}
+        yield "static", train_plain(task, model, seed=seed, epochs=spec.epochs)
 
-    def _arms(self, name: str, seed: int) -> Arms:
+    def _arms(self, name: str, seed: int) -> Named:
         task = TASKS.create(name)
         spec = make_spec(name, seed=seed, epochs=self.epochs, static=False)
-
-        def plain(model: nn.Module, epochs: int = spec.epochs) -> Outcome:
-            return train_plain(task, model, seed=seed, epochs=epochs)
-
+        plain = partial(train_plain, task, seed=seed)
         grown = grow(spec)
         size, flops = grown.outcome.parameters, grown.outcome.flops
-        arms = {
-            "control": plain(task.host(seed)),
-            "grown": grown.outcome,
-            "static": plain(static(task, seed, size)),
-        }
-        if arms["control"].accuracy != grown.control.test_accuracy:
+        yield "grown", grown.outcome
+        control = plain(task.host(seed), epochs=spec.epochs)
+        if control.accuracy != grown.control.test_accuracy:
             raise RuntimeError(f"{name}, seed {seed}: the arms train otherwise than esper train")
+        yield "control", control
+        wide = plain(static(task, seed, size), epochs=spec.epochs)
+        yield "static", wide
         gated = static_gated(task, seed, size) if GATED & set(spec.wrap.seeds) else None
         if gated is not None:
-            arms["static, gated"] = plain(gated)
-        epochs = max(round(spec.epochs * flops / arms["static"].flops), 1)
-        arms["static, equal compute"] = plain(static(task, seed, size), epochs)
-        arms["grown, from scratch"] = plain(anew(grown.model, task.host(seed), seed))
-        return arms
+            yield "static, gated", plain(gated, epochs=spec.epochs)
+        epochs = max(round(spec.epochs * flops / wide.flops), 1)
+        yield "static, equal compute", plain(static(task, seed, size), epochs=epochs)
+        again = anew(grown.model, task.host(seed), seed)
+        yield "grown, from scratch", plain(again, epochs=spec.epochs)
 
 
-def _gromo(grown: Outcome, task: str, seed: int) -> Arms:
+def _gromo(grown: Outcome, task: str, seed: int) -> Named:
     command = [str(PEERS), "-W", "ignore", "-m", "benchmarks.growth.arms.gromo_peer", task]
     numbers = [str(seed), str(grown.parameters), str(grown.epochs)]
     done = subprocess.run(
@@ -113,7 +107,7 @@ def _gromo(grown: Outcome, task: str, seed: int) -> Arms:
     )
     if done.returncode:
         sys.exit(f"gromo failed on {task}, seed {seed}:\n{done.stderr[-2000:]}")
-    return {"gromo": Outcome.from_json(json.loads(done.stdout))}
+    yield "gromo", Outcome.from_json(json.loads(done.stdout))
 
 
 def _line(arm: str, outcome: Outcome) -> str:

@@ -24,6 +24,7 @@ from esper.pictures.style import (
 )
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
 _LOOKS = {
@@ -50,11 +51,11 @@ def draw(tasks: Tasks, path: Path) -> None:
     grid = list(made.subplots(down, across, squeeze=False).flat)
     for axes in grid[len(tasks) :]:
         axes.set_visible(False)
-    named = {}
+    named: dict[str, Artist] = {}
     for axes, (task, pairs) in zip(grid, tasks.items(), strict=False):
         _draw_task(axes, task, pairs)
         named |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    made.legend(named.values(), named, loc="outside lower left", ncols=4, frameon=False, fontsize=8)
+    made.legend(list(named.values()), list(named), loc="outside lower left", ncols=4, frameon=False, fontsize=8)
     seeds = max(map(len, tasks.values()))
     title(made, f"Accuracy for its compute: mean of {seeds} seeds")
     save(made, path)
