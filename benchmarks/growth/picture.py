@@ -55,7 +55,14 @@ def draw(tasks: Tasks, path: Path) -> None:
     for axes, (task, pairs) in zip(grid, tasks.items(), strict=False):
         _draw_task(axes, task, pairs)
         named |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    made.legend(list(named.values()), list(named), loc="outside lower left", ncols=4, frameon=False, fontsize=8)
+    made.legend(
+        list(named.values()),
+        list(named),
+        loc="outside lower left",
+        ncols=4,
+        frameon=False,
+        fontsize=8,
+    )
     seeds = max(map(len, tasks.values()))
     title(made, f"Accuracy for its compute: mean of {seeds} seeds")
     save(made, path)

@@ -121,7 +121,7 @@ def _grow_once(task: Task, model: GrowingMLP, step: int, room: float, seed: int)
     model.init_computation()
     for inputs, targets in task.train_batches(step, seed):
         model.zero_grad()
-        F.cross_entropy(model(inputs), targets, reduction="sum").backward()
+        F.cross_entropy(model(inputs), targets, reduction="sum").backward()  # type: ignore[no-untyped-call]
         model.update_computation()
     model.compute_optimal_updates(maximum_added_neurons=neurons)
     model.reset_computation()
