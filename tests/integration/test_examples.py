@@ -1,11 +1,15 @@
 """The examples run as they stand, and print what they promise."""
 
+import json
 import re
 import runpy
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from esper.cli.main import app
 
 pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -50,3 +54,17 @@ def test_frozen_host(printed: Callable[[str], str]) -> None:
     assert 0 < number(r", (\d+) parameters added", text) <= 800
     assert "the host is what it was, bit for bit" in text
     assert "saved and loaded: outputs are equal" in text
+
+
+def test_layers_of_a_task_are_wrapped_as_a_file_says(tmp_path: Path) -> None:
+    asked = ("letter", "--epochs", "4", "--no-static", "--config", str(EXAMPLES / "layers.yaml"))
+    done = CliRunner().invoke(app, ["train", *asked, "--runs", str(tmp_path), "--json"])
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    seeds = ["lowrank", "bottleneck", "gate", "glu"]
+    assert document["spec"]["slots"] == dict.fromkeys(["fc1", "fc2", "fc3"], seeds)
+    constraints = document["spec"]["config"]["seed_selection"]["constraints"]
+    assert constraints["min_dormant_epochs"] == 5  # the task's own is 0
+    result = document["result"]
+    assert result["static"] is None
+    assert {graft["layer_name"] for graft in result["grafts"]} <= {"fc1", "fc2", "fc3"}

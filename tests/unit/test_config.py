@@ -6,6 +6,7 @@ import pytest
 
 import esper
 from esper.contracts.config import Config
+from esper.contracts.errors import ConfigError
 from esper.contracts.selection import SelectionConstraints
 from esper.strategies import STRATEGIES
 
@@ -143,3 +144,22 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x00\xff")
     with pytest.raises(esper.ConfigError, match="cannot be read"):
         esper.load_config(str(tmp_path / "binary.yaml"))
+
+
+def test_a_file_is_laid_over_defaults_key_by_key(tmp_path: Path) -> None:
+    defaults = {
+        "growth": {"kernel_share": 0.5, "warmup_epochs": 4},
+        "seed_selection": {"constraints": {"min_dormant_epochs": 0}},
+    }
+    path = tmp_path / "esper.yaml"
+    path.write_text(
+        "growth: {warmup_epochs: 1}\nseed_selection: {constraints: {max_concurrent_seeds: 1}}\n"
+    )
+    config = esper.load_config(path, defaults=defaults)
+    assert (config.growth.kernel_share, config.growth.warmup_epochs) == (0.5, 1)
+    assert config.seed_selection.constraints == SelectionConstraints(0, 1)
+    path.write_text("growth:\n")
+    assert esper.load_config(path, defaults=defaults).growth.warmup_epochs == 4
+    path.write_text("growth: 3\n")
+    with pytest.raises(ConfigError, match="growth is 3; it must be a mapping"):
+        esper.load_config(path, defaults=defaults)

@@ -256,8 +256,8 @@ def _subtitle(run: Run, events: Sequence[Event]) -> str:
     if run.result is None:
         done = sum(event.kind == "epoch" for event in events)
         return f"after {done} of {run.spec['epochs']} epochs"
-    return "test accuracy: " + ",  ".join(
-        f"{name} {scores['test_accuracy'] * 100:.1f} % with {scores['parameters']:,} parameters"
+    return "test accuracy (parameters): " + ",  ".join(
+        f"{name} {scores['test_accuracy'] * 100:.1f} % ({scores['parameters']:,})"
         for name in ("grown", "static", "control")
         if (scores := run.result.get(name))
     )

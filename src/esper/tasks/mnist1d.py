@@ -1,6 +1,7 @@
 """Digits as noisy, shifted, sheared curves of forty samples."""
 
 from collections import OrderedDict
+from types import MappingProxyType
 from typing import final
 
 from torch import nn
@@ -22,8 +23,14 @@ class Mnist1d(Task):
 
     name = "mnist1d"
     description = "10 digits as curves of 40 samples; a 1-D CNN of 8 channels"
-    layers = ("conv1", "conv2", "conv3")
-    seeds = ("conv_bottleneck", "depthwise", "conv_block", "se")
+    layers = ("",)
+    seeds = ("conv_pool", "conv_pool")
+    config = MappingProxyType(
+        {
+            "seed_selection": {"constraints": {"min_dormant_epochs": 0}},
+            "growth": {"kernel_share": 0.5},
+        }
+    )
     width = 8
     default_epochs = 60
     batch_size = 64

@@ -1,6 +1,7 @@
 """Five thousand handwritten digits of 28 x 28 pixels."""
 
 from collections import OrderedDict
+from types import MappingProxyType
 from typing import final
 
 from torch import nn
@@ -21,8 +22,14 @@ class Mnist5k(Task):
 
     name = "mnist5k"
     description = "10 digits from 28 x 28 pixels; a CNN of 4 channels"
-    layers = ("conv1", "conv2", "conv3")
-    seeds = ("conv_bottleneck", "depthwise", "conv_block", "se")
+    layers = ("",)
+    seeds = ("conv_pool", "conv_pool")
+    config = MappingProxyType(
+        {
+            "seed_selection": {"constraints": {"min_dormant_epochs": 0}},
+            "growth": {"kernel_share": 0.5},
+        }
+    )
     width = 4
     default_epochs = 30
     batch_size = 64

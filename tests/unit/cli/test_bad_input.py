@@ -37,7 +37,11 @@ def refused(*arguments: str, code: int = 2) -> str:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("leter",), "unknown task 'leter'; known: letter, digits, mnist1d, mnist5k. Did you mean"),
+        (
+            ("leter",),
+            "unknown task 'leter'; known: letter, digits, mnist1d, mnist5k, resmlp, resnet, kjv. "
+            "Did you mean 'letter'",
+        ),
         (("digits", "--strategy", "thomson"), "Did you mean 'thompson'?"),
         (("digits", "--epochs", "0"), "epochs is 0; it must be at least 1"),
         (("digits", "--seed", "-1"), "seed is -1; it must be >= 0"),

@@ -1,6 +1,7 @@
 """Resuming: only as the run that it was, from wherever it is, or not at all."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,12 @@ def resume(runs: Path, *options: str, code: int) -> str:
 
 
 def test_contradictions_are_named_all_at_once(runs: Path) -> None:
-    line = resume(runs, "letter", "--seed", "5", "--epochs", "9", "--strategy", "ucb", code=2)
+    line = resume(
+        runs, "letter", "--no-static", "--seed", "5", "--epochs", "9", "--strategy", "ucb", code=2
+    )
     assert "run 'digits-s4' cannot be resumed as another run: task letter (it has digits)" in line
     assert "--strategy ucb (it has thompson), --seed 5 (it has 4), --epochs 9 (it has 3)" in line
+    assert "--no-static (it has one)" in line
 
 
 def test_another_store_or_budget_is_a_contradiction(runs: Path) -> None:
@@ -114,6 +118,31 @@ def test_a_run_of_another_version_is_left_to_that_version(runs: Path, tmp_path: 
     line = resume(folder.path.parent, code=2)
     assert "the state of a Tamiyo has no schema" in line
     assert (folder.path / "run.json").read_text(encoding="utf-8") == asked
+
+
+def test_a_run_without_a_schedule_is_left_to_its_version(runs: Path, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "runs" / "digits-s4")
+    folder.path.mkdir(parents=True)
+    asked = (runs / "digits-s4" / "run.json").read_text(encoding="utf-8")
+    (folder.path / "run.json").write_text(asked, encoding="utf-8")
+    saved = checkpoint.load(RunFolder(runs / "digits-s4").checkpoint)
+    del saved["scheduler"]
+    checkpoint.save(folder.checkpoint, saved)
+    assert "whose learning rates had no schedule" in resume(folder.path.parent, code=2)
+
+
+def test_only_the_static_network_is_trained_again_if_it_was_stopped(
+    runs: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "runs" / "digits-s4"
+    shutil.copytree(runs / "digits-s4", folder)
+    before = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    for name in ("report.json", "static.json"):
+        (folder / name).unlink()
+    told = resume(folder.parent, code=0).splitlines()
+    assert len([line for line in told if " static: 3 epochs" in line]) == 1
+    assert not [line for line in told if " control: " in line or " epoch " in line]
+    assert json.loads((folder / "report.json").read_text(encoding="utf-8")) == before
 
 
 def state_of(runs: Path) -> str:

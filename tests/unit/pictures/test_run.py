@@ -1,6 +1,7 @@
 """The picture of a run: what it shows, where it can be written, and that it leaves no trace."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -34,7 +35,8 @@ def run(tmp_path: Path, *, finished: bool = True, losses: bool = True) -> Run:
             "config": {"seed_selection": {"strategy": "thompson"}},
         },
         control={"losses": [2.0 - 0.1 * i for i in range(EPOCHS)]} if losses else {},
-        result={"grown": scores, "control": scores} if finished else None,
+        result=dict.fromkeys(("grown", "control", "static"), scores) if finished else None,
+        static={"losses": [1.5 - 0.1 * i for i in range(EPOCHS)]} if finished else {},
     )
 
 
@@ -120,9 +122,10 @@ def test_it_says_what_was_run_and_what_came_of_it(tmp_path: Path) -> None:
     draw(run(tmp_path), log(), tmp_path / "run.svg")
     text = words(tmp_path / "run.svg")
     assert "digits, seed 3, thompson" in text
-    assert "grown 75.0 % with 1,234 parameters" in text
+    assert "(parameters): grown 75.0 % (1,234),  static 75.0 % (1,234),  control 75.0 %" in text
     for word in (
         "control",
+        "static",
         "blending starts",
         "kernel kept",
         "layer fc1, seed 1 (gate)",
@@ -144,6 +147,14 @@ def test_it_shows_what_each_seed_earned_and_from_how_many_grafts(tmp_path: Path)
     }  # fmt: skip
     draw(run(tmp_path), [*log(), *events], tmp_path / "run.svg")
     assert "95 % interval" in words(tmp_path / "run.svg")
+
+
+def test_a_run_without_a_static_network_is_drawn_without_one(tmp_path: Path) -> None:
+    old = run(tmp_path)
+    assert old.result is not None
+    alone = {name: scores for name, scores in old.result.items() if name != "static"}
+    draw(replace(old, result=alone, static={}), log(), tmp_path / "run.svg")
+    assert "static" not in words(tmp_path / "run.svg")
 
 
 def test_an_unfinished_run_can_be_drawn(tmp_path: Path) -> None:

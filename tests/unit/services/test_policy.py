@@ -38,6 +38,16 @@ def policy(**settings: Any) -> HeuristicPolicy:
     return HeuristicPolicy(Growth(**{"budget": 800, **settings}))
 
 
+@pytest.mark.parametrize(("epoch", "asked"), [(5, True), (6, False), (9, False), (12, False)])
+def test_nothing_begins_that_could_not_be_judged(epoch: int, asked: bool) -> None:
+    """Begun at the end of epoch 5, it is judged at the end of epoch 9, the last of ten."""
+    known = policy(epochs=10, train_epochs=3)
+    request, reason = known.ask(situation(epoch=epoch))
+    assert (request is not None) == asked
+    assert asked or f"a graft takes 4 epochs, and {max(0, 9 - epoch)} are left" in reason
+    assert policy(train_epochs=3).ask(situation(epoch=epoch))[0] is not None
+
+
 def why_not(now: Situation, **settings: Any) -> str:
     request, reason = policy(**settings).decide(now)
     assert request is None
