@@ -12,7 +12,6 @@ from esper.pictures.style import (
     BLUE,
     DASHED,
     GREEN,
-    GREY,
     INK,
     ORANGE,
     PURPLE,
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _LOOKS = {
-    "control": (GREY, "-"),
     "static": (VERMILION, "-"),
     "static, gated": (ORANGE, "-"),
     "static, equal compute": (VERMILION, DASHED),
@@ -47,7 +45,7 @@ def draw(tasks: Tasks, path: Path) -> None:
     """
     across = min(_ACROSS, len(tasks))
     down = -(-len(tasks) // across)
-    made = figure(path, 4.4 * across + 0.4, 3.3 * down + 1.0)
+    made = figure(path, 4.4 * across + 0.4, 3.3 * down + 1.2)
     grid = list(made.subplots(down, across, squeeze=False).flat)
     for axes in grid[len(tasks) :]:
         axes.set_visible(False)
@@ -59,7 +57,7 @@ def draw(tasks: Tasks, path: Path) -> None:
         list(named.values()),
         list(named),
         loc="outside lower left",
-        ncols=4,
+        ncols=2 * across,
         frameon=False,
         fontsize=8,
     )
@@ -80,11 +78,13 @@ def _draw_task(axes: "Axes", task: str, pairs: Sequence[Arms]) -> None:
         axes.plot(spent, curve, color=colour, linestyle=style, linewidth=width, label=arm)
         axes.plot(spent[-1:], curve[-1:], "o", color=colour, markersize=4.5)
         ends.append(curve[-1])
-    # The first epochs rise steeply; what is compared happens in the upper part.
-    room = max(max(ends) - min(ends), 2.0)
-    axes.set_ylim(max(min(ends) - 0.25 * room, 0), min(max(ends) + 0.2 * room, 100.5))
+    # The first epochs rise steeply; what is compared happens in the upper part, and the control
+    # would be far below it.
+    room = max(max(ends) - min(ends), 1.0)
+    axes.set_ylim(max(min(ends) - 3 * room, 0), min(max(ends) + 0.4 * room, 100.5))
+    control = 100 * np.mean([p["control"].curve[-1] for p in pairs])
     axes.set_xlim(left=0)
-    axes.set_title(task, fontsize=10, loc="left", color=INK)
+    axes.set_title(f"{task} (control {control:.1f} %)", fontsize=10, loc="left", color=INK)
     axes.set_xlabel("operations so far, all included (10⁹)", fontsize=8)
     axes.set_ylabel("validation accuracy (%)", fontsize=8)
     axes.tick_params(labelsize=8)
