@@ -11,9 +11,9 @@ Arms of a task, five paired seeds each, all with the task's recipe; test data de
   gromo                  an MLP grown by gromo 0.1.0 (letter, digits), if make bench-peers was run
 
 Operations are those of matrix products, convolutions and attention, forward and backward; of the
-grown run everything counts, passes on the side too, of a static network its training alone. A seed
-of letter takes a minute and a half; all tasks a quarter of an hour and more. Seeds are kept in the
-JSON file: an interrupted benchmark goes on where it was, unless Esper's sources have changed.
+grown run everything counts, passes on the side too, of a static network its training alone. Five
+seeds of a task take about a quarter of an hour. Seeds are kept in the JSON file: an interrupted
+benchmark goes on where it was, unless Esper's sources have changed.
 """
 
 import argparse
