@@ -17,11 +17,20 @@ DEFAULT = ("selection", "contextual", "layer", "stores", "cli_start", "train_let
 def files() -> dict[str, str]:
     """Name of every benchmark that prints a table to its docstring; nothing is imported."""
     found = {}
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    here = Path(__file__).parent
+    for path in here.glob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         if any(isinstance(node, ast.FunctionDef) and _makes_table(node) for node in tree.body):
             found[path.stem] = ast.get_docstring(tree) or ""
-    return found
+    for path in here.glob("*/command.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        found[path.parent.name] = ast.get_docstring(tree) or ""
+    return dict(sorted(found.items()))
+
+
+def _command(name: str) -> bool:
+    """True for a benchmark with options of its own."""
+    return (Path(__file__).parent / name / "command.py").exists()
 
 
 def _makes_table(node: ast.FunctionDef) -> bool:
@@ -42,11 +51,15 @@ def parser(chosen: Sequence[str] = ()) -> argparse.ArgumentParser:
         epilog=described or f"files (* by default; benchmarks.peers: make bench-peers):\n{listed}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("file", nargs="*", help="what to measure; FILE --help says more about one")
+    made.add_argument("file", nargs="*", help="what to measure; FILE --help says more about one, "
+                      "and its options if it has any, which then stands first")  # fmt: skip
     return made
 
 
 def main(arguments: Sequence[str]) -> None:
+    if arguments and _command(arguments[0]):
+        import_module(f"benchmarks.{arguments[0]}.command").main(arguments[1:])
+        return
     asked = parser([name for name in arguments if not name.startswith("-")])
     names = asked.parse_args(arguments).file or DEFAULT
     unknown = [name for name in names if name not in files()]
@@ -70,6 +83,9 @@ def measure(names: Sequence[str]) -> None:
         f"{torch.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     )
     for name in names:
+        if _command(name):
+            import_module(f"benchmarks.{name}.command").main([])
+            continue
         table = Table("measure", "value", "goal or baseline", title=name, title_justify="left")
         with console.status(f"measuring {name}"):
             for row in import_module(f"benchmarks.{name}").rows():

@@ -1,0 +1,1 @@
+"""Growth: `command` says what is measured."""

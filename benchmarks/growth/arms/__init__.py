@@ -1,0 +1,1 @@
+"""Arms: networks that are trained and compared. What a change here changes is measured anew."""
