@@ -57,7 +57,12 @@ def kernel_of(width: KasminaWidth, units: int = 2, seed: int = 0, name: str = "u
 
 
 def grow(
-    width: KasminaWidth, seed_idx: int = 0, units: int = 2, *, awake: bool = True, to: str = "blending"
+    width: KasminaWidth,
+    seed_idx: int = 0,
+    units: int = 2,
+    *,
+    awake: bool = True,
+    to: str = "blending",
 ) -> nn.Module:
     """Load a kernel and take it as far as a state; awake ones have columns that are not zero."""
     kernel = kernel_of(width, units, seed_idx)
@@ -94,7 +99,8 @@ def far(ys: list[Tensor], zs: list[Tensor]) -> float:
     """Largest difference, relative to the largest value."""
     assert [y.shape for y in ys] == [z.shape for z in zs]
     return max(
-        float((y - z).abs().max() / z.abs().max().clamp_min(1e-30)) for y, z in zip(ys, zs, strict=True)
+        float((y - z).abs().max() / z.abs().max().clamp_min(1e-30))
+        for y, z in zip(ys, zs, strict=True)
     )
 
 

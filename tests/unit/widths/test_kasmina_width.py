@@ -12,7 +12,6 @@ from esper.contracts.seeds import SeedState
 from esper.execution.passes.batches import tensors_in
 from esper.execution.passes.counterfactual import counterfactual
 from esper.execution.passes.isolation import shadow_step
-
 from tests.unit.widths.grown import exact, far, grow, made, outputs, widths, wrapped
 from tests.unit.widths.test_found import CASES, ROWS
 
