@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import esper
-from esper import blueprints
+from esper.blueprints import BLUEPRINTS
 from esper.contracts.seeds import SeedState
 from esper.execution.kernel import Kernel, Recipe
 from esper.execution.passes.batches import tensors_in
@@ -51,7 +51,7 @@ def widths(model: nn.Module) -> list[KasminaWidth]:
 def kernel_of(width: KasminaWidth, units: int = 2, seed: int = 0, name: str = "units") -> Kernel:
     spec = width.spec
     assert spec is not None
-    budget = blueprints.smallest(name, spec) * units
+    budget = BLUEPRINTS.create(name).count(spec, units)
     recipe = Recipe(blueprint=name, spec=spec, budget=budget, seed=seed)
     return Kernel(module=recipe.build(), kernel_id=f"{width.name}:{seed}", recipe=recipe)
 
