@@ -108,8 +108,9 @@ class Blueprint(ABC):
 
     @final
     def count(self, spec: LayerSpec, width: int) -> int:
-        """Trainable parameters of the kernel of this width."""
-        return sum(p.numel() for p in self._unborn(self._seen(spec), width).parameters())
+        """Trainable parameters of the kernel of this width, and what a merge of it adds to them."""
+        own = sum(p.numel() for p in self._unborn(self._seen(spec), width).parameters())
+        return own + width * (spec.crossed + width * spec.corner)
 
     @final
     def width_within(self, spec: LayerSpec, budget: int) -> int:

@@ -78,6 +78,9 @@ class LayerSpec:
         causal: True for a ``"conv1d"`` layer whose output never depends on later input.
         doubt: Reason why kernels must not mix the axes beside the features; empty if they may.
         pieces: Of a width, what one unit adds to the modules that grow with it.
+        crossed: Parameters that a unit adds besides, once it is merged, where its rows and columns
+            cross those of other kernels.
+        corner: The same of a single unit's own row and column; n units have n² times as many.
         flat: True if all axes beside the examples are one, the features, to the kernel: the layer
             takes no other extents, and writes features alone.
     """
@@ -100,6 +103,8 @@ class LayerSpec:
     doubt: str = ""
     flat: bool = False
     pieces: tuple[Piece, ...] = ()
+    crossed: int = 0
+    corner: int = 0
 
     @property
     def axes(self) -> str:

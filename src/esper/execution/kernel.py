@@ -109,10 +109,10 @@ class Contribution(NamedTuple):
 @final
 @dataclass(frozen=True, slots=True)
 class Join:
-    """A parameter of the host, what a kernel adds to it, and how the two make one tensor."""
+    """A parameter or buffer of the host, what a kernel adds to it, and how the two make one."""
 
-    host: nn.Parameter
-    piece: nn.Parameter
+    host: Tensor
+    piece: Tensor
     whole: Callable[[Tensor, Tensor], Tensor]
 
 

@@ -13,8 +13,8 @@ from esper.contracts.seeds import LayerSpec, SeedState
 from esper.contracts.site import Kind
 from esper.execution import fast_paths, lifecycle, topology
 from esper.execution.concealed import assign_in_place, every_module
+from esper.execution.copies.followers import copied, followers
 from esper.execution.fast_paths import FusedPath
-from esper.execution.followers import copied, followers
 from esper.execution.kernel import Contribution, Join, Kernel, count_parameters
 from esper.execution.seed import Seed
 
@@ -102,7 +102,7 @@ class Seeded(nn.Module):
         return None
 
     def joins(self, kernel: nn.Module) -> list[Join]:
-        """What an absorbed kernel adds to parameters of the host, if it can be merged into them."""
+        """What a kernel adds to tensors of the host, in order, if it can be merged into them."""
         del kernel
         return []
 
@@ -176,6 +176,11 @@ class Seeded(nn.Module):
                 f"layer {self.name!r} has no seed {seed_idx}; it has 0 to {len(self.seeds) - 1}"
             )
         return self.seeds[seed_idx]  # type: ignore[return-value]
+
+    @property
+    def merged_parameters(self) -> int:
+        """Parameters of kernels that were merged into the host's."""
+        return 0
 
     def load_kernel(self, seed_idx: int, kernel: Kernel | nn.Module) -> None:
         """Put a kernel into a dormant seed: DORMANT to GERMINATED; the output does not change.

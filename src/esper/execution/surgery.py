@@ -11,8 +11,7 @@ from esper.blueprints import BLUEPRINTS, fitting
 from esper.contracts.errors import ConfigError, LifecycleError, unknown_name
 from esper.contracts.seeds import LayerSpec, SeedState
 from esper.execution import topology
-from esper.execution.fast_paths import drop_compiled_graphs, enclosing_modules, fused_paths
-from esper.execution.followers import (
+from esper.execution.copies.followers import (
     copies_inside,
     follows,
     is_frozen_copy,
@@ -20,6 +19,7 @@ from esper.execution.followers import (
     remember,
     watch,
 )
+from esper.execution.fast_paths import drop_compiled_graphs, enclosing_modules, fused_paths
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.layouts.layout import check_layout
 from esper.execution.seeded import Seeded

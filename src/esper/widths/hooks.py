@@ -54,7 +54,6 @@ class Hooks:
         """
         self._acting, self._isolated = list(acting), isolated
         for module in {module: None for _, module in self.members}:
-            # Passes on the side put tables of hooks back, so these tell, and no handle does.
             there = self._enter in module._forward_pre_hooks.values()
             if self._acting and not there:
                 # The last to enter is the first to leave, where widths share a module.
@@ -62,7 +61,8 @@ class Hooks:
                 module.register_forward_hook(self._leave, prepend=True, always_call=True)
             elif there and not self._acting:
                 _remove(module._forward_pre_hooks, self._enter)
-                _remove(module._forward_hooks, self._leave)
+                for key in _remove(module._forward_hooks, self._leave):
+                    del module._forward_hooks_always_called[key]
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self._isolated and module is self.members[0][1]:
@@ -120,9 +120,11 @@ class Hooks:
                         left -= kernel.units
 
 
-def _remove(hooks: dict[int, Any], hook: Any) -> None:
-    for key in [key for key, found in hooks.items() if found == hook]:
+def _remove(hooks: dict[int, Any], hook: Any) -> list[int]:
+    keys = [key for key, found in hooks.items() if found == hook]
+    for key in keys:
         del hooks[key]
+    return keys
 
 
 def _of_batch(module: nn.Module, member: Member, name: str, x: Tensor, units: int) -> Tensor:

@@ -5,9 +5,11 @@ columns behind their own. A kernel that is kept can be merged into them for good
 are put together in the same way, so a merge changes no output.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import Any, ClassVar, cast, final
 
 import torch
@@ -19,6 +21,7 @@ from esper.contracts.errors import KernelError
 from esper.contracts.seeds import LayerSpec, Piece
 from esper.contracts.site import Kind, Site
 from esper.execution import topology
+from esper.execution.copies.followers import followers
 from esper.execution.fast_paths import drop_compiled_graphs
 from esper.execution.kernel import Join, Kernel, count_parameters
 from esper.execution.seeded import Seeded
@@ -45,6 +48,7 @@ class KasminaWidth(Seeded):
         members: Modules that grow with the units, and how; they stay where they are in the model.
         units: Units that the host has now.
         born: Units that it had when it was wrapped.
+        crossings: Layers between this width and another one, or this one itself.
     """
 
     kind: ClassVar[Kind] = "width"
@@ -56,6 +60,7 @@ class KasminaWidth(Seeded):
         # A tuple, because what is assigned as it is would become a submodule.
         self.members = tuple((member, modules[member.name]) for member in width.members)
         self.units = self.born = width.units
+        self.crossings: tuple[Crossing, ...] = ()
         self._merged = 0
         self._hooks = Hooks(self.members)
         self._plant(str(width.site), seeds, next(self.host_parameters()))
@@ -84,7 +89,10 @@ class KasminaWidth(Seeded):
     @override
     def spec(self) -> LayerSpec | None:
         """Specification of the width as it is now: others, which share its layers, may grow too."""
+        none, one, two = (sum(c.size(self, n) for c in self.crossings) for n in range(3))
         return LayerSpec(
+            crossed=2 * one - (3 * none + two) // 2,
+            corner=(two - 2 * one + none) // 2,
             kind="width",
             in_size=self.units,
             out_size=self.units,
@@ -137,8 +145,14 @@ class KasminaWidth(Seeded):
     @property
     @override
     def grown_parameters(self) -> int:
-        """Parameters that were merged, and those of all kernels."""
-        return self._merged + sum(map(count_parameters, self._kernels()))
+        """Parameters that were merged, those of kernels, and what a merge of these would add."""
+        held = self._merged + sum(map(count_parameters, self._kernels()))
+        return held + sum(one.size() for one in self.crossings if one.reader is self)
+
+    @property
+    @override
+    def merged_parameters(self) -> int:
+        return self._merged
 
     @override
     def input_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -174,25 +188,25 @@ class KasminaWidth(Seeded):
     def joins(self, kernel: nn.Module) -> list[Join]:
         return [
             Join(
-                host=cast("nn.Parameter", tensor_of(part.module, part.tensor)),
-                piece=cast("nn.Parameter", tensor_of(kernel.get_submodule(part.key), part.tensor)),
+                host=tensor_of(part.module, part.tensor),
+                piece=tensor_of(kernel.get_submodule(part.key), part.tensor),
                 whole=partial(join, dim=part.dim, member=part.member),
             )
             for part in parts_of(self.members)
-            if part.tensor in part.module._parameters
         ]
 
     @override
     def merge(self, kernel: nn.Module) -> None:
         index = list(self.fossils).index(kernel)
+        for twin in followers(self):  # its kernel has values of its own
+            absorbed = zip(twin.fossils, twin._fossil_records, strict=True)
+            for same in [k for k, record in absorbed if record == self._fossil_records[index]]:
+                twin.merge(same)
         before = sum(p.numel() for p in self.host_parameters())
         with torch.no_grad():
-            for part in parts_of(self.members):
-                host = tensor_of(part.module, part.tensor)
-                piece = tensor_of(kernel.get_submodule(part.key), part.tensor)
-                grown = partial(join, dim=part.dim, member=part.member)
-                gradient = _grown_gradient(host, piece, grown)
-                place(host, grown(host.data, piece.data.to(host.dtype)), gradient)
+            for part in self.joins(kernel):
+                value = part.whole(part.host.data, part.piece.data.to(part.host.dtype))
+                place(part.host, value, _grown_gradient(part))
         self._count(_units_of(kernel))
         self._merged += sum(p.numel() for p in self.host_parameters()) - before
         self.fossils = nn.ModuleList(k for k in self.fossils if k is not kernel)
@@ -269,9 +283,54 @@ def _units_of(kernel: nn.Module) -> int:
     return cast("UnitsKernel", kernel).units
 
 
-def _grown_gradient(host: Tensor, piece: Tensor, grown: Callable[..., Tensor]) -> Tensor | None:
-    if host.grad is None and piece.grad is None:
+def _grown_gradient(part: Join) -> Tensor | None:
+    if part.host.grad is None and part.piece.grad is None:
         return None
-    ours = torch.zeros_like(host) if host.grad is None else host.grad
-    theirs = torch.zeros_like(piece) if piece.grad is None else piece.grad
-    return grown(ours, theirs)
+    both = (part.host, part.piece)
+    return part.whole(*(torch.zeros_like(t) if t.grad is None else t.grad for t in both))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """A layer that reads one width and gives the units of another, or of the same.
+
+    Rows of kernels of one and columns of kernels of the other, once they are merged, cross: there
+    is more in the layer then than the kernels had.
+    """
+
+    layer: nn.Module
+    giver: KasminaWidth
+    reader: KasminaWidth
+
+    def size(self, growing: KasminaWidth | None = None, units: int = 0) -> int:
+        """Parameters at the crossing of all kernels, were one of the widths to get more units."""
+        weight, total, apart = tensor_of(self.layer, "weight"), 1, 0
+        across = [(self.giver, "producer"), (self.reader, "consumer")]
+        for width, role in across:
+            part = next(
+                p
+                for p in parts_of(width.members)
+                if p.module is self.layer and p.member.role == role and p.tensor == "weight"
+            )
+            kernels = [_units_of(kernel) for kernel in width._kernels()]
+            more = units if width is growing else 0
+            held = [tensor_of(k.get_submodule(part.key), "weight") for k in width._kernels()]
+            apart += sum(tensor.numel() for tensor in held) + more * prod(part.shape_of_one())
+            total *= weight.shape[part.dim] + (sum(kernels) + more) * part.member.places
+        across_units = weight.numel() // prod(weight.shape[:2])
+        return total * across_units - weight.numel() - apart
+
+
+def find_crossings(widths: Iterable[KasminaWidth]) -> None:
+    """Let widths know of the layers between them."""
+    found = list(widths)
+    givers = {m: w for w in found for member, m in w.members if member.role == "producer"}
+    for reader in found:
+        reader.crossings = ()
+    for reader in found:
+        for member, module in reader.members:
+            if member.role == "consumer" and module in givers:
+                crossing = Crossing(module, givers[module], reader)
+                for width in {id(w): w for w in (reader, givers[module])}.values():
+                    width.crossings += (crossing,)

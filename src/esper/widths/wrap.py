@@ -9,12 +9,12 @@ from esper.blueprints import BLUEPRINTS
 from esper.contracts.errors import ConfigError, unknown_name
 from esper.contracts.site import Site
 from esper.execution import surgery
+from esper.execution.copies.followers import plain_averages, remember
 from esper.execution.fast_paths import drop_compiled_graphs
-from esper.execution.followers import plain_averages, remember
 from esper.execution.passes.isolation import LossFn
 from esper.widths.find import names_of, sites
 from esper.widths.found import Sites, Width
-from esper.widths.kasmina_width import CHILD, KasminaWidth
+from esper.widths.kasmina_width import CHILD, KasminaWidth, find_crossings
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -95,9 +95,10 @@ def wrap(  # noqa: PLR0913 (the public contract)
         made = _put(names, width, blueprints)
         made.default_seeds = between is None
         remember((made, _put(names_of(copy), width, blueprints)) for copy in copies)
-    surgery.check_topology(model)
-    for copy in copies:
-        surgery.check_topology(copy)
+    for one in (model, *copies):
+        surgery.check_topology(one)
+        widths = surgery.seeded_modules(one).values()
+        find_crossings(width for width in widths if isinstance(width, KasminaWidth))
     drop_compiled_graphs()
     return model
 

@@ -97,6 +97,7 @@ class SmallRun:
     make_scheduler: Callable[[Optimizer], Any] | None = None
     layers: tuple[str, ...] = LAYERS
     seeds: Any = SEEDS
+    widen: Any = ()
     dtype: torch.dtype = torch.float32
     loss_fn: Callable[[Any, Any], Tensor] = loss_fn
     random_seed: int = 0
@@ -109,11 +110,19 @@ class SmallRun:
         self.train_part = teacher(BATCH_SIZE * BATCHES_PER_EPOCH, seed=1, dtype=self.dtype)
         self.holdout = batches(teacher(96, seed=2, dtype=self.dtype))
         if self.grown:
-            esper.wrap(self.model, list(self.layers), self.seeds)
+            self._wrap()
         self.optimizer = self.make_optimizer(self.model)
         self.scheduler: Any = self.make_scheduler(self.optimizer) if self.make_scheduler else None
         torch.manual_seed(self.random_seed)
         self.tamiyo = self._tamiyo() if self.grown else None
+
+    def _wrap(self) -> None:
+        if self.widen:
+            example = next(iter(batches(self.train_part)))
+            given = {"widen": self.widen, "example": example, "loss_fn": self.loss_fn}
+            esper.wrap(self.model, **given)
+        else:
+            esper.wrap(self.model, list(self.layers), self.seeds)
 
     def _tamiyo(self) -> esper.Tamiyo:
         given = {

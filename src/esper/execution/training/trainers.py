@@ -18,7 +18,7 @@ from esper.execution.kernel import Join
 from esper.execution.seeded import Seeded
 from esper.execution.training import optimizers
 from esper.execution.training.given import refuse_strangers, several, several_schedulers
-from esper.execution.training.merging import carried, fit_states, understood
+from esper.execution.training.merging import carried, fit_states, misunderstood
 from esper.execution.training.optimizer_trial import objection
 from esper.execution.training.reloading import kernel_parameters
 from esper.execution.training.schedulers import (
@@ -77,6 +77,8 @@ class Trainers:
         self.seed_optimizer = seed_optimizer
         self.schedulers = several_schedulers(scheduler)
         self._objections: dict[tuple[Place, int], str] = {}
+        self._unmerged: set[str] = set()
+        self._joined: list[Join] = []
 
     # --- before the first batch -------------------------------------------------------------------
 
@@ -369,33 +371,48 @@ class Trainers:
         """
         for kernel in list(layer.fossils):
             joins = layer.joins(kernel)
-            if not joins:
-                continue
-            if not all(map(self._can_merge, joins)):
-                logger.warning(
-                    "%s: units that were kept stay parameters of their own, and go on being "
-                    "trained: the optimizer's state of the layers there cannot be widened",
-                    layer.name,
-                )
-                continue
-            states = [
-                (one, join.host, carried(one, join))
-                for join in joins
-                for one in self.optimizers
-                if join.host in one.state
-            ]
-            layer.merge(kernel)
-            for one, parameter, state in states:
-                one.state[parameter] = state
-            self.discard(kernel.parameters())
+            trained = [join for join in joins if isinstance(join.host, nn.Parameter)]
+            if why := next(filter(None, map(self._objection_to_merge, trained)), ""):
+                if layer.name not in self._unmerged:
+                    logger.warning(
+                        "%s: units that were kept stay parameters of their own, and go on being "
+                        "trained: %s",
+                        layer.name,
+                        why,
+                    )
+                self._unmerged.add(layer.name)
+            elif joins:
+                self._merge(layer, kernel, joins)
 
-    def _can_merge(self, join: Join) -> bool:
+    def _merge(self, layer: Seeded, kernel: nn.Module, joins: Sequence[Join]) -> None:
+        hosts = {id(join.host): join.host for join in joins}
+        states = [
+            (one, host, carried(one, [join for join in joins if join.host is host]))
+            for host in hosts.values()
+            for one in self.optimizers
+            if host in one.state
+        ]
+        layer.merge(kernel)
+        self._joined += joins
+        for one, parameter, state in states:
+            one.state[parameter] = state
+        self.discard(kernel.parameters())
+
+    def _objection_to_merge(self, join: Join) -> str:
         place = self._held().get(id(join.host))
         if place is None or join.host.requires_grad is not join.piece.requires_grad:
-            return False
+            return "a layer beside them is not trained"
         one = self.wrappers[place.optimizer]
-        apart = optimizers.goes_apart(one, place.group)
-        return not apart and understood(one, join) and understood(core(one), join)
+        name = type(core(one)).__name__
+        if optimizers.goes_apart(one, place.group):
+            return f"{name} keeps parameter groups of their own for them"
+        key = misunderstood(one, join.host) or misunderstood(core(one), join.host)
+        return f"{name} has state that cannot be widened, {key!r}" if key else ""
+
+    def take_joined(self) -> list[Join]:
+        """What was merged since the last call, in order."""
+        joined, self._joined = self._joined, []
+        return joined
 
     def fit_states(self) -> None:
         """Let the optimizers' state have the shapes of parameters that a state dict changed."""

@@ -96,7 +96,8 @@ class ModuleState:
         self._written.put_back()
         for table, names in self._registered:
             for name in table.keys() - names:  # made in its first pass, as a head or a hook
-                del table[name]
+                if not _is_espers(getattr(table[name], "__self__", None)):
+                    del table[name]
 
 
 @final
@@ -157,7 +158,7 @@ def _has_moved(module: nn.Module) -> bool:
     return before is not None and before != now
 
 
-def _is_espers(module: nn.Module) -> bool:
+def _is_espers(module: object) -> bool:
     # PyTorch gives a parametrized layer a class of its own, below the layer's.
     return any(kind.__module__.startswith("esper.") for kind in type(module).__mro__)
 

@@ -17,7 +17,7 @@ from esper.contracts.errors import ConfigError
 from esper.contracts.events import Event, event_data, event_from
 from esper.contracts.schema import require_schema
 from esper.contracts.selection import Decision
-from esper.execution.mirrors import Mirrors
+from esper.execution.copies.mirrors import Mirrors
 from esper.execution.passes.batches import OnCopies
 from esper.execution.passes.isolation import LossFn
 from esper.execution.side_effect_free import keeps_statistics
@@ -175,7 +175,8 @@ class Tamiyo:
             model, self.training.trainers.optimizers, divergence_factor=growth.divergence_factor
         )
         self.mover = Mover(self.training, self.grafts, self.governor, self.log, self.aside)
-        self.reloads, self._mirrors = Reloads(self.grafts, self.governor), Mirrors(model)
+        self.reloads = Reloads(self.grafts, self.governor)
+        self._mirrors = Mirrors(model, self.training.trainers.take_joined)
         self._losses: list[float] = []
         self._epoch = -1
         self._batches = self._batches_of_epoch = 0

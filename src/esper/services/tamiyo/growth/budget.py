@@ -42,8 +42,9 @@ def host_parameters(model: nn.Module, layers: Mapping[str, Seeded]) -> int:
     kernels = [part.kernel for layer in layers.values() for part in layer.contributions()]
     grown = {id(parameter) for kernel in kernels for parameter in kernel.parameters()}
     host = [parameter for parameter in model.parameters() if id(parameter) not in grown]
-    total = sum(parameter.numel() for parameter in host)
-    trainable = sum(parameter.numel() for parameter in host if parameter.requires_grad)
+    merged = sum(layer.merged_parameters for layer in layers.values())
+    total = sum(parameter.numel() for parameter in host) - merged
+    trainable = sum(p.numel() for p in host if p.requires_grad) - merged
     return trainable if trainable >= _FROZEN * total else total
 
 

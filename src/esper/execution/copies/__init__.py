@@ -1,0 +1,1 @@
+"""Copies of a model's weights that the user keeps, and that grow with it."""
