@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -97,7 +98,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_model_grows_in_its_widths(name: str) -> None:
     run = wide(make_optimizer=OPTIMIZERS[name])
-    born, held = size(run), {n: p for n, p in run.model.named_parameters()}
+    born, held = size(run), dict(run.model.named_parameters())
     groups = [set(map(id, group["params"])) for group in run.optimizer.param_groups]
     for epoch in range(10):
         run.epoch(epoch)
@@ -165,23 +166,17 @@ def test_a_budget_holds_what_crosses() -> None:
 @pytest.mark.parametrize("make", [ByName, ByPosition, ByHeldList, ByReference])
 def test_averages_in_containers(make: type[ByName]) -> None:
     run = wide()
-    average = make(run.model)
+    average: Any = make(run.model)
 
     def update(model: nn.Module) -> None:
-        if isinstance(average, ByHeldList | ByReference):
-            average.held = [p if make is ByHeldList else ref_of(p) for p in model.parameters()]
+        if make in (ByHeldList, ByReference):
+            average.held = [p if make is ByHeldList else ref(p) for p in model.parameters()]
         average.update(model)
 
     grow_with(run, update, epochs=10)
     assert {w.units for w in widths(run.model)} != {4}
     shapes = [p.shape for p in run.model.parameters()]
     assert sorted(v.shape for v in average.values()) == sorted(shapes)
-
-
-def ref_of(p: Tensor) -> Any:
-    from weakref import ref
-
-    return ref(p)
 
 
 def test_lists_that_were_made_once() -> None:
@@ -373,7 +368,7 @@ def test_unwrapping_gives_the_born_host_back() -> None:
     kept = {n: p.detach().clone() for n, p in run.model.named_parameters()}
     with pytest.raises(esper.EsperError, match="has grown"):
         esper.unwrap(run.model)
-    plain = esper.unwrap(run.model, discard_grown=True)
+    plain: Any = esper.unwrap(run.model, discard_grown=True)
     assert {n: p.shape for n, p in plain.named_parameters()} == shapes
     assert torch.equal(plain.fc1.weight, kept["fc1.weight"][:4])
     assert (plain.fc1.out_features, plain.norm.num_features, plain.fc2.in_features) == (4, 4, 4)

@@ -44,6 +44,11 @@ def fitting(spec: LayerSpec) -> list[str]:
     return [name for name in BLUEPRINTS.names() if not BLUEPRINTS.create(name).objection(spec)]
 
 
+def for_widths(name: str) -> bool:
+    """True if a blueprint builds units for the width between layers."""
+    return "width" in BLUEPRINTS.create(name).kinds
+
+
 def smallest(name: str, spec: LayerSpec) -> int:
     """Trainable parameters of the narrowest kernel that the blueprint builds for the layer.
 

@@ -96,6 +96,16 @@ class Seeded(nn.Module):
         """Name of the site in events, by the path of its module in the plain model."""
         return path
 
+    def ends_in(self, module: nn.Module) -> bool:
+        """True if the site is partly inside a module, so that a kernel beside it would not fit."""
+        del module
+        return False
+
+    def misfit(self, model: nn.Module) -> str:
+        """Sentence that says why the site cannot grow, as the user changed the model; or empty."""
+        del model
+        return ""
+
     def beside(self, parameter: nn.Parameter) -> nn.Parameter | None:
         """Parameter of the host whose group a kernel's joins; ``None``: any of its kind."""
         del parameter

@@ -1,13 +1,12 @@
 """Surgery: wrap chosen layers of a model with seeds, and unwrap them."""
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from esper.blueprints import BLUEPRINTS, fitting
+from esper.blueprints import BLUEPRINTS, fitting, for_widths
 from esper.contracts.errors import ConfigError, LifecycleError, unknown_name
 from esper.contracts.seeds import LayerSpec, SeedState
 from esper.execution import topology
@@ -22,6 +21,7 @@ from esper.execution.copies.followers import (
 from esper.execution.fast_paths import drop_compiled_graphs, enclosing_modules, fused_paths
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.layouts.layout import check_layout
+from esper.execution.patterns import matches, matching
 from esper.execution.seeded import Seeded
 
 M = TypeVar("M", bound=nn.Module)
@@ -77,7 +77,7 @@ def wrap(
         raise ConfigError("layers is empty; name at least one layer, as in model.named_modules()")
     if seeds is not None and seeds_per_layer is not None:
         raise ConfigError("give seeds or seeds_per_layer, not both")
-    found = {name: _host(model, name) for name in _matching(model, layers)}
+    found = {name: _host(model, name) for name in matching(_names(model), layers)}
     _refuse_shared(model, found)
     plans = {name: _plan(name, host, seeds, seeds_per_layer) for name, host in found.items()}
     layouts = _layouts(layout or {}, list(found))
@@ -160,7 +160,8 @@ def name_layers(model: nn.Module) -> dict[str, Seeded]:
     checked at this model too, before any part of it is loaded.
 
     Raises:
-        ConfigError: if a layer of the model is lazy, on the meta device or sharded.
+        ConfigError: if a layer of the model is lazy, on the meta device or sharded, or was changed
+            since its width was wrapped.
     """
     refuse_unready(model, "esper.Tamiyo, and before the optimizer")
     # Averages of the weights and target networks, kept inside the model, grow by themselves.
@@ -172,6 +173,8 @@ def name_layers(model: nn.Module) -> dict[str, Seeded]:
     layers = {layer.plain_name(_plain_name(model, path)): layer for path, layer in found.items()}
     for name, layer in layers.items():
         layer.rename(name)
+        if why := layer.misfit(model):
+            raise ConfigError(why)
     if layers:
         check_topology(model)
     return layers
@@ -239,11 +242,6 @@ def put_back(model: M, site: Seeded) -> M:
     return model
 
 
-def matches(wanted: str, name: str) -> bool:
-    """True if a dotted name is the one that is wanted, or fits a pattern."""
-    return wanted == name or ("*" in wanted and _pattern(wanted).fullmatch(name) is not None)
-
-
 def replace_layers(model: M, places: Mapping[KasminaLayer, nn.Module]) -> M:
     """Put other modules where wrapped layers are, in every place that holds them.
 
@@ -263,38 +261,17 @@ def _parts(name: str) -> list[str]:
     return name.split(".") if name else []
 
 
-def _matching(model: nn.Module, layers: Sequence[str]) -> Iterator[str]:
-    """Names of the layers that are meant, each once.
-
-    Raises:
-        ConfigError: if a pattern matches nothing.
-    """
-    names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
-    found: dict[str, None] = {}
-    for wanted in layers:
-        if "*" not in wanted:
-            found[wanted] = None
-            continue
-        fitting = [name for name in names if _pattern(wanted).fullmatch(name)]
-        if not fitting:
-            raise ConfigError(
-                f"layers has {wanted!r}, which matches no module; '*' stands for one part of a "
-                "dotted name, a leading '*.' for any beginning. Names: "
-                f"{', '.join(names[:8]) or 'none'}{', ...' if len(names) > 8 else ''}"
-            )
-        found |= dict.fromkeys(fitting)
-    return iter(found)
-
-
-def _pattern(wanted: str) -> re.Pattern[str]:
-    anywhere = wanted.startswith("*.")
-    body = re.escape(wanted.removeprefix("*.") if anywhere else wanted)
-    body = body.replace(r"\*\*", ".*").replace(r"\*", "[^.]*")
-    return re.compile(rf"(?:.*\.)?{body}" if anywhere else body)
+def _names(model: nn.Module) -> list[str]:
+    """Dotted names of the modules that may be wrapped: none of a seed's, nor of a width's."""
+    sites = seeded_modules(model).values()
+    hidden = {m for site in sites for p in (site.seeds, site.fossils) for m in p.modules()}
+    hidden |= {site for site in sites if not isinstance(site, KasminaLayer)}
+    named = model.named_modules(remove_duplicate=False)
+    return [path for path, module in named if path and module not in hidden]
 
 
 def _host(model: nn.Module, name: str) -> nn.Module:
-    names = [path for path, _ in model.named_modules(remove_duplicate=False) if path]
+    names = _names(model)
     if name and name not in names:
         raise ConfigError(unknown_name("layer", name, names))
     host = model.get_submodule(name)
@@ -304,6 +281,12 @@ def _host(model: nn.Module, name: str) -> nn.Module:
         name.endswith("host") and isinstance(outer[-1], KasminaLayer)
     ):
         raise ConfigError(f"layer {name!r} is wrapped already; wrap each layer once")
+    for site in seeded_modules(model).values():
+        if site.ends_in(host):
+            raise ConfigError(
+                f"layer {name!r} has a part in {site.name!r}, which grows, and kernels beside the "
+                "layer would not grow with it; wrap the one or widen the other"
+            )
     if outer and isinstance(outer[-1], nn.MultiheadAttention):
         raise ConfigError(
             f"layer {name!r} is never called: nn.MultiheadAttention reads its weight directly. "
@@ -337,7 +320,7 @@ def _plan(
     seeds_per_layer: int | None,
 ) -> tuple[str, ...]:
     if isinstance(seeds, Mapping):
-        fitting = [key for key in seeds if key == name or _pattern(key).fullmatch(name)]
+        fitting = [key for key in seeds if matches(key, name)]
         if not fitting:
             raise ConfigError(f"seeds names no blueprints for layer {name!r}")
         seeds = seeds[name if name in fitting else fitting[0]]
@@ -352,6 +335,11 @@ def _plan(
     for blueprint in seeds:
         if blueprint not in BLUEPRINTS.names():
             raise ConfigError(unknown_name("blueprint", blueprint, BLUEPRINTS.names()))
+        if for_widths(blueprint):
+            raise ConfigError(
+                f"blueprint {blueprint!r} is for the widths between layers, not for layer "
+                f"{name!r}; widen that: esper.wrap(model, widen=[{name!r}], example=batch)"
+            )
     if not seeds:
         raise ConfigError(f"layer {name!r} got no seeds; give at least one blueprint name")
     return tuple(seeds)

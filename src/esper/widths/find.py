@@ -11,10 +11,11 @@ from esper.contracts.errors import ConfigError
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.kernel import FAULTS
 from esper.execution.passes.isolation import LossFn
-from esper.execution.surgery import kasmina_layers, refuse_unready
+from esper.execution.surgery import kasmina_layers, refuse_unready, seeded_modules
 from esper.widths.example import Example
 from esper.widths.found import Sites, Width
 from esper.widths.groups import Group
+from esper.widths.kasmina_width import KasminaWidth
 from esper.widths.members import Member, cost
 from esper.widths.prove import prove
 from esper.widths.trace import Trace
@@ -48,7 +49,8 @@ def sites(model: nn.Module, batch: Any, loss_fn: LossFn | None = None) -> Sites:
     model = getattr(model, "_orig_mod", model)
     refuse_unready(model, "esper.sites")
     names = names_of(model)
-    example, trace = Example(model, batch, loss_fn), Trace(names)
+    example = Example(model, batch, loss_fn)
+    trace = Trace(names, kasmina_layers(model).values())
     for training in (False, True):
         _watch(example, trace, training=training)
     _refuse(model, names, trace)
@@ -90,6 +92,18 @@ def _watch(example: Example, trace: Trace, *, training: bool) -> None:
 
 def _refuse(model: nn.Module, names: Mapping[str, nn.Module], trace: Trace) -> None:
     """Refuse what a pass does not show: weights that others read, and kernels."""
+    _refuse_tied(names, trace)
+    for site in seeded_modules(model).values():
+        why = f"a kernel of {site.name!r} has a part in it"
+        if isinstance(site, KasminaWidth) and site.contributions():
+            trace.refuse(site.producer, why)
+        for module in (*site.fossils.modules(), *site.seeds.modules()):
+            trace.refuse(module, why)
+    for module, why in trace.read_outside.items():
+        trace.refuse(module, why)
+
+
+def _refuse_tied(names: Mapping[str, nn.Module], trace: Trace) -> None:
     owners: dict[int, dict[str, nn.Module]] = {}
     for name, module in names.items():
         for parameter in module._parameters.values():
@@ -99,12 +113,6 @@ def _refuse(model: nn.Module, names: Mapping[str, nn.Module], trace: Trace) -> N
         for name in tied if len(tied) > 1 else ():
             other = next(other for other in tied if other != name)
             trace.refuse(tied[name], f"the weights of {name!r} are tied to {other!r}")
-    for module, why in trace.read_outside.items():
-        trace.refuse(module, why)
-    for layer_name, layer in kasmina_layers(model).items():
-        for held in (layer.fossils, layer.seeds):
-            for module in held.modules():
-                trace.refuse(module, f"a kernel of layer {layer_name!r} has a part in it")
 
 
 def _collect(names: Mapping[str, nn.Module], trace: Trace) -> list[Width]:

@@ -129,6 +129,26 @@ class KasminaWidth(Seeded):
         return str(Site(path.removesuffix(CHILD).rstrip("."), self.kind))
 
     @override
+    def ends_in(self, module: nn.Module) -> bool:
+        inside = set(module.modules())
+        return 0 < sum(one in inside for _, one in self.members) < len(self.members)
+
+    @override
+    def misfit(self, model: nn.Module) -> str:
+        there = set(model.modules())
+        for part in parts_of(self.members):
+            expected = self.units * part.member.places
+            found = tensor_of(part.module, part.tensor).shape[part.dim]
+            if part.module not in there or found != expected:
+                was = "replaced" if part.module not in there else f"given {found} of {expected}"
+                return (
+                    f"{self.name!r} cannot grow: since it was wrapped, {part.member.name!r} was "
+                    f"{was}{'' if was == 'replaced' else ' places'}; wrap the changed model anew, "
+                    "from esper.unwrap(model, discard_grown=True)"
+                )
+        return ""
+
+    @override
     def beside(self, parameter: nn.Parameter) -> nn.Parameter | None:
         for kernel in self._kernels():
             for part in parts_of(self.members):

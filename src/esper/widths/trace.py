@@ -1,7 +1,7 @@
 """Trace: one pass of a model that follows units from layer to layer, on the side."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -26,6 +26,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Args:
         modules: Modules of the model by the name that messages call them.
+        layers: Wrapped layers among them, whose hosts stand for them there.
 
     Attributes:
         axes: Axis of the units on each member's side, by role, in the order of the calls; for a
@@ -36,7 +37,9 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     supports_higher_order_operators = True
 
-    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+    def __init__(
+        self, modules: Mapping[str, nn.Module], layers: Iterable[KasminaLayer] = ()
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.axes: dict[Role, dict[nn.Module, Axis | None]] = {
             "producer": {}, "norm": {}, "consumer": {}
@@ -44,6 +47,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.read_outside: dict[nn.Module, str] = {}
         self.eps = 0.0
         self._names = {module: name for name, module in modules.items()}
+        self._layers = tuple(layers)
         self._weights = {
             _memory(p): module
             for module in self._names
@@ -69,6 +73,8 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     leave, prepend=True, with_kwargs=True, always_call=True
                 )
             )
+        for layer in self._layers:
+            handles.append(layer.register_forward_hook(self._leave_layer, with_kwargs=True))
         self._calls.clear()
         try:
             with self:
@@ -112,11 +118,6 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         followed = self._inside is module
         if followed:
             self._inside = None
-        if isinstance(module, KasminaLayer):
-            name = self._names[module]
-            self.refuse_tensors(
-                (args, kwargs, y), f"{name!r} is wrapped, and its kernels would not grow with it"
-            )
         x = next(tensors_in((args, kwargs)), None)
         if not isinstance(x, Tensor) or not isinstance(y, Tensor):
             return
@@ -129,6 +130,12 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             grouped = isinstance(module, _ConvNd) and module.groups > 1
             way = "is a grouped convolution" if grouped else "computes its weights or output anew"
             odd.refuse(f"{self._names[module]!r} {way}")
+
+    def _leave_layer(self, layer: KasminaLayer, args: Any, kwargs: Any, y: Any) -> None:
+        name = self._names[layer.host]
+        subject = repr(name) if name else "the whole model"
+        why = f"{subject} is wrapped, and a kernel beside it would not grow with it"
+        self.refuse_tensors((args, kwargs, y), why)
 
     def _pass_module(self, module: nn.Module, x: Tensor, y: Tensor) -> Tags:
         tags, dim = self._tags_of(x), unit_axis(module, x)

@@ -1,17 +1,18 @@
 """Wrap a model: seeds beside layers, and in the widths between them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from torch import nn
 
-from esper.blueprints import BLUEPRINTS
+from esper.blueprints import BLUEPRINTS, for_widths
 from esper.contracts.errors import ConfigError, unknown_name
 from esper.contracts.site import Site
 from esper.execution import surgery
-from esper.execution.copies.followers import plain_averages, remember
+from esper.execution.copies.followers import plain_averages, remember, watch
 from esper.execution.fast_paths import drop_compiled_graphs
 from esper.execution.passes.isolation import LossFn
+from esper.execution.patterns import matches
 from esper.widths.find import names_of, sites
 from esper.widths.found import Sites, Width
 from esper.widths.kasmina_width import CHILD, KasminaWidth, find_crossings
@@ -72,35 +73,50 @@ def wrap(  # noqa: PLR0913 (the public contract)
             "widen needs an example, on which the widths are found and proved: a batch, as "
             "esper.wrap(model, widen='auto', example=batch, loss_fn=loss_fn)"
         )
-    beside, between = _by_kind(seeds)
+    if seeds is not None and seeds_per_layer is not None:
+        raise ConfigError("give seeds or seeds_per_layer, not both")
+    beside, between = _by_kind(seeds, layers=bool(layers))
     before = surgery.seeded_modules(model)
     if layers:
         given = {"seeds_per_layer": seeds_per_layer, "layout": layout}
         model = surgery.wrap(model, layers, beside, **given)  # type: ignore[arg-type]
     try:
-        found = sites(model, example, loss_fn)
-        chosen = _chosen(found, [widen] if isinstance(widen, str) else list(widen))
         names = names_of(model)
-        plans = [(w, _seeds_of(w, between, seeds_per_layer)) for w in chosen]
-        twice = [w.name for w in chosen if CHILD in names[w.name]._modules]
-        if twice:
-            raise ConfigError(f"width {twice[0]!r} has seeds already; widen each width once")
+        wanted = [widen] if isinstance(widen, str) else list(widen)
+        chosen = _chosen(sites(model, example, loss_fn), wanted, names)
+        _widen(model, {w: _seeds_of(w, between, seeds_per_layer) for w in chosen}, names)
     except ConfigError:
         for layer in surgery.seeded_modules(model).values():
             if layer not in before.values():
                 model = surgery.put_back(model, layer)
         raise
+    for made in surgery.seeded_modules(model).values():
+        if isinstance(made, KasminaWidth) and made not in before.values():
+            made.default_seeds = between is None
+    return model
+
+
+def _widen(
+    model: nn.Module, plans: Mapping[Width, Sequence[str]], names: Mapping[str, nn.Module]
+) -> None:
+    """Put seeds into widths, of the model and of averages that were made before it was wrapped.
+
+    Raises:
+        ConfigError: if one has seeds already.
+    """
+    twice = [width.name for width in plans if CHILD in names[width.name]._modules]
+    if twice:
+        raise ConfigError(f"width {twice[0]!r} has seeds already; widen each width once")
     copies = plain_averages(model)
-    for width, blueprints in plans:
-        made = _put(names, width, blueprints)
-        made.default_seeds = between is None
-        remember((made, _put(names_of(copy), width, blueprints)) for copy in copies)
+    for width, seeds in plans.items():
+        made = _put(names, width, seeds)
+        remember((made, _put(names_of(copy), width, seeds)) for copy in copies)
     for one in (model, *copies):
         surgery.check_topology(one)
         widths = surgery.seeded_modules(one).values()
         find_crossings(width for width in widths if isinstance(width, KasminaWidth))
+    watch()
     drop_compiled_graphs()
-    return model
 
 
 def _put(names: Mapping[str, nn.Module], width: Width, seeds: Sequence[str]) -> KasminaWidth:
@@ -109,7 +125,7 @@ def _put(names: Mapping[str, nn.Module], width: Width, seeds: Sequence[str]) -> 
     return made
 
 
-def _chosen(found: Sites, wanted: Sequence[str]) -> list[Width]:
+def _chosen(found: Sites, wanted: Sequence[str], names: Collection[str]) -> list[Width]:
     """Widths that are meant, each once.
 
     Raises:
@@ -123,9 +139,12 @@ def _chosen(found: Sites, wanted: Sequence[str]) -> list[Width]:
     chosen: dict[str, Width] = {}
     for text in wanted:
         name = Site.parse(text).name
-        fitting = [
-            w for w in found if any(surgery.matches(name, n) for n in (w.name, *w.producers))
-        ]
+        fitting = [w for w in found if any(matches(name, n) for n in (w.name, *w.producers))]
+        if not fitting and name in names:
+            raise ConfigError(
+                f"width {name!r} cannot grow: the example does not reach {name!r}, or it is no "
+                "layer whose units can be followed; give an example and a loss_fn that reach it"
+            )
         if not fitting:
             raise ConfigError(unknown_name("width", name, [width.name for width in found]))
         refused = [width for width in fitting if width.refused]
@@ -138,36 +157,47 @@ def _chosen(found: Sites, wanted: Sequence[str]) -> list[Width]:
     return list(chosen.values())
 
 
-def _by_kind(seeds: Seeds) -> tuple[Seeds, Seeds]:
-    """Seeds for layers, and seeds for widths."""
+def _by_kind(seeds: Seeds, *, layers: bool) -> tuple[Seeds, Seeds]:
+    """Seeds for layers, and seeds for widths; of a list, each takes those of its kind.
+
+    Raises:
+        ConfigError: if a blueprint is unknown.
+    """
     if seeds is None or isinstance(seeds, Mapping | str):
         return seeds, seeds
-    known = [name for name in seeds if name in BLUEPRINTS.names()]
-    units = [name for name in known if _is_of_units(name)]
-    return [name for name in seeds if name not in units] or None, units or None
-
-
-def _is_of_units(name: str) -> bool:
-    return "width" in BLUEPRINTS.create(name).kinds
+    for name in seeds:
+        if name not in BLUEPRINTS.names():
+            raise ConfigError(unknown_name("blueprint", name, BLUEPRINTS.names()))
+    units = [name for name in seeds if for_widths(name)]
+    beside = [name for name in seeds if name not in units]
+    return beside or None, (units or None) if layers else seeds
 
 
 def _seeds_of(width: Width, seeds: Seeds, count: int | None) -> tuple[str, ...]:
     """Blueprints of a width's seeds.
 
     Raises:
-        ConfigError: if one is not of units.
+        ConfigError: if there is none, or one is not of units.
     """
+    site = str(width.site)
     if isinstance(seeds, Mapping):
-        keys = [key for key in seeds if surgery.matches(key, str(width.site))]
-        seeds = seeds[keys[0]] if keys else None
+        keys = [key for key in seeds if matches(key, site)]
+        if not keys:
+            raise ConfigError(f"seeds names no blueprints for {site!r}")
+        seeds = seeds[site if site in keys else keys[0]]
+    if isinstance(seeds, str):
+        raise ConfigError(f"seeds is the string {seeds!r}; give a list of blueprint names")
     if seeds is None:
-        return tuple(DEFAULT[index % len(DEFAULT)] for index in range(count or len(DEFAULT)))
+        count = len(DEFAULT) if count is None else count
+        if count < 1:
+            raise ConfigError(f"seeds_per_layer is {count}; it must be at least 1")
+        return tuple(DEFAULT[index % len(DEFAULT)] for index in range(count))
     for name in seeds:
         if name not in BLUEPRINTS.names():
             raise ConfigError(unknown_name("blueprint", name, BLUEPRINTS.names()))
-        if not _is_of_units(name):
-            units = ", ".join(name for name in BLUEPRINTS.names() if _is_of_units(name))
-            raise ConfigError(
-                f"blueprint {name!r} is not for {width.site}; those for widths: {units}"
-            )
+        if not for_widths(name):
+            units = ", ".join(filter(for_widths, BLUEPRINTS.names()))
+            raise ConfigError(f"blueprint {name!r} is not for {site!r}; those for widths: {units}")
+    if not seeds:
+        raise ConfigError(f"{site!r} got no seeds; give at least one blueprint name")
     return tuple(seeds)

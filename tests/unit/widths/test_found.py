@@ -264,6 +264,13 @@ def test_hosts_of_the_tasks(name: str, wrapped: bool) -> None:
         esper.wrap(host, TASK_LAYERS[name])
     inputs, targets = next(iter(task.train_batches(0, 0)))
     found = esper.sites(host, (inputs[:8], targets[:8]), loss_fn=task.loss_fn)
+    if wrapped:
+        why = {w.name: w.refused for w in found if w.name in TASK_ANSWERS[name]}
+        assert why.keys() == TASK_ANSWERS[name].keys()
+        inside = why.pop("block.0", "")  # the layer around it reads and writes other units
+        assert not inside
+        assert all("kernel beside it would not grow with it" in text for text in why.values())
+        return
     assert answer(found) == TASK_ANSWERS[name]
     last = found[-1]
     assert last.producers == ("fc3" if name == "letter" else "head",)
@@ -274,7 +281,9 @@ def test_a_wrapped_layer_in_a_wrapped_model_keeps_its_name() -> None:
     torch.manual_seed(0)
     host = esper.wrap(models.swiglu(), ["gate", "down"], ["glu"])
     model = esper.KasminaLayer(nn.Sequential(host), name="", seeds=["glu"])
-    assert answer(esper.sites(model, TOKENS)) == {"0.gate": (12, 26, "0.gate 0.up >> 0.down")}
+    width = esper.sites(model, TOKENS)["0.gate"]
+    assert (width.units, width.cost, width.producers) == (12, 26, ("0.gate", "0.up"))
+    assert width.refused == "'0.gate' is wrapped, and a kernel beside it would not grow with it"
 
 
 @pytest.mark.parametrize("name", CASES)

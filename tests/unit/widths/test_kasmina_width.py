@@ -55,7 +55,7 @@ def test_units_that_nothing_reads_change_nothing(case: str, *, training: bool) -
 def test_a_merge_changes_no_output(case: str, *, training: bool, backwards: bool) -> None:
     model, x = wrapped(case)
     model.train(training)
-    identities = {name: p for name, p in model.named_parameters()}
+    identities = dict(model.named_parameters())
     alone = outputs(model, x)
     kernels = [(w, grow(w, i, 1 + i, to="fossilized")) for w in widths(model) for i in range(2)]
     apart = outputs(model, x)
@@ -118,10 +118,12 @@ def normed() -> tuple[nn.Sequential, Tensor]:
 
 def test_statistics_of_new_channels() -> None:
     model, x = normed()
-    (width,), host = widths(model), model[1]
-    kernel = grow(width)
+    host: Any = model[1]
+    (width,) = widths(model)
+    kernel: Any = grow(width)
     other = grow(width, 1, to="training")
-    norm, apart = kernel.get_submodule("norm1"), other.get_submodule("norm1")
+    norm: Any = kernel.get_submodule("norm1")
+    apart: Any = other.get_submodule("norm1")
     before, aside = host.running_mean.clone(), apart.running_mean.clone()
     model.eval()(x)
     assert torch.equal(host.running_mean, before)

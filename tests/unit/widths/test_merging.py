@@ -24,7 +24,7 @@ class Run:
 
     def __init__(self, make: Make, model: nn.Module | None = None, *, freeze: str = "") -> None:
         torch.manual_seed(0)
-        self.model = model or nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
+        self.model: Any = model or nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
         esper.wrap(self.model, widen="auto", example=ROWS)
         (self.width,) = widths(self.model)
         for name, parameter in self.model.named_parameters():
@@ -32,7 +32,7 @@ class Run:
         self.optimizer = make([p for p in self.model.parameters() if p.requires_grad])
         self.trainers = Trainers(self.model, {self.width.name: self.width}, self.optimizer)
         self.step(HOST_STEPS - KERNEL_STEPS)
-        self.kernel = grow(self.width)
+        self.kernel: Any = grow(self.width)
         wake(self.kernel)
         self.trainers.adopt(self.width, list(self.kernel.named_parameters()), source=None)
         self.width.set_alpha(0, 1.0)
@@ -165,7 +165,7 @@ def test_a_frozen_layer_stays_as_it_is(freeze: str, caplog: pytest.LogCaptureFix
 
 
 def test_state_that_is_not_understood(caplog: pytest.LogCaptureFixture) -> None:
-    run = Run(lambda ps: torch.optim.Rprop(ps))
+    run = Run(torch.optim.Rprop)
     run.trainers.merge(run.width)
     assert len(run.width.fossils) == 1
     assert caplog.messages[0].endswith("Rprop has state that cannot be widened, 'step_size'")
@@ -189,7 +189,7 @@ def test_gradients_gathered_over_a_merge() -> None:
     apart, merged = (Run(lambda ps: SGD(ps, lr=0.1)) for _ in range(2))
     for run in (apart, merged):
         run.optimizer.zero_grad()
-        for part in ROWS.split(3):
+        for part in torch.split(ROWS, 3):
             run.model(part).square().mean().backward()
             if run is merged:
                 run.trainers.merge(run.width)

@@ -231,7 +231,16 @@ def test_kernels_do_not_grow() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4), nn.Linear(4, 4))
     layer = hosts.wrapped(model, "2", 2, ROWS)
-    assert [w.name for w in esper.sites(model, ROWS) if not w.refused] == ["0", "2"]
-    hosts.grow(layer, 0, SeedState.FOSSILIZED)
-    refused = "a kernel of layer '2' has a part in it"
+    refused = "'2' is wrapped, and a kernel beside it would not grow with it"
     assert [w.refused for w in esper.sites(model, ROWS)][:2] == [refused, refused]
+    hosts.grow(layer, 0, SeedState.FOSSILIZED)
+    assert [w.refused for w in esper.sites(model, ROWS)][:2] == [refused, refused]
+
+
+def test_a_width_beside_none_of_the_wrapped_layers() -> None:
+    torch.manual_seed(0)
+    between = [nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 5), nn.Tanh()]
+    model = esper.wrap(nn.Sequential(*between, nn.Linear(5, 2)), ["0"])
+    assert [w.name for w in esper.sites(model, ROWS) if not w.refused] == ["2", "4"]
+    model = esper.wrap(nn.Sequential(nn.Sequential(*between), nn.Linear(5, 2)), ["0"])
+    assert [w.name for w in esper.sites(model, ROWS) if not w.refused] == ["0.0", "0.2"]

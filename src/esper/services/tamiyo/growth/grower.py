@@ -70,8 +70,10 @@ class Grower:
 
     def objection(self, layer_name: str) -> str:
         """Reason why a layer cannot grow now; empty if it can."""
-        uncalled = self.layers[layer_name].spec is None
-        return self.left_out.get(layer_name, "was not called yet" if uncalled else "")
+        layer = self.layers[layer_name]
+        unready = "was not called yet" if layer.spec is None else ""
+        changed = layer.misfit(self.grafts.training.model)
+        return self.left_out.get(layer_name, "") or unready or changed
 
     def grow(
         self,
