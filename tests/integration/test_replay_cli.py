@@ -110,7 +110,10 @@ def test_a_picture_that_cannot_be_is_told_before_anything_is_shown(store: str) -
 
 def test_runs_are_replayed_from_their_folders_and_from_a_store_they_share(tmp_path: Path) -> None:
     runs, url = str(tmp_path / "runs"), f"sqlite:///{tmp_path / 'shared.db'}"
-    train = ("train", "digits", "--epochs", "9", "--strategy", "random", "--runs", runs, "--json")
+    often = tmp_path / "often.yaml"  # a choice every other epoch
+    often.write_text("growth: {kernel_share: 0.1, train_epochs: 1, plateau_threshold: 10.0}\n")
+    asked = ("train", "digits", "--epochs", "7", "--strategy", "random", "--config", str(often))
+    train = (*asked, "--no-static", "--runs", runs, "--json")
     for seed, where in (("0", ()), ("1", ("--store", url)), ("2", ("--store", url))):
         esper(*train, "--seed", seed, *where)
 
