@@ -56,14 +56,13 @@ def test_frozen_host(printed: Callable[[str], str]) -> None:
     assert "saved and loaded: outputs are equal" in text
 
 
-def test_a_width_is_refused_as_long_as_none_grows(tmp_path: Path) -> None:
+def test_a_width_beside_a_wrapped_layer_is_refused(tmp_path: Path) -> None:
     text = (EXAMPLES / "layers.yaml").read_text(encoding="utf-8")
     (tmp_path / "w.yaml").write_text(text.replace("  seeds:", "  widen: [fc1]\n  seeds:"))
     asked = ("letter", "--config", str(tmp_path / "w.yaml"), "--runs", str(tmp_path / "runs"))
-    done = CliRunner().invoke(app, ["train", *asked])
+    done = CliRunner().invoke(app, ["train", *asked, "--epochs", "1"])
     assert done.exit_code == 2
-    assert "wrap.widen is 'fc1'; no width grows yet" in done.output
-    assert not (tmp_path / "runs").exists()
+    assert "width 'fc1' cannot grow: 'fc1' is wrapped" in done.output
 
 
 def test_layers_of_a_task_are_wrapped_as_a_file_says(tmp_path: Path) -> None:

@@ -27,7 +27,13 @@ class Letter(Task):
     config = MappingProxyType(
         {
             "seed_selection": {"constraints": {"min_dormant_epochs": 0}},
-            "growth": {"kernel_share": 0.5},
+            "growth": {
+                "kernel_share": 0.5,
+                "train_epochs": 0,
+                "ramp": 0.0,
+                "warmup_epochs": 1,
+                "plateau_threshold": 1.0,
+            },
         }
     )
     width = 8

@@ -33,7 +33,8 @@ class ResNet(Task):
             "growth": {
                 "kernel_share": 0.2,
                 "max_active": 4,
-                "train_epochs": 1,
+                "train_epochs": 0,
+                "ramp": 0.0,
                 "warmup_epochs": 3,
                 "plateau_threshold": 1.0,
                 "keep_stderrs": 0.0,
