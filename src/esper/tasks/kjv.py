@@ -31,7 +31,7 @@ class Kjv(Task):
     name = "kjv"
     description = "next character of the King James Bible; a causal network that sees three"
     layers = ("block1", "block2")
-    seeds = ("causal_mixer", "glu", "bottleneck", "lowrank")
+    seeds = ("causal_mixer", "glu", "causal_mixer", "bottleneck")
     config = MappingProxyType(
         {
             "seed_selection": {"constraints": {"min_dormant_epochs": 0}},
