@@ -13,10 +13,12 @@ from benchmarks.growth.arms.counting import Counting
 from benchmarks.growth.arms.outcome import Outcome
 from esper.execution.harden import harden
 from esper.execution.kernel import count_parameters
+from esper.execution.passes.counterfactual import evaluate
 from esper.runs import train as product
 from esper.runs.result import Progress, Result, Scores, score
 from esper.runs.run_folder import RunFolder
 from esper.runs.spec import RunSpec
+from esper.tasks import TASKS
 from esper.tasks.base import Task
 
 
@@ -27,6 +29,7 @@ class _Meter:
     ``train`` trains a control too, and says which one's epoch has ended.
     """
 
+    task: Task
     read: Callable[[], float]
     spent: list[float] = field(default_factory=list)
     curve: list[float] = field(default_factory=list)
@@ -42,10 +45,10 @@ class _Meter:
         if progress.part == "grown":
             self._total += now - self._last
             self.spent.append(self._total)
-            assert progress.report is not None
             assert progress.tamiyo is not None
-            self.curve.append(progress.report.holdout_accuracy or 0.0)
             self.model = progress.tamiyo.training.model
+            held_out = self.task.validation_batches()
+            self.curve.append(evaluate(self.model, self.task.accuracy_fn, held_out))
         self._last = self.read()
 
     @contextmanager
@@ -87,10 +90,11 @@ def grow(spec: RunSpec) -> Grown:
     Raises:
         RuntimeError: if counting changed the result.
     """
-    clock = _Meter(process_time)
+    task = TASKS.create(spec.task)
+    clock = _Meter(task, process_time)
     timed = _run(spec, clock, nullcontext())
     counting = Counting()
-    counter = _Meter(lambda: counting.flops)
+    counter = _Meter(task, lambda: counting.flops)
     counted = _run(spec, counter, counting)
     if timed.grown != counted.grown:
         raise RuntimeError(f"the run ends with {timed.grown}; counted, with {counted.grown}")

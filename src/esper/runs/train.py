@@ -196,7 +196,6 @@ def _tamiyo(
         model,
         optimizer,
         loss_fn=task.loss_fn,
-        accuracy_fn=task.accuracy_fn,
         holdout=task.validation_batches(),
         config=spec.config.model_copy(update={"wrap": None}),
         store=store_url(spec, folder),
