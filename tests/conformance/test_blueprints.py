@@ -9,8 +9,10 @@ from typing_extensions import override
 
 from esper.blueprints import BLUEPRINTS
 from esper.testing.blueprint_laws import BlueprintLaws, Case, SequenceLaws, cases, example
+from esper.testing.width_laws import WIDTHS, WidthLaws
 
 CASES = cases(BLUEPRINTS.create(name) for name in BLUEPRINTS.names())
+UNITS = cases((BLUEPRINTS.create(name) for name in BLUEPRINTS.names()), WIDTHS)
 
 
 def in_time(case: Case) -> bool:
@@ -36,9 +38,19 @@ class TestEveryBlueprintOfSequences(SequenceLaws):
         return case
 
 
+class TestEveryBlueprintOfUnits(WidthLaws):
+    @pytest.fixture(params=UNITS, ids=str)
+    @override
+    def case(self, request: pytest.FixtureRequest) -> Case:
+        case = request.param
+        assert isinstance(case, Case)
+        return case
+
+
 def test_every_blueprint_stands_before_the_laws() -> None:
-    assert {case.blueprint.name for case in CASES} == set(BLUEPRINTS.names())
-    served = {(c.blueprint.name, kind) for c in CASES for kind in c.spec.kinds}
+    every = [*CASES, *UNITS]
+    assert {case.blueprint.name for case in every} == set(BLUEPRINTS.names())
+    served = {(c.blueprint.name, kind) for c in every for kind in c.spec.kinds}
     assert served >= {
         (name, kind) for name in BLUEPRINTS.names() for kind in BLUEPRINTS.load(name).kinds
     }

@@ -8,6 +8,7 @@ from torch.nn.parameter import is_lazy
 
 from esper.blueprints import BLUEPRINTS, fitting, for_widths
 from esper.contracts.errors import ConfigError, LifecycleError, unknown_name
+from esper.contracts.patterns import matches, matching
 from esper.contracts.seeds import LayerSpec, SeedState
 from esper.execution import topology
 from esper.execution.copies.followers import (
@@ -21,7 +22,6 @@ from esper.execution.copies.followers import (
 from esper.execution.fast_paths import drop_compiled_graphs, enclosing_modules, fused_paths
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.layouts.layout import check_layout
-from esper.execution.patterns import matches, matching
 from esper.execution.seeded import Seeded
 
 M = TypeVar("M", bound=nn.Module)

@@ -7,12 +7,12 @@ from torch import nn
 
 from esper.blueprints import BLUEPRINTS, for_widths
 from esper.contracts.errors import ConfigError, unknown_name
+from esper.contracts.patterns import matches
 from esper.contracts.site import Site
 from esper.execution import surgery
 from esper.execution.copies.followers import plain_averages, remember, watch
 from esper.execution.fast_paths import drop_compiled_graphs
 from esper.execution.passes.isolation import LossFn
-from esper.execution.patterns import matches
 from esper.widths.find import names_of, sites
 from esper.widths.found import Sites, Width
 from esper.widths.kasmina_width import CHILD, KasminaWidth, find_crossings

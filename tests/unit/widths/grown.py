@@ -99,7 +99,7 @@ def far(ys: list[Tensor], zs: list[Tensor]) -> float:
     """Largest difference, relative to the largest value."""
     assert [y.shape for y in ys] == [z.shape for z in zs]
     return max(
-        float((y - z).abs().max() / z.abs().max().clamp_min(1e-30))
+        float((y - z).detach().abs().max() / z.detach().abs().max().clamp_min(1e-30))
         for y, z in zip(ys, zs, strict=True)
     )
 

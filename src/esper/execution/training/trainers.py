@@ -8,7 +8,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple, TypeVar, final
+from typing import Any, TypeVar, final
 
 from torch import nn
 from torch.optim import Optimizer
@@ -20,6 +20,7 @@ from esper.execution.training import optimizers
 from esper.execution.training.given import refuse_strangers, several, several_schedulers
 from esper.execution.training.merging import carried, fit_states, misunderstood
 from esper.execution.training.optimizer_trial import objection
+from esper.execution.training.places import Place, Places
 from esper.execution.training.reloading import kernel_parameters
 from esper.execution.training.schedulers import (
     core,
@@ -38,13 +39,6 @@ _Item = TypeVar("_Item")
 
 _CALLS = 4
 """Calls between the user's line that makes a ``Tamiyo`` and the warning of a scheduler."""
-
-
-class Place(NamedTuple):
-    """A parameter group: the index of its optimizer, and its own in that."""
-
-    optimizer: int
-    group: int
 
 
 @final
@@ -76,7 +70,7 @@ class Trainers:
         self.optimizers: list[Any] = [core(one) for one in self.wrappers]
         self.seed_optimizer = seed_optimizer
         self.schedulers = several_schedulers(scheduler)
-        self._objections: dict[tuple[Place, int], str] = {}
+        self.places = Places(model, self.optimizers)
         self._unmerged: set[str] = set()
         self._joined: list[Join] = []
 
@@ -98,7 +92,7 @@ class Trainers:
                     warnings.warn(sentence, stacklevel=_CALLS)
         for name, layer in self.layers.items():
             for ndim in _dims(layer):
-                self._place(name, layer, ndim)
+                self.places.place(name, layer, ndim)
         # What the user makes seeds' optimizers with does not depend on the layer.
         layers = list(self.layers.values())
         for layer in layers if self.seed_optimizer is None else layers[:1]:
@@ -124,7 +118,7 @@ class Trainers:
 
     def _check_trained(self, name: str, layer: Seeded) -> None:
         """Refuse a layer that another optimizer trains; one that none trains is frozen."""
-        held = self._held()
+        held = self.places.held()
         wanted = [p for p in layer.host_parameters() if p.requires_grad]
         missing = [p for p in wanted if id(p) not in held]
         if not missing:
@@ -140,7 +134,7 @@ class Trainers:
 
     def _try_seeds(self, layer: Seeded) -> None:
         """Step the optimizer of a seed once, on parameters of every kind."""
-        like = self._like(layer)
+        like = self.places.like(layer)
         dummies = [nn.Parameter(like.new_zeros((2,) * ndim)) for ndim in _dims(layer)]
         try:
             trainer = self.seed_trainer(layer, dummies)
@@ -174,7 +168,9 @@ class Trainers:
             return SeedTrainer([self.seed_optimizer(new)])
         return SeedTrainer(
             [
-                optimizers.like(self.optimizers[place.optimizer], part, beside=self._anchor(place))
+                optimizers.like(
+                    self.optimizers[place.optimizer], part, beside=self.places.anchor(place)
+                )
                 for place, part in self._split(layer, new, key=lambda p: p)
             ]
         )
@@ -203,7 +199,7 @@ class Trainers:
                 part,
                 source=trained_by,
                 scheduler=self.schedulers,
-                beside=self._anchor(place),
+                beside=self.places.anchor(place),
             )
 
     def _follow(self) -> None:
@@ -219,7 +215,7 @@ class Trainers:
                 type(new).__name__,
             )
             self.optimizers[index] = self.wrappers[index] = new
-            self._objections.clear()
+            self.places.forget()
 
     def _of(self, optimizer: Optimizer) -> list[nn.Parameter]:
         """Parameters of the host that an optimizer holds, or that none does if these are gone."""
@@ -231,7 +227,7 @@ class Trainers:
 
     def holds(self, parameter: nn.Parameter) -> bool:
         """True if one of the optimizers trains a parameter."""
-        return id(parameter) in self._held()
+        return id(parameter) in self.places.held()
 
     def discard(self, parameters: Iterable[nn.Parameter]) -> None:
         """Have every optimizer and scheduler drop these parameters."""
@@ -245,123 +241,9 @@ class Trainers:
     def _split(
         self, layer: Seeded, items: Iterable[_Item], *, key: Callable[[_Item], nn.Parameter]
     ) -> Iterator[tuple[Place, list[_Item]]]:
-        placed = [(self._home(layer, key(item)), item) for item in items]
+        placed = [(self.places.home(layer, key(item)), item) for item in items]
         for place, part in groupby(sorted(placed, key=lambda pair: pair[0]), lambda pair: pair[0]):
             yield place, [item for _, item in part]
-
-    def _home(self, layer: Seeded, parameter: nn.Parameter) -> Place:
-        """Group for a parameter of a kernel: that of the host's parameter which it extends, if any.
-
-        Raises:
-            ConfigError: if no optimizer can train it.
-        """
-        extended = layer.beside(parameter)
-        place = None if extended is None else self._held().get(id(extended))
-        if place is not None and not self._objection(place, parameter.ndim, layer):
-            return place
-        return self._place(layer.name, layer, parameter.ndim)
-
-    def _place(self, name: str, layer: Seeded, ndim: int) -> Place:
-        """Group for parameters of a kernel that have so many axes.
-
-        Raises:
-            ConfigError: if no optimizer can train them.
-        """
-        candidates = self._candidates(layer, ndim)
-        for place in candidates:
-            if not self._objection(place, ndim, layer):
-                return place
-        first = candidates[0]
-        kind = type(self.optimizers[first.optimizer]).__name__
-        raise ConfigError(
-            f"layer {name!r}: {kind} cannot train a kernel's parameters of {ndim} "
-            f"{'axis' if ndim == 1 else 'axes'}, which join it when the kernel is blended in: "
-            f"{self._objection(first, ndim, layer)}. A seed_optimizer alone does not help; train "
-            "the model with AdamW or SGD, or pass such an optimizer too: "
-            "Tamiyo(model, [optimizer, other], ...)"
-        )
-
-    def _candidates(self, layer: Seeded, ndim: int) -> list[Place]:
-        """Groups in order of preference: of the host, of its optimizer, of a neighbour, any."""
-        held = self._held()
-        own = [held[id(p)] for p in layer.host_parameters() if id(p) in held]
-        alike = [
-            held[id(p)]
-            for p in layer.host_parameters()
-            if id(p) in held and (p.ndim > 1) == (ndim > 1)
-        ]
-        near = own or self._neighbours(layer, held)
-        home = near[0] if near else Place(0, 0)
-        everywhere = [
-            Place(i, j)
-            for i, one in enumerate(self.optimizers)
-            for j in range(len(one.param_groups))
-        ]
-        role = [place for place in everywhere if self._is_for(place, ndim)]
-        beside = [place for place in role if self._rate(place) == self._rate(home)]
-        same = [place for place in beside if place.optimizer == home.optimizer]
-        return list(dict.fromkeys([*alike, *same, home, *role, *everywhere]))
-
-    def _neighbours(self, layer: Seeded, held: Mapping[int, Place]) -> list[Place]:
-        """Groups of the parameters of the model, the nearest in order of definition first."""
-        order: list[nn.Parameter] = []
-        here = 0
-        for module in self.model.modules():
-            if module is layer:
-                here = len(order)
-            order += module.parameters(recurse=False)
-        found = [(abs(i - here), held[id(p)]) for i, p in enumerate(order) if id(p) in held]
-        return [place for _, place in sorted(found)]
-
-    def _held(self) -> dict[int, Place]:
-        """Place of every parameter that an optimizer holds, by identity."""
-        return {
-            id(parameter): Place(i, j)
-            for i, optimizer in reversed(list(enumerate(self.optimizers)))
-            for j, group in enumerate(optimizer.param_groups)
-            for parameter in group["params"]
-        }
-
-    def _group(self, place: Place) -> Mapping[str, Any]:
-        group: Mapping[str, Any] = self.optimizers[place.optimizer].param_groups[place.group]
-        return group
-
-    def _anchor(self, place: Place) -> list[nn.Parameter]:
-        return list(self._group(place)["params"][:1])
-
-    def _rate(self, place: Place) -> float:
-        return float(self._group(place).get("lr") or 0.0)
-
-    def _is_for(self, place: Place, ndim: int) -> bool:
-        """True if a group holds parameters of this kind alone, as biases without decay."""
-        held = self._group(place)["params"]
-        return bool(held) and all((p.ndim > 1) == (ndim > 1) for p in held)
-
-    def _like(self, layer: Seeded) -> nn.Parameter:
-        found = next((p for p in layer.host_parameters() if p.is_floating_point()), None)
-        return nn.Parameter(layer.seed(0).alpha) if found is None else found
-
-    def _objection(self, place: Place, ndim: int, layer: Seeded) -> str:
-        """Why parameters of so many axes cannot join a group; empty if they can."""
-        if (place, ndim) not in self._objections:
-            self._objections[place, ndim] = self._tried(place, ndim, layer)
-        return self._objections[place, ndim]
-
-    def _tried(self, place: Place, ndim: int, layer: Seeded) -> str:
-        user, anchor = self.optimizers[place.optimizer], self._anchor(place)
-        like = self._like(layer).detach()
-        try:
-            # One that cannot be made again at all may still train kernels: seed_optimizer makes
-            # the seeds', and without it their trial says so.
-            optimizers.like(user, [nn.Parameter(like.new_zeros((2, 2)))], beside=anchor)
-        except ConfigError:
-            return ""
-        dummy = nn.Parameter(like.new_zeros((2,) * ndim))
-        try:
-            clone = optimizers.like(user, [dummy], beside=anchor)
-        except ConfigError as error:
-            return str(error.__cause__)
-        return objection(clone, [dummy])
 
     def merge(self, layer: Seeded) -> None:
         """Make what a site absorbed a part of the host's own parameters, state included.
@@ -399,7 +281,7 @@ class Trainers:
         self.discard(kernel.parameters())
 
     def _objection_to_merge(self, join: Join) -> str:
-        place = self._held().get(id(join.host))
+        place = self.places.held().get(id(join.host))
         if place is None or join.host.requires_grad is not join.piece.requires_grad:
             return "a layer beside them is not trained"
         one = self.wrappers[place.optimizer]
@@ -448,14 +330,14 @@ class Trainers:
             optimizers.replay_groups(
                 optimizer, self.model, groups, self.schedulers, grown=grown, beside=self._beside
             )
-        held = self._held()
+        held = self.places.held()
         for optimizer, state in zip(self.optimizers, states, strict=True):
             optimizer.state.update({p: s for p, s in state.items() if id(p) in held})
 
     def _beside(self, parameter: nn.Parameter) -> list[nn.Parameter]:
         """A parameter of the group that a kernel's parameter took its settings from."""
         layer = self._layer_of_kernel(parameter)
-        return self._anchor(self._home(layer, parameter)) if layer else []
+        return self.places.anchor(self.places.home(layer, parameter)) if layer else []
 
     def _layer_of_kernel(self, parameter: nn.Parameter) -> Seeded | None:
         for layer in self.layers.values():
