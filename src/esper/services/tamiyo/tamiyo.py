@@ -56,8 +56,7 @@ from esper.services.tamiyo.setup import (
 from esper.stores.base import MetricsStore
 from esper.stores.journal import Journal
 
-SCHEMA = 1
-"""Version of the state."""
+SCHEMA = 1  # of the state
 
 _CALIBRATION_BATCHES = 8
 
@@ -322,8 +321,7 @@ class Tamiyo:
     def _move_on(self, epoch: int, verdicts: list[Verdict]) -> Baseline | None:
         """Measure, roll back what fell ill, and take every graft the step that is due."""
         now = self.mover.measure(epoch, verdicts)
-        if now is not None:
-            self._losses.append(now.loss)
+        self._losses += [] if now is None else [now.loss]
         verdicts += self.mover.move_on(
             now,
             epoch=epoch,

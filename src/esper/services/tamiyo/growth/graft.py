@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+import torch
 from torch import nn
 
 from esper.contracts.config import Growth
@@ -160,6 +161,22 @@ class Graft:
         """The fault of a graft whose training failed: its kernel's, if that cannot learn alone."""
         able = self.layer.can_learn(self.kernel)
         return Fault.of_the_loop(why) if able else Fault(why=why, of_kernel=True)
+
+    @property
+    def is_finite(self) -> bool:
+        """True if no weight of the kernel is NaN or infinite."""
+        return all(bool(torch.isfinite(p).all()) for p in self.kernel.module.parameters())
+
+    def left_waiting(self) -> Fault:
+        """The fault of a graft that waited in vain: for a batch, or for a measurement."""
+        if self.trained:
+            return Fault.of_the_loop("the held-out loss could not be measured, epoch after epoch")
+        why = (
+            f"no batch's loss depended on layer {self.layer.name!r} while its kernel waited to "
+            "learn; is the layer used in training, outside torch.no_grad and outside reentrant "
+            "checkpointing?"
+        )
+        return Fault.of_the_loop(why)
 
     def blend(self, epoch: int, *, ramp_batches: int) -> None:
         """From now on the user's optimizer trains the kernel, with the state it has gathered.

@@ -10,8 +10,6 @@ from math import isfinite
 from operator import itemgetter
 from typing import Any, final
 
-import torch
-
 from esper.contracts.config import Config
 from esper.contracts.performance import PerformanceDelta, rent
 from esper.contracts.seeds import KernelCost, SeedState
@@ -168,14 +166,14 @@ class ActiveGrafts:
             due = graft.due(epoch, self.config.growth, measured=now is not None)
             verdict = None
             with self.aside(_WORK.get(due or SeedState.TRAINING, "the step of a graft")) as attempt:
-                if due is not None and not _is_finite(graft.kernel):
+                if due is not None and not graft.is_finite:
                     graft.fault = Fault(why="its weights became NaN or infinite", of_kernel=True)
                 if graft.fault is not None:
                     verdict = self._fail(graft, graft.fault, epoch)
                 elif due is SeedState.BLENDING:
                     self._blend(graft, epoch)
                 elif due is SeedState.CULLED:
-                    verdict = self._fail(graft, _left_waiting(graft), epoch)
+                    verdict = self._fail(graft, graft.left_waiting(), epoch)
                 elif due is SeedState.HOLDING and now is not None:
                     self._step(graft, due, "fully blended; it is judged", epoch)
                     verdict = self._judge(graft, now, calibration, epoch)
@@ -385,20 +383,6 @@ class ActiveGrafts:
     def _graft(self, decision: Decision, kernel: Kernel, baseline: Baseline) -> Graft:
         layer = self.layers[decision.layer_name]
         return Graft(self.training, layer, decision=decision, kernel=kernel, baseline=baseline)
-
-
-def _left_waiting(graft: Graft) -> Fault:
-    if graft.trained:
-        return Fault.of_the_loop("the held-out loss could not be measured, epoch after epoch")
-    why = (
-        f"no batch's loss depended on layer {graft.layer.name!r} while its kernel waited to learn; "
-        "is the layer used in training, outside torch.no_grad and outside reentrant checkpointing?"
-    )
-    return Fault.of_the_loop(why)
-
-
-def _is_finite(kernel: Kernel) -> bool:
-    return all(bool(torch.isfinite(p).all()) for p in kernel.module.parameters())
 
 
 def _difference(after: float | None, before: float | None) -> float | None:
