@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from esper.execution.harden import harden
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.kernel import Recipe
-from esper.execution.surgery import kasmina_layers
+from esper.execution.surgery import kasmina_layers, seeded_modules
 
 
 def anew(grown: nn.Module, host: nn.Module, seed: int) -> nn.Module:
@@ -26,6 +26,8 @@ def anew(grown: nn.Module, host: nn.Module, seed: int) -> nn.Module:
         ValueError: if a kernel has no recipe, or a widened module cannot draw its weights.
     """
     copy = deepcopy(grown)
+    for site in seeded_modules(copy).values():
+        site.settle()  # widths become plain, larger modules; layers stay
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         for layer in kasmina_layers(copy).values():

@@ -14,6 +14,7 @@ from esper.runs.result import Progress
 from esper.runs.spec import make_spec
 from esper.runs.train import train
 from esper.services.tamiyo.report import seed_name
+from esper.services.tamiyo.settings import config_from
 
 EPOCHS = 6
 
@@ -22,7 +23,8 @@ def shown(
     tmp_path: Path, *, colour: bool, width: int = 80, epochs: int = EPOCHS
 ) -> tuple[list[str], list[Progress]]:
     """Every frame of the live view of a real run."""
-    spec = make_spec("digits", epochs=epochs)
+    isolated = {"growth": {"train_epochs": 2, "kernel_share": 0.125}}
+    spec = make_spec("digits", epochs=epochs, config=config_from(isolated))
     console = Console(
         file=StringIO(), width=width, height=40, force_terminal=True, no_color=not colour
     )
