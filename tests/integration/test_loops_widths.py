@@ -280,6 +280,54 @@ def test_snapshots_stay_what_they_are() -> None:
     assert [w.units for w in widths(snapshot)] != [w.units for w in widths(run.model)]
 
 
+def test_an_average_from_before_the_model_was_wrapped() -> None:
+    model = host()
+    averaged = AveragedModel(model, avg_fn=lambda _, p, __: p.clone())
+    run = wide(model=model)
+    for epoch in range(9):
+        for batch in run.train_batches():
+            run.step(batch)
+            averaged.update_parameters(model)
+        run.engine.on_epoch_end(epoch)
+    assert {w.units for w in widths(model)} != {4}
+    values = dict(averaged.module.named_parameters())
+    assert all(torch.equal(values[n], p) for n, p in model.named_parameters())
+
+
+class Both(nn.Module):
+    """A network that trains, and a frozen copy of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.online = host()
+        self.target = copy.deepcopy(self.online).requires_grad_(requires_grad=False)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.online(x)
+        return y
+
+    def update(self) -> None:
+        for ours, theirs in zip(self.target.parameters(), self.online.parameters(), strict=True):
+            ours.data.copy_(theirs.data)
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_a_frozen_copy_in_the_model(*, moves: bool) -> None:
+    both = Both()
+    run = wide(model=both)
+    assert set(run.engine.layers) == {"online.fc1:width", "online.fc2:width"}
+    for epoch in range(9):
+        for batch in run.train_batches():
+            run.step(batch)
+            if moves:
+                both.update()
+        run.engine.on_epoch_end(epoch)
+    grown = {w.units for w in widths(both.online)}
+    assert grown != {4}
+    assert {w.units for w in widths(both.target)} == (grown if moves else {4})
+
+
 # --- states ---------------------------------------------------------------------------------------
 
 
