@@ -9,15 +9,18 @@ from typing import Any
 from weakref import ref
 
 import pytest
+import schedulefree
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adadelta, Adafactor, Adagrad, AdamW, Muon, NAdam, Optimizer, RMSprop
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel
+from typing_extensions import override
 
 import esper
 from esper.execution import checkpoint
 from esper.widths.kasmina_width import KasminaWidth
+from tests.integration.optimizer_doubles import Bookkeeper, SharpnessAware, SlowWeights
 from tests.integration.test_loops_mirrors import (
     ByHeldList,
     ByName,
@@ -138,15 +141,48 @@ def test_matrices_and_vectors_have_optimizers_of_their_own() -> None:
         assert all(v.shape in (p.shape, ()) for p, s in one.state.items() for v in s.values())
 
 
-def test_what_cannot_be_merged_goes_on_training(caplog: pytest.LogCaptureFixture) -> None:
-    run = wide(make_optimizer=lambda m: Adafactor(m.parameters(), lr=0.01)).run(8)
+class Sharp(SharpnessAware):
+    """One call for both steps, by the same gradient."""
+
+    @override
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.first_step()
+        self.second_step()
+
+
+def schedule_free(model: nn.Module) -> Any:
+    optimizer = schedulefree.AdamWScheduleFree(model.parameters(), lr=0.01)
+    optimizer.train()
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda m: Adafactor(m.parameters(), lr=0.01), "Adafactor has state that cannot be"),
+        (lambda m: Sharp(m.parameters(), SGD, lr=0.02, momentum=0.9), "cannot be widened, 'old'"),
+        (lambda m: SlowWeights(SGD(m.parameters(), lr=0.02)), "groups of their own"),
+        (lambda m: Bookkeeper(m.parameters()), "Bookkeeper keeps parameter groups of their own"),
+        (schedule_free, "AdamWScheduleFree keeps parameter groups of their own"),
+    ],
+    ids=["factored", "SAM", "Lookahead", "ZeRO", "schedule-free"],
+)
+def test_what_cannot_be_merged_goes_on_training(
+    make: Any, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = wide(make_optimizer=make).run(8)
     assert any(v.kept for report in run.reports for v in report.verdicts)
     assert {w.units for w in widths(run.model)} == {4}
     assert any(w.is_grown for w in widths(run.model))
-    check_trained_only = [p for group in run.optimizer.param_groups for p in group["params"]]
-    assert len(check_trained_only) == len(list(run.model.parameters()))
+    held = [id(p) for group in run.optimizer.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in run.model.parameters())
+    kept = [p.detach().clone() for w in widths(run.model) for p in w.fossils.parameters()]
+    run.run(9, first=8)
+    now = [p for w in widths(run.model) for p in w.fossils.parameters()]
+    assert any(not torch.equal(a, b) for a, b in zip(kept, now, strict=False))  # some are silent
     told = [m for m in caplog.messages if "stay parameters of their own" in m]
     assert len(told) == len(set(told)) > 0
+    assert all(why in sentence for sentence in told)
 
 
 def test_a_budget_holds_what_crosses() -> None:
@@ -242,6 +278,54 @@ def test_snapshots_stay_what_they_are() -> None:
     assert torch.equal(snapshot(x), before)
     assert all(torch.equal(values[n], t) for n, t in snapshot.state_dict().items())
     assert [w.units for w in widths(snapshot)] != [w.units for w in widths(run.model)]
+
+
+def test_an_average_from_before_the_model_was_wrapped() -> None:
+    model = host(seed=31)  # unlike any other that is alive, which could be a control of this one
+    averaged = AveragedModel(model, avg_fn=lambda _, p, __: p.clone())
+    run = wide(model=model)
+    for epoch in range(9):
+        for batch in run.train_batches():
+            run.step(batch)
+            averaged.update_parameters(model)
+        run.engine.on_epoch_end(epoch)
+    assert {w.units for w in widths(model)} != {4}
+    values = dict(averaged.module.named_parameters())
+    assert all(torch.equal(values[n], p) for n, p in model.named_parameters())
+
+
+class Both(nn.Module):
+    """A network that trains, and a frozen copy of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.online = host(seed=32)
+        self.target = copy.deepcopy(self.online).requires_grad_(requires_grad=False)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.online(x)
+        return y
+
+    def update(self) -> None:
+        for ours, theirs in zip(self.target.parameters(), self.online.parameters(), strict=True):
+            ours.data.copy_(theirs.data)
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_a_frozen_copy_in_the_model(*, moves: bool) -> None:
+    both = Both()
+    run = wide(model=both)
+    assert set(run.engine.layers) == {"online.fc1:width", "online.fc2:width"}
+    for epoch in range(9):
+        for batch in run.train_batches():
+            run.step(batch)
+            if moves:
+                both.update()
+        run.engine.on_epoch_end(epoch)
+    grown = {w.units for w in widths(both.online)}
+    assert grown != {4}
+    assert {w.units for w in widths(both.target)} == (grown if moves else {4})
 
 
 # --- states ---------------------------------------------------------------------------------------

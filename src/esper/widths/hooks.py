@@ -94,7 +94,8 @@ class Hooks:
                 if alpha is not None and part.member.role == "consumer":
                     piece = alpha * piece
                 if kernel is isolated and part.tensor.startswith("running_"):
-                    piece = _of_batch(module, part.member, part.tensor, args[0], kernel.units)
+                    of_batch = _of_batch(module, part.member, part.tensor, args[0], kernel.units)
+                    piece = piece if of_batch is None else of_batch
                 whole = join(whole, piece.to(whole.dtype), part.dim, part.member)
             values[module, part.tensor] = whole
         units = sum(kernel.units for kernel, _ in self._acting)
@@ -127,10 +128,12 @@ def _remove(hooks: dict[int, Any], hook: Any) -> list[int]:
     return keys
 
 
-def _of_batch(module: nn.Module, member: Member, name: str, x: Tensor, units: int) -> Tensor:
-    """Mean or variance of the new channels that a batch norm reads."""
+def _of_batch(module: nn.Module, member: Member, name: str, x: Tensor, units: int) -> Tensor | None:
+    """Mean or variance of the new channels that a batch norm reads; one value has none."""
     assert isinstance(module, _BatchNorm)
     axis = unit_axis(module, x)
     new = last_units(x.detach(), units, axis, member)
     axes = [i for i in range(x.ndim) if i != axis]
+    if x.numel() == x.shape[axis]:
+        return None
     return new.mean(axes) if name == "running_mean" else new.var(axes)

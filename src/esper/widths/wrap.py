@@ -1,6 +1,7 @@
 """Wrap a model: seeds beside layers, and in the widths between them."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from torch import nn
@@ -10,7 +11,7 @@ from esper.contracts.errors import ConfigError, unknown_name
 from esper.contracts.patterns import matches
 from esper.contracts.site import Site
 from esper.execution import surgery
-from esper.execution.copies.followers import plain_averages, remember, watch
+from esper.execution.copies.followers import copies_inside, plain_averages, remember, watch
 from esper.execution.fast_paths import drop_compiled_graphs
 from esper.execution.passes.isolation import LossFn
 from esper.widths.find import names_of, sites
@@ -108,8 +109,10 @@ def _widen(
     if twice:
         raise ConfigError(f"width {twice[0]!r} has seeds already; widen each width once")
     copies = plain_averages(model)
+    inside = {width: list(_copies_inside(model, width)) for width in plans}
     for width, seeds in plans.items():
         made = _put(names, width, seeds)
+        remember((made, _put(names, twin, seeds)) for twin in inside[width])
         remember((made, _put(names_of(copy), width, seeds)) for copy in copies)
     for one in (model, *copies):
         surgery.check_topology(one)
@@ -117,6 +120,17 @@ def _widen(
         find_crossings(width for width in widths if isinstance(width, KasminaWidth))
     watch()
     drop_compiled_graphs()
+
+
+def _copies_inside(model: nn.Module, width: Width) -> Iterator[Width]:
+    """The same width in frozen copies of its layers, as a target network in the model."""
+    there = dict(model.named_modules())
+    found: dict[str, list[str]] = {}
+    for name, path in copies_inside(model, [m.name for m in width.members if m.name in there]):
+        found.setdefault(name, []).append(path)
+    for paths in zip(*(found.get(member.name, ()) for member in width.members), strict=False):
+        members = (replace(m, name=path) for m, path in zip(width.members, paths, strict=True))
+        yield replace(width, name=paths[0], members=tuple(members))
 
 
 def _put(names: Mapping[str, nn.Module], width: Width, seeds: Sequence[str]) -> KasminaWidth:

@@ -168,6 +168,22 @@ def test_a_pass_on_the_side_leaves_what_acts() -> None:
     assert all(torch.equal(now[key], value) for key, value in state.items() if "extra" not in key)
 
 
+def test_one_example_has_no_statistics() -> None:
+    model, x = normed()
+    (width,) = widths(model)
+    kernel = grow(width, to="training")
+    parameters = list(kernel.parameters())
+    shadow_step(
+        model.eval(),
+        width,
+        0,
+        loss_fn=lambda m, b: m(b).square().mean(1),
+        batch=x[:1],
+        optimizer=SGD(parameters, lr=0.1),
+    )
+    assert all(bool(p.isfinite().all()) for p in parameters)
+
+
 def test_a_pass_that_raises_leaves_the_weights() -> None:
     model, x = normed()
     (width,) = widths(model)

@@ -90,11 +90,13 @@ def follows(module: nn.Module) -> bool:
     return found is not None and module in _FOLLOWERS.get(found, ())
 
 
-def is_frozen_copy(module: nn.Module) -> bool:
-    """True if a module is a copy of another that no gradient trains, as a target network."""
-    origin = _ORIGINS.get(module)
-    original = origin() if origin is not None else None
-    return original is not None and _is_frozen(module) and not _is_frozen(original)
+def is_frozen_copy(site: Any) -> bool:
+    """True if a site is a copy of another that no gradient trains, as in a target network."""
+    origin = _ORIGINS.get(site)
+    original: Any = origin() if origin is not None else None
+    hosts = [list(one.host_parameters()) for one in (site, original) if one is not None]
+    frozen = [not any(p.requires_grad for p in host) for host in hosts]
+    return frozen == [True, False]
 
 
 def plain_averages(model: nn.Module) -> list[nn.Module]:

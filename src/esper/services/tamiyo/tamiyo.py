@@ -176,8 +176,7 @@ class Tamiyo:
         self.mover = Mover(self.training, self.grafts, self.governor, self.log, self.aside)
         self.reloads = Reloads(self.grafts, self.governor)
         self._mirrors = Mirrors(model, self.training.trainers.take_joined)
-        self._losses: list[float] = []
-        self._epoch = -1
+        self._losses, self._epoch = list[float](), -1
         self._batches = self._batches_of_epoch = 0
         self._recent: deque[Any] = deque(maxlen=_CALIBRATION_BATCHES)
         self._keeps_statistics, self._finished = keeps_statistics(model), False
