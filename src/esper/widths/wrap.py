@@ -62,6 +62,7 @@ def wrap(  # noqa: PLR0913 (the public contract)
             model is then unchanged.
 
     Example:
+        >>> import torch
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> model = wrap(model, widen="auto", example=torch.ones(3, 4))
         >>> list(surgery.name_layers(model))
