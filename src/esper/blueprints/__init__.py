@@ -34,6 +34,7 @@ BLUEPRINTS: "Registry[Blueprint]" = Registry(
         "units": "esper.blueprints.units:Units",
         "units_select": "esper.blueprints.units:UnitsSelect",
         "units_split": "esper.blueprints.units:UnitsSplit",
+        "heads": "esper.blueprints.units:Heads",
     },
     group="esper.blueprints",
 )
@@ -46,7 +47,7 @@ def fitting(spec: LayerSpec) -> list[str]:
 
 def for_widths(name: str) -> bool:
     """True if a blueprint builds units for the width between layers."""
-    return "width" in BLUEPRINTS.create(name).kinds
+    return not {"width", "heads"}.isdisjoint(BLUEPRINTS.create(name).kinds)
 
 
 def smallest(name: str, spec: LayerSpec) -> int:

@@ -49,7 +49,7 @@ class Units(Blueprint):
         start: How the rows are chosen once there is a batch: ``"data"`` sets each unit's threshold
             at a quantile of what it sees; ``"select"`` also chooses each among random candidates,
             by the gradient that it explains; ``"split"`` starts from copies of the units that there
-            are.
+            are; ``"size"`` only gives them the size of the host's own.
 
     Source:
         Evci et al. (2022), GradMax, section 3.1 (zero columns keep the function); Wu, Wang & Liu
@@ -101,3 +101,14 @@ class UnitsSplit(Units):
     start = "split"
     name = "units_split"
     description = "more units in a width, copies of the most useful ones"
+
+
+@final
+@dataclass(frozen=True)
+class Heads(Units):
+    """As ``Units``, for heads of attention: nothing is known of their thresholds."""
+
+    start = "size"
+    name = "heads"
+    description = "more heads of attention, rows at the size of the host's"
+    kinds = ("heads",)

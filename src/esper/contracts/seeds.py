@@ -46,6 +46,7 @@ _AXES = {
     "pool1d": "BCL",
     "pool2d": "BCHW",
     "width": "BF",
+    "heads": "BF",
 }
 
 
@@ -58,7 +59,7 @@ class LayerSpec:
             or (B, ..., F), ``"sequence"`` time (B, T, F), ``"conv1d"`` length (B, C, L),
             ``"conv2d"`` height and width (B, C, H, W); ``"pool1d"`` and ``"pool2d"`` the same, and
             they write features alone (B, F). ``"width"`` is no layer: its kernels are units
-            between layers.
+            between layers; of ``"heads"`` these are heads of attention.
         in_size: Features or channels that the layer reads.
         out_size: Features or channels that the layer writes.
         in_extent: Length, or height and width, of the input seen; empty for features and sequences

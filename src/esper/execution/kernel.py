@@ -181,6 +181,6 @@ def _known_shapes(
     if isinstance(host, nn.Linear):
         spec = spec or LayerSpec(kind="features", in_size=1, out_size=1)
         spec = replace(spec, in_size=host.in_features, out_size=host.out_features)
-    if spec is None or spec.kind == "width":
+    if spec is None or spec.pieces:
         return None
     return spec.input_shape(2, 3), spec.output_shape(2, 3)

@@ -21,9 +21,11 @@ from esper.contracts.seeds import LayerSpec, Piece
 from esper.testing.blueprint_laws import Case
 
 
-def _width(*pieces: tuple[str, str, tuple[int, ...], int], units: int = 6) -> LayerSpec:
+def _width(
+    *pieces: tuple[str, str, tuple[int, ...], int], units: int = 6, kind: str = "width"
+) -> LayerSpec:
     made = tuple(Piece(part=p, tensor=t, shape=s, dim=d) for p, t, s, d in pieces)
-    return LayerSpec(kind="width", in_size=units, out_size=units, pieces=made)
+    return LayerSpec(kind=kind, in_size=units, out_size=units, pieces=made)
 
 
 WIDTHS = (
@@ -42,8 +44,16 @@ WIDTHS = (
         ("consumer3", "weight", (5, 1, 1, 1), 1),
         units=4,
     ),
+    _width(
+        ("producer0", "weight", (8, 12), 1),
+        ("producer0", "bias", (12,), 0),
+        ("consumer1", "weight", (8, 4), 1),
+        units=2,
+        kind="heads",
+    ),
 )
-"""Widths between linear layers, and between a convolution with a batch norm and two readers."""
+"""Widths between linear layers, between a convolution with a batch norm and two readers, and heads
+of attention."""
 
 
 class WidthLaws:

@@ -69,6 +69,8 @@ def choose_rows(
     with torch.inference_mode(False):
         if blueprint.start == "split":
             chooser.split(units)
+        elif blueprint.start == "size":
+            chooser.resize(units)
         else:
             chooser.threshold(units)
             if blueprint.start == "select":
@@ -103,13 +105,18 @@ class _Chooser:
 
     # --- the three ways ---------------------------------------------------------------------------
 
-    def threshold(self, kernel: UnitsKernel) -> None:
-        """Rows of the size of the host's own, each active on a part of the data."""
+    def resize(self, kernel: UnitsKernel) -> None:
+        """Rows of the size of the host's own."""
         with torch.no_grad():
             for part in parts_of(self.width.members):
                 piece = tensor_of(kernel.get_submodule(part.key), part.tensor)
                 if part.member.role != "consumer" and piece.ndim > 1:
                     piece.mul_(spread(tensor_of(part.module, part.tensor)) / spread(piece))
+
+    def threshold(self, kernel: UnitsKernel) -> None:
+        """Rows of the size of the host's own, each active on a part of the data."""
+        self.resize(kernel)
+        with torch.no_grad():
             producers = [part for part in parts_of(self.width.members) if part.tensor == "bias"]
             producers = [part for part in producers if part.member.role == "producer"]
             normed = any(member.role == "norm" for member, _ in self.width.members)

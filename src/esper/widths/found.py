@@ -41,6 +41,11 @@ class Width:
         return "width"
 
     @property
+    def heads(self) -> bool:
+        """True if its units are heads of attention."""
+        return any(member.role == "count" for member in self.members)
+
+    @property
     def site(self) -> Site:
         """The site as logs and checkpoints call it."""
         return Site(self.name, self.kind)

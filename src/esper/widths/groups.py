@@ -10,6 +10,7 @@ class Group:
 
     Two groups become one when an operation joins their axes. A group whose axis is cut in ``n``
     equal parts becomes ``n`` times a group of ``1 / n`` of its units, as in a fused gate and up.
+    One that is taken apart into heads becomes a group of heads, each of many places.
 
     Attributes:
         units: How many there are.
@@ -20,19 +21,19 @@ class Group:
         self.units = units
         self.refused = ""
         self._parent: Group | None = None
-        self._repeat = 1
+        self._repeat = self._within = 1
 
-    def root(self) -> tuple["Group", int]:
-        """Root of the group, and how many times the group repeats it."""
+    def root(self) -> tuple["Group", int, int]:
+        """Root of the group, how often the group repeats it, and its own units in each of those."""
         if self._parent is None:
-            return self, 1
-        root, repeat = self._parent.root()
-        return root, repeat * self._repeat
+            return self, 1, 1
+        root, repeat, within = self._parent.root()
+        return root, repeat * self._repeat, within * self._within
 
-    def put_under(self, parent: "Group", *, repeat: int = 1) -> None:
+    def put_under(self, parent: "Group", *, repeat: int = 1, within: int = 1) -> None:
         """Make a root part of another; the first reason for a refusal stays."""
         parent.refused = parent.refused or self.refused
-        self._parent, self._repeat = parent, repeat
+        self._parent, self._repeat, self._within = parent, repeat, within
 
 
 @final
@@ -57,12 +58,12 @@ class Axis:
 
     def resolved(self) -> Self:
         """The same axis in terms of its group's root."""
-        root, repeat = self.group.root()
-        return replace(self, group=root, outer=self.outer * repeat)
+        root, repeat, within = self.group.root()
+        return replace(self, group=root, outer=self.outer * repeat, inner=self.inner * within)
 
     def refuse(self, why: str) -> None:
         """Let the units never grow; the first reason stays."""
-        root, _ = self.group.root()
+        root = self.group.root()[0]
         root.refused = root.refused or why
 
 

@@ -48,6 +48,7 @@ class KasminaWidth(Seeded):
         members: Modules that grow with the units, and how; they stay where they are in the model.
         units: Units that the host has now.
         born: Units that it had when it was wrapped.
+        heads: True if they are heads of attention.
         crossings: Layers between this width and another one, or this one itself.
     """
 
@@ -60,6 +61,7 @@ class KasminaWidth(Seeded):
         # A tuple, because what is assigned as it is would become a submodule.
         self.members = tuple((member, modules[member.name]) for member in width.members)
         self.units = self.born = width.units
+        self.heads = width.heads
         self.crossings: tuple[Crossing, ...] = ()
         self._merged = 0
         self._hooks = Hooks(self.members)
@@ -93,7 +95,7 @@ class KasminaWidth(Seeded):
         return LayerSpec(
             crossed=2 * one - (3 * none + two) // 2,
             corner=(two - 2 * one + none) // 2,
-            kind="width",
+            kind="heads" if self.heads else "width",
             in_size=self.units,
             out_size=self.units,
             layer_type=self.host_type,
@@ -115,9 +117,11 @@ class KasminaWidth(Seeded):
             found = [tensor_of(module.get_submodule(p.part), p.tensor).shape for p in pieces]
             if found == [p.of(module.units) for p in pieces]:
                 return
+        blueprint = "heads" if self.heads else "units"
         raise KernelError(
             f"kernel {kernel.kernel_id!r} does not have the tensors of new units of {self.name!r}; "
-            "build one with esper.blueprints.build('units', layer.spec, budget=..., seed=...)"
+            f"build one with esper.blueprints.build({blueprint!r}, layer.spec, budget=..., "
+            "seed=...)"
         )
 
     @override

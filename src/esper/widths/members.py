@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-Role = Literal["producer", "norm", "consumer"]
+Role = Literal["producer", "norm", "consumer", "count"]
 
 _COUNTS: Mapping[Role, tuple[str, ...]] = {
     "producer": ("out_features", "out_channels", "nf"),
@@ -18,6 +18,17 @@ _COUNTS: Mapping[Role, tuple[str, ...]] = {
     "norm": ("num_features", "in_channels", "out_channels", "groups"),
 }
 """Attributes that say how many units there are."""
+
+_HEADS = (
+    "num_heads", "num_attention_heads", "num_key_value_heads", "num_kv_heads",
+    "n_heads", "n_head", "n_kv_heads", "n_kv_head", "nhead", "heads",
+)  # fmt: skip
+_HEAD_SIZES = ("head_dim", "head_size", "attention_head_size", "d_head", "dim_head")
+_ALL_HEADS = (
+    "all_head_size", "split_size", "embed_dim", "hidden_size",
+    "inner_dim", "attn_dim", "n_embd", "d_model", "dim",
+)  # fmt: skip
+"""Attributes that say how many places all heads have together, if their value is that."""
 
 
 @final
@@ -27,7 +38,8 @@ class Member:
 
     Attributes:
         name: Its dotted name.
-        role: A producer gives the units, a norm has a channel for each, a consumer reads them.
+        role: A producer gives the units, a norm has a channel for each, a consumer reads them; a
+            count has attributes that say how many heads there are.
         outer: Repetitions of all units, one after another, on the module's axis.
         inner: Consecutive places of each unit on the module's axis.
     """
@@ -73,6 +85,23 @@ def _is_conv1d(module: nn.Module) -> bool:
     return named and weight is not None and weight.ndim == 2 and weight.is_floating_point()
 
 
+def heads_said(module: nn.Module) -> set[int]:
+    """Numbers of heads that attributes of a module say."""
+    return set(_integers(module, _HEADS).values())
+
+
+def heads_in(module: nn.Module, units: int) -> list[int]:
+    """Numbers of heads into which a module may take units apart, as its attributes say."""
+    sizes = _integers(module, _HEAD_SIZES).values()
+    numbers = [*sorted(heads_said(module)), *(units // size for size in sizes if size > 0)]
+    return [heads for heads in dict.fromkeys(numbers) if heads > 1 and units % heads == 0]
+
+
+def _integers(module: nn.Module, names: Sequence[str]) -> dict[str, int]:
+    held: Mapping[str, Any] = vars(module)
+    return {name: held[name] for name in names if type(held.get(name)) is int}
+
+
 def unit_axis(module: nn.Module, x: Tensor) -> int:
     """Axis of the features or channels of a module's input and output."""
     if isinstance(module, _ConvNd):
@@ -87,6 +116,8 @@ def multiplier(module: nn.Module) -> int:
 
 def growing(module: nn.Module, role: Role) -> list[tuple[str, int]]:
     """Tensors of a module that grow with the units, by name, each with the dimension that does."""
+    if role == "count":
+        return []
     transposed = isinstance(module, _ConvTransposeNd) or _is_conv1d(module)
     if role == "consumer":
         return [("weight", 0 if transposed else 1)]
@@ -154,12 +185,16 @@ def place(tensor: Tensor, value: Tensor, gradient: Tensor | None) -> None:
 
 def counts(module: nn.Module, member: Member, units: int = 1) -> dict[str, int]:
     """Attributes of a member that say how many units it has, as they are with so many more."""
+    if member.role == "count":
+        heads = _integers(module, _HEADS)
+        size = next(iter(heads.values()), 0) * member.inner
+        whole = [name for name, n in _integers(module, _ALL_HEADS).items() if n == size]
+        more = {name: n + units for name, n in heads.items()}
+        return more | dict.fromkeys(whole, size + units * member.inner)
     found: dict[str, int] = {}
-    for name in _COUNTS[member.role]:
-        value: Any = vars(module).get(name)
+    for name, value in _integers(module, _COUNTS[member.role]).items():
         single = member.role == "norm" and name in ("in_channels", "groups")
-        if isinstance(value, int):
-            found[name] = value + units * (1 if single else member.places)
+        found[name] = value + units * (1 if single else member.places)
     return found
 
 

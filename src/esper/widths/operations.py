@@ -13,7 +13,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from esper.widths.groups import Axis, joined, part
+from esper.widths.groups import Axis, Group, joined, part
 
 Tags = dict[int, Axis]
 """Axes of a tensor that hold units, by dimension."""
@@ -28,12 +28,14 @@ _REDUCES = re.compile(
     r"all|any|(arg)?(max|min)|a(max|min)|linalg_vector_norm|logsumexp|mean|median|norm|prod|sum|"
     r"(std|var)(_mean)?"
 )
-_MIXES = re.compile(r"_?(log_)?softmax|cumprod|cumsum")
+_MIXES = re.compile(r"_?(log_|safe_)?softmax|cumprod|cumsum")
 _PICKS = re.compile(r"flip|index_select|roll|select|slice|sort|topk|unbind")
+_ATTENDS = re.compile(r"_scaled_dot_product_\w*attention\w*")
 _OVER_PLACES = re.compile(r"\w*(pool|upsample_\w+|reflection_pad|replication_pad)([123])d\w*")
 
 _UNKNOWN = "is not an operation that units can be followed through"
 _UNLIKE = "joins units that take different places"
+_BY_OTHERS = "multiplies its units by others or by fixed weights"
 
 
 @final
@@ -75,13 +77,20 @@ def follow(call: Call) -> Followed:
         return [{} for _ in call.outs]
     if call.name in _RULES:
         return _RULES[call.name](call)
+    if _ATTENDS.fullmatch(call.name):
+        return _attention(call)
     return _UNKNOWN if any(call.tags[1:]) else _along(call)
 
 
 def _pointwise(call: Call) -> Followed:
+    return _alike(call, 0)
+
+
+def _alike(call: Call, last: int) -> Followed:
+    """Operations that treat all places alike, but for the last dimensions, of so many."""
     found: Tags = {}
     shape = call.outs[0].shape
-    for dim in range(-len(shape), 0):
+    for dim in range(-len(shape), -last):
         pairs = zip(call.tensors, call.tags, strict=True)
         here = [(t.shape[dim], tags.get(t.ndim + dim)) for t, tags in pairs if t.ndim + dim >= 0]
         axes = [axis for _, axis in here if axis is not None]
@@ -122,6 +131,30 @@ def _viewed(
         seen = Axis(axis.group, size * step // (stride * units), stride // step)
         if units > 1 or seen == axis:  # of one unit alone, many dimensions could be the axis
             return place, seen
+    return None
+
+
+def taken_apart(call: Call, dim: int, heads: int) -> Axis | None:
+    """Let the units on a dimension be so many heads if a view takes them apart like that.
+
+    Returns:
+        Axis that holds each head's places once; ``None`` if the call is not such a view.
+
+    Example:
+        (B, T, F) = (2, 5, 24) to (2, 5, 3, 4, 2): three times 4 heads of 2 places.
+    """
+    if _RULES.get(call.name) is not _view:
+        return None
+    whole = call.tags[0][dim].resolved()
+    places = whole.group.units // heads
+    for size in range(2, places + 1):
+        repeat = places // size
+        axis = Axis(Group(heads), whole.outer * repeat, whole.inner * size)
+        seen = _viewed(call.x.shape, call.outs[0].shape, dim, axis)
+        # The places of a head lie in the dimensions behind it, and not in its own.
+        if repeat * size == places and seen is not None and seen[1].inner == 1:
+            whole.group.put_under(axis.group, repeat=repeat, within=size)
+            return Axis(axis.group, inner=axis.inner)
     return None
 
 
@@ -190,20 +223,32 @@ def _split(call: Call) -> Followed:
 
 
 def _cat(call: Call) -> Followed:
-    dim = call.given.get("dim", 0) % call.x.ndim
-    for tags in call.tags:
-        if dim in tags or tags.keys() != call.tags[0].keys():
+    dim = call.given.get("dim", 0) % call.outs[0].ndim
+    # PyTorch leaves out tensors of shape (0,), as of a cache that is empty.
+    full = [tags for x, tags in zip(call.tensors, call.tags, strict=True) if x.shape != (0,)]
+    full = full or list(call.tags)
+    for tags in full:
+        if dim in tags or tags.keys() != full[0].keys():
             return "concatenates its units with others"
-        if not all(joined(axis, tags[place]) for place, axis in call.tags[0].items()):
+        if not all(joined(axis, tags[place]) for place, axis in full[0].items()):
             return _UNLIKE
-    return [call.tags[0]]
+    return [full[0]]
 
 
 def _matmul(call: Call) -> Followed:
-    """Product of matrices, (..., n, k) x (..., k, m): units on n or m are treated alike."""
+    """Product of matrices, (N, n, k) x (N, k, m): units on N, n or m are treated alike."""
     (first, second), last = call.tags, call.x.ndim - 1
-    alike = first.keys() <= {last - 1} and second.keys() <= {last}
-    return [first | second] if alike else "multiplies its units by others or by fixed weights"
+    if last in first or last - 1 in second:
+        return _BY_OTHERS
+    found = _alike(call, 2)
+    return found if isinstance(found, str) else [first | second | found[0]]
+
+
+def _attention(call: Call) -> Followed:
+    """Queries, keys, values (..., T, D) and a mask: units before those two are treated alike."""
+    places = zip(call.tensors, call.tags, strict=True)
+    inside = any(dim >= t.ndim - 2 for t, tags in places for dim in tags)
+    return _BY_OTHERS if inside else _alike(call, 2)
 
 
 def _index(call: Call) -> Followed:

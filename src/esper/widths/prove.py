@@ -67,12 +67,17 @@ class _Proof:
     ) -> None:
         self.faults: dict[str, str] = {}
         self.missing = {
-            w.name: {m for m in w.members if any(True for _ in modules[m.name].parameters())}
+            w.name: {
+                m
+                for m in w.members
+                if m.role != "count" and any(True for _ in modules[m.name].parameters())
+            }
             for w in widths
         }
         self._example = example
         self._modules = modules
-        self._widths = widths
+        # Alike ones are side by side, so that halves fail or pass together.
+        self._widths = sorted(widths, key=lambda width: width.heads)
         self._tolerance = tolerance
 
     def left(self) -> list[Width]:
@@ -86,14 +91,25 @@ class _Proof:
             self._base = self._outputs()
 
     def check(self, widths: Sequence[Width], draw: int) -> None:
-        """Prove these widths all at once; if that fails, each half of them."""
+        """Prove these widths all at once; if that fails, each half of them.
+
+        What the code of one attention cannot do, no other of its class is tried with.
+        """
         fault = self._attempt(widths, draw) if widths else ""
         half = len(widths) // 2
         if fault and half:
             self.check(widths[:half], draw)
-            self.check(widths[half:], draw)
+            self.check([w for w in widths[half:] if w.name not in self.faults], draw)
         elif fault:
             self.faults[widths[0].name] = fault
+            classes = self._classes(widths[0])
+            alike = [w for w in self.left() if classes and self._classes(w) == classes]
+            told = f"as in {widths[0].name!r}, {fault}"
+            self.faults |= {width.name: told for width in alike}
+
+    def _classes(self, width: Width) -> set[type[nn.Module]]:
+        """Classes of the modules that say how many heads there are."""
+        return {type(self._modules[m.name]) for m in width.members if m.role == "count"}
 
     def _attempt(self, widths: Sequence[Width], draw: int) -> str:
         """What is wrong, if anything is; members whose new weights matter are crossed off."""

@@ -16,8 +16,19 @@ from typing_extensions import override
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.passes.batches import tensors_in
 from esper.widths.groups import Axis, Group, joined
-from esper.widths.members import Role, growing, is_layer, is_norm, multiplier, unit_axis
-from esper.widths.operations import Call, Tags, follow
+from esper.widths.members import (
+    Role,
+    growing,
+    heads_in,
+    heads_said,
+    is_layer,
+    is_norm,
+    multiplier,
+    unit_axis,
+)
+from esper.widths.operations import Call, Tags, follow, taken_apart
+
+_GROUPED = "has several numbers of heads, as of grouped queries"
 
 
 @final
@@ -42,7 +53,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.axes: dict[Role, dict[nn.Module, Axis | None]] = {
-            "producer": {}, "norm": {}, "consumer": {}
+            "producer": {}, "norm": {}, "consumer": {}, "count": {}
         }  # fmt: skip
         self.read_outside: dict[nn.Module, str] = {}
         self.eps = 0.0
@@ -113,7 +124,9 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._inside = module
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, y: Any) -> None:
-        while self._entered and self._entered.pop() is not module:
+        if module not in self._entered:  # hooks on a width are on the layer that it is inside
+            return
+        while self._entered.pop() is not module:
             pass
         followed = self._inside is module
         if followed:
@@ -172,7 +185,8 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if before is not axis and not (before and axis and joined(before, axis)):
             for found in (before, axis):
                 if found is not None:
-                    found.refuse(f"{self._names[module]!r} reads other units too")
+                    why = _GROUPED if role == "count" else "reads other units too"
+                    found.refuse(f"{self._subject(module)} {why}")
 
     # --- operations -------------------------------------------------------------------------------
 
@@ -197,7 +211,10 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> None:
         name = func.name().partition("::")[2].partition(".")[0]
         pointwise = torch.Tag.pointwise in getattr(func, "tags", ())
-        found = follow(Call(name, given, tensors, tags, outs, pointwise))
+        call = Call(name, given, tensors, tags, outs, pointwise)
+        found = follow(call)
+        if isinstance(found, str) and self._take_apart(call):
+            found = follow(call)
         blank = [tensor for tensor, held in zip(tensors, tags, strict=True) if not held]
         if any(out is tensor for out in outs for tensor in blank):
             found = "writes its units into another tensor"
@@ -211,11 +228,25 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for out, held in zip(outs, found, strict=True):
             self._tags[out] = held
 
+    def _take_apart(self, call: Call) -> bool:
+        """Let units be heads where a view takes them apart, and a module says into how many."""
+        for module in reversed(self._entered):
+            for dim, axis in call.tags[0].items():
+                for heads in heads_in(module, axis.resolved().group.units):
+                    found = taken_apart(call, dim, heads)
+                    if found is not None:
+                        self._record("count", module, found)
+                        if heads_said(module) - {heads}:
+                            found.refuse(f"{self._subject(module)} {_GROUPED}")
+                        return True
+        return False
+
     def _where(self) -> str:
         """Module that is running, as sentences call it."""
-        if not self._entered:
-            return "the loss"
-        name = self._names[self._entered[-1]]
+        return self._subject(self._entered[-1]) if self._entered else "the loss"
+
+    def _subject(self, module: nn.Module) -> str:
+        name = self._names[module]
         return repr(name) if name else "the model"
 
     def _note_weights(self, tensors: list[Tensor]) -> None:

@@ -22,8 +22,8 @@ M = TypeVar("M", bound=nn.Module)
 
 Seeds = Sequence[str] | Mapping[str, Sequence[str]] | None
 
-DEFAULT = ("units", "units_select", "units_split")
-"""Blueprints of a width's seeds, in turn."""
+DEFAULT = ("units", "units_select", "units_split", "heads")
+"""Blueprints of a width's seeds, in turn: those that fit it."""
 
 
 def wrap(  # noqa: PLR0913 (the public contract)
@@ -50,7 +50,7 @@ def wrap(  # noqa: PLR0913 (the public contract)
             B batch, T time, L length, H height, W width, F features, C channels. Of T, kernels read
             the past alone.
         widen: Widths that may grow, by the name of a layer that gives their units, or patterns;
-            ``"auto"`` for all that can, as `sites` finds them.
+            ``"auto"`` for all that can, as `sites` finds them, and that a blueprint given fits.
         example: A batch on which the widths are found and proved, as ``loss_fn`` takes it; without
             ``loss_fn``, what the model is called with.
         loss_fn: ``loss_fn(model, batch)``, as for `Tamiyo`.
@@ -86,7 +86,8 @@ def wrap(  # noqa: PLR0913 (the public contract)
         names = names_of(model)
         wanted = [widen] if isinstance(widen, str) else list(widen)
         chosen = _chosen(sites(model, example, loss_fn), wanted, names)
-        _widen(model, {w: _seeds_of(w, between, seeds_per_layer) for w in chosen}, names)
+        plans = {width: _seeds_of(width, between, seeds_per_layer) for width in chosen}
+        _widen(model, _fitted(plans, auto=wanted == ["auto"]), names)
     except ConfigError:
         for layer in surgery.seeded_modules(model).values():
             if layer not in before.values():
@@ -188,11 +189,35 @@ def _by_kind(seeds: Seeds, *, layers: bool) -> tuple[Seeds, Seeds]:
     return beside or None, (units or None) if layers else seeds
 
 
-def _seeds_of(width: Width, seeds: Seeds, count: int | None) -> tuple[str, ...]:
-    """Blueprints of a width's seeds.
+def _fitted(plans: Mapping[Width, Sequence[str]], *, auto: bool) -> Mapping[Width, Sequence[str]]:
+    """Plans without the widths that none of the blueprints fits, of all that can grow.
 
     Raises:
-        ConfigError: if there is none, or one is not of units.
+        ConfigError: if such a width was named, or there is no other.
+    """
+    fitted = {width: seeds for width, seeds in plans.items() if seeds}
+    left = next((width for width in plans if width not in fitted), None)
+    if left is not None and not (auto and fitted):
+        raise ConfigError(
+            f"none of the blueprints given fits {str(left.site)!r}, whose units are "
+            f"{'heads' if left.heads else 'no heads'}; those that fit: {_listed(left)}"
+        )
+    return fitted
+
+
+def _fits(width: Width, name: str) -> bool:
+    return ("heads" if width.heads else "width") in BLUEPRINTS.create(name).kinds
+
+
+def _listed(width: Width) -> str:
+    return ", ".join(name for name in BLUEPRINTS.names() if _fits(width, name))
+
+
+def _seeds_of(width: Width, seeds: Seeds, count: int | None) -> tuple[str, ...]:
+    """Blueprints of a width's seeds; of those given, the ones that fit it.
+
+    Raises:
+        ConfigError: if none is given, or one is not of units.
     """
     site = str(width.site)
     if isinstance(seeds, Mapping):
@@ -203,16 +228,18 @@ def _seeds_of(width: Width, seeds: Seeds, count: int | None) -> tuple[str, ...]:
     if isinstance(seeds, str):
         raise ConfigError(f"seeds is the string {seeds!r}; give a list of blueprint names")
     if seeds is None:
-        count = len(DEFAULT) if count is None else count
+        fitting = [name for name in DEFAULT if _fits(width, name)]
+        count = 3 if count is None else count
         if count < 1:
             raise ConfigError(f"seeds_per_layer is {count}; it must be at least 1")
-        return tuple(DEFAULT[index % len(DEFAULT)] for index in range(count))
+        return tuple(fitting[index % len(fitting)] for index in range(count))
     for name in seeds:
         if name not in BLUEPRINTS.names():
             raise ConfigError(unknown_name("blueprint", name, BLUEPRINTS.names()))
         if not for_widths(name):
-            units = ", ".join(filter(for_widths, BLUEPRINTS.names()))
-            raise ConfigError(f"blueprint {name!r} is not for {site!r}; those for widths: {units}")
+            raise ConfigError(
+                f"blueprint {name!r} is not for {site!r}; those that fit: {_listed(width)}"
+            )
     if not seeds:
         raise ConfigError(f"{site!r} got no seeds; give at least one blueprint name")
-    return tuple(seeds)
+    return tuple(name for name in seeds if _fits(width, name))

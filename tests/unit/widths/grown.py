@@ -48,9 +48,10 @@ def widths(model: nn.Module) -> list[KasminaWidth]:
     return [w for w in seeded_modules(model).values() if isinstance(w, KasminaWidth)]
 
 
-def kernel_of(width: KasminaWidth, units: int = 2, seed: int = 0, name: str = "units") -> Kernel:
+def kernel_of(width: KasminaWidth, units: int = 2, seed: int = 0, name: str = "") -> Kernel:
     spec = width.spec
     assert spec is not None
+    name = name or ("heads" if width.heads else "units")
     budget = BLUEPRINTS.create(name).count(spec, units)
     recipe = Recipe(blueprint=name, spec=spec, budget=budget, seed=seed)
     return Kernel(module=recipe.build(), kernel_id=f"{width.name}:{seed}", recipe=recipe)

@@ -122,17 +122,73 @@ def fused_swiglu() -> nn.Module:
     return Written(forward, both=nn.Linear(8, 12), down=nn.Linear(6, 8))
 
 
-def attention(heads: int = 2) -> nn.Module:
+# B examples, T tokens, F features, H heads, D places of each.
+
+
+def attention(inner: int = 8, **said: int) -> Any:
+    """Attention of 2 heads; what is ``said`` are attributes of it."""
+
     def forward(m: Any, x_BTF: Tensor) -> Any:
         def split(y: Tensor) -> Tensor:
-            return y.view(*y.shape[:2], heads, -1).transpose(1, 2)
+            return y.view(*y.shape[:2], getattr(m, "num_heads", 2), -1).transpose(1, 2)
 
-        read = F.scaled_dot_product_attention(
-            split(m.q(x_BTF)), split(m.k(x_BTF)), split(m.v(x_BTF))
-        )
+        q_BHTD, k_BHTD, v_BHTD = (split(layer(x_BTF)) for layer in (m.q, m.k, m.v))
+        read = F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD)
         return m.out(read.transpose(1, 2).flatten(2))
 
-    return Written(forward, **{name: nn.Linear(8, 8) for name in ("q", "k", "v", "out")})
+    layers = {name: nn.Linear(8, inner) for name in "qkv"}
+    return _said(Written(forward, **layers, out=nn.Linear(inner, 8)), said)
+
+
+def fused_attention(mix: Callable[[Any, Any], Any], **said: int) -> Any:
+    """Attention whose queries, keys and values (B, T, 24) are one layer's output."""
+
+    def forward(m: Any, x_BTF: Tensor) -> Any:
+        return m.out(mix(m, m.qkv(x_BTF)))
+
+    return _said(Written(forward, qkv=Conv1D(24, 8), out=nn.Linear(8, 8)), said)
+
+
+def parts(m: Any, y: Any) -> Any:
+    """Three parts, as in GPT-2, whose mask is causal."""
+    apart = (part.view(*part.shape[:2], -1, m.head_dim) for part in y.split(m.split_size, 2))
+    q_BHTD, k_BHTD, v_BHTD = (part.transpose(1, 2) for part in apart)
+    scores = q_BHTD @ k_BHTD.mT / m.head_dim**0.5
+    past = torch.ones(*scores.shape[2:], dtype=torch.bool).tril()
+    weights = scores.masked_fill(~past, -torch.inf).softmax(-1)
+    return (weights @ v_BHTD).transpose(1, 2).reshape(*y.shape[:2], m.split_size)
+
+
+def together(m: Any, y: Tensor) -> Tensor:
+    """One view (B, T, 3, H, D), as in timm."""
+    qkv = y.reshape(*y.shape[:2], 3, m.num_heads, -1).permute(2, 0, 3, 1, 4)
+    q_BHTD, k_BHTD, v_BHTD = qkv.unbind(0)
+    read = F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD)
+    return read.transpose(1, 2).reshape(*y.shape[:2], -1)
+
+
+def interleaved(m: Any, y: Tensor) -> Tensor:
+    """Each head's three parts beside one another, as in GPT-NeoX."""
+    heads = y.view(*y.shape[:2], m.num_attention_heads, -1).transpose(1, 2)
+    q_BHTD, k_BHTD, v_BHTD = heads.chunk(3, -1)
+    read = F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD)
+    return read.transpose(1, 2).flatten(2)
+
+
+def flattened(m: Any, y: Tensor) -> Tensor:
+    """Heads and examples on one axis, as in fairseq."""
+    batch, tokens, _ = y.shape
+    apart = (part.transpose(0, 1).contiguous() for part in y.chunk(3, -1))
+    q, k, v = (part.view(tokens, batch * m.n_head, -1).transpose(0, 1) for part in apart)
+    weights = torch.bmm(q, k.transpose(1, 2)).softmax(-1)
+    read = torch.bmm(weights, v).transpose(0, 1).contiguous()
+    return read.view(tokens, batch, -1).transpose(0, 1)
+
+
+def _said(model: Any, said: dict[str, int]) -> Any:
+    for name, value in said.items():
+        setattr(model, name, value)
+    return model
 
 
 def mlp(between: Callable[[Any, Tensor], Any] = lambda m, h: h, **modules: nn.Module) -> Any:

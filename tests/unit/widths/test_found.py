@@ -226,6 +226,37 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any, Answer]] = {
         ROWS,
         {"0": (1, 9 + 4, "0 >> 2")},
     ),
+    "heads": (
+        lambda: models.attention(num_heads=2),
+        TOKENS,
+        # 4 rows of 8 weights and a bias in each of three layers, 4 columns of 8.
+        {"q": (2, 3 * 36 + 32, "q x 4 k x 4 v x 4 >> out x 4")},
+    ),
+    "heads inside": (
+        lambda: nn.Sequential(models.attention(num_heads=2)),
+        TOKENS,
+        {"0.q": (2, 3 * 36 + 32, "0.q x 4 0.k x 4 0.v x 4 >> 0.out x 4")},
+    ),
+    "heads in three parts": (
+        lambda: models.fused_attention(models.parts, num_heads=2, head_dim=4, split_size=8),
+        TOKENS,
+        {"qkv": (2, 3 * 36 + 32, "qkv x 12 >> out x 4")},
+    ),
+    "heads in one view": (
+        lambda: models.fused_attention(models.together, num_heads=2),
+        TOKENS,
+        {"qkv": (2, 3 * 36 + 32, "qkv x 12 >> out x 4")},
+    ),
+    "interleaved heads": (
+        lambda: models.fused_attention(models.interleaved, num_attention_heads=2),
+        TOKENS,
+        {"qkv": (2, 3 * 36 + 32, "qkv x 12 >> out x 4")},
+    ),
+    "heads beside examples": (
+        lambda: models.fused_attention(models.flattened, n_head=2),
+        TOKENS,
+        {"qkv": (2, 3 * 36 + 32, "qkv x 12 >> out x 4")},
+    ),
     "double": (lambda: mlp().double(), ROWS.double(), {"a": (6, 9 + 4, "a >> b")}),
     "bfloat16": (lambda: mlp().bfloat16(), ROWS.bfloat16(), {"a": (6, 9 + 4, "a >> b")}),
 }

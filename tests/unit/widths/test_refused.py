@@ -93,6 +93,43 @@ def mean_beside(m: Any, h: Tensor) -> Tensor:
     return h + torch.from_numpy(h.detach().numpy().mean(-1, keepdims=True))
 
 
+def grouped_queries() -> Any:
+    def forward(m: Any, x: Tensor) -> Any:
+        q, k, v = (
+            y.unflatten(-1, (-1, m.head_dim)).transpose(1, 2) for y in (m.q(x), m.k(x), m.v(x))
+        )
+        k, v = (y.repeat_interleave(2, 1) for y in (k, v))
+        return m.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    model: Any = Written(
+        forward, q=nn.Linear(8, 8), k=nn.Linear(8, 4), v=nn.Linear(8, 4), out=nn.Linear(8, 8)
+    )
+    model.head_dim = 2
+    return model
+
+
+def placed_by_a_table() -> Any:
+    def mix(m: Any, y: Any) -> Any:
+        apart = y.unflatten(-1, (3, m.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q_BHTD, k_BHTD, v_BHTD = apart.unbind(0)
+        weights = (q_BHTD @ k_BHTD.mT + m.table).softmax(-1)
+        return (weights @ v_BHTD).transpose(1, 2).flatten(2)
+
+    model = models.fused_attention(mix, num_heads=2)
+    model.table = nn.Parameter(torch.randn(2, 5, 5))
+    return model
+
+
+def width_of_the_input() -> Any:
+    """The input's shape stands for that of all heads, as in nanoGPT."""
+
+    def mix(m: Any, y: Any) -> Any:
+        q, k, v = (p.view(3, 5, m.n_head, 4).transpose(1, 2) for p in y.split(m.n_embd, 2))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(3, 5, 8)
+
+    return models.fused_attention(mix, n_head=2, n_embd=8)
+
+
 ALL = "in the model reads all its units at once"
 PICKS = "in the model picks among its units"
 FIXED = "joins its units with a tensor that cannot grow"
@@ -135,6 +172,27 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, str]]] = {
         models.attention,
         TOKENS,
         dict.fromkeys("qkv", HEADS),
+    ),
+    "one head": (
+        lambda: models.attention(num_heads=1),
+        TOKENS,
+        {"q": "multiplies its units by others or by fixed weights"},
+    ),
+    "grouped queries": (
+        grouped_queries,
+        TOKENS,
+        dict.fromkeys("qkv", "the model has several numbers of heads, as of grouped queries"),
+    ),
+    "two numbers of heads": (
+        lambda: models.attention(num_heads=2, num_kv_heads=4),
+        TOKENS,
+        {"q": "the model has several numbers of heads"},
+    ),
+    "a table with a head on an axis": (placed_by_a_table, TOKENS, {"qkv": FIXED}),
+    "heads in the shape of the input": (
+        width_of_the_input,
+        TOKENS,
+        {"qkv": "the model fails with one more unit: shape '[3, 5, 8]' is invalid"},
     ),
     "encoder layer": (
         lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),

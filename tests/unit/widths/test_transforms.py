@@ -17,7 +17,7 @@ from esper.execution.passes.batches import tensors_in
 from tests.unit.widths.grown import far, grow, outputs, widths, wrapped
 from tests.unit.widths.test_found import CASES, ROWS
 
-COMPILED = ("mlp", "resnet", "mobile", "swiglu", "Conv1D", "flattened channels")
+COMPILED = ("mlp", "resnet", "mobile", "swiglu", "Conv1D", "flattened channels", "heads inside")
 TYPED = [name for name in CASES if CASES[name][2] and name not in ("bfloat16", "graph convolution")]
 
 

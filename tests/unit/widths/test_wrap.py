@@ -52,7 +52,7 @@ BAD: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "of layers": (
         lambda m: widen(m, "a", seeds=["lowrank"]),
-        r"blueprint 'lowrank' is not for 'a:width'; those for widths: units, units_select",
+        r"blueprint 'lowrank' is not for 'a:width'; those that fit: units, units_select, \w+$",
     ),
     "of layers by name": (
         lambda m: widen(m, "a", seeds={"a:width": ["glu"]}),

@@ -202,7 +202,7 @@ def _kernel_seed(*key: Any) -> int:
 
 def _latency_ms(module: torch.nn.Module, spec: LayerSpec, like: torch.Tensor) -> float | None:
     """Median time of a few forward passes on a batch of 32; ``None`` for units, which have none."""
-    if spec.kind == "width":
+    if spec.pieces:
         return None
     x = torch.zeros(spec.input_shape(32, 16), device=like.device, dtype=like.dtype)
     times = []
