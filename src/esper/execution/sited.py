@@ -73,7 +73,7 @@ class Sited(nn.Module):
         return None
 
     def joins(self, kernel: nn.Module) -> list[Join]:
-        """What a kernel adds to tensors of the host, in order, if it can be merged into them."""
+        """Pairs of a tensor of the host and a kernel's, in order; none if they cannot be merged."""
         del kernel
         return []
 

@@ -33,7 +33,7 @@ class Plan:
     fossils: tuple[nn.Module, ...]
     records: list[dict[str, Any]]
     facts: Mapping[str, Any]
-    """What the site says of itself beside them."""
+    """Further facts of the site, as its number of units."""
 
 
 def pack(

@@ -37,7 +37,7 @@ class RunSpec:
 
     @property
     def wrap(self) -> Wrap:
-        """What of the host may grow, into what."""
+        """Layers, widths and seeds of the host: the file's, or the task's."""
         return self.config.wrap or _wrap_of(self.task)
 
     def to_json(self) -> dict[str, Any]:

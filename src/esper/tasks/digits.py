@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 from dataclasses import astuple
-from types import MappingProxyType
 from typing import final
 
 from torch import nn
@@ -10,6 +9,7 @@ from typing_extensions import override
 
 from esper.tasks.base import Splits, Task
 from esper.tasks.data_files import load_standardised
+from esper.tasks.growing import WHOLE_NETWORK
 
 
 @final
@@ -26,18 +26,7 @@ class Digits(Task):
     description = "10 digits from 8 x 8 pixels; an MLP of 4 units with a block of two layers"
     layers = ("",)
     seeds = ("bottleneck", "glu", "bottleneck", "glu")
-    config = MappingProxyType(
-        {
-            "seed_selection": {"constraints": {"min_dormant_epochs": 0}},
-            "growth": {
-                "kernel_share": 0.5,
-                "train_epochs": 0,
-                "ramp": 0.0,
-                "warmup_epochs": 1,
-                "plateau_threshold": 1.0,
-            },
-        }
-    )
+    config = WHOLE_NETWORK
     width = 4
     default_epochs = 60
     batch_size = 32

@@ -1,6 +1,5 @@
 """Next characters of an English text from the seventeenth century."""
 
-from types import MappingProxyType
 from typing import cast, final
 
 from torch import Tensor, nn
@@ -9,6 +8,7 @@ from typing_extensions import override
 
 from esper.tasks.base import Batch, Splits, Task
 from esper.tasks.data_files import load_text
+from esper.tasks.growing import BLOCKS
 
 SYMBOLS = 64
 WINDOW = 2
@@ -32,12 +32,7 @@ class Kjv(Task):
     description = "next character of the King James Bible; a causal network that sees three"
     layers = ("block1", "block2")
     seeds = ("causal_mixer", "glu", "causal_mixer", "bottleneck")
-    config = MappingProxyType(
-        {
-            "seed_selection": {"constraints": {"min_dormant_epochs": 0}},
-            "growth": {"kernel_share": 1 / 3, "warmup_epochs": 1, "train_epochs": 1},
-        }
-    )
+    config = BLOCKS
     width = 24
     default_epochs = 20
     batch_size = 64

@@ -1,7 +1,6 @@
 """Capital letters in twenty fonts, from sixteen measurements of their picture."""
 
 from collections import OrderedDict
-from types import MappingProxyType
 from typing import final
 
 from torch import nn
@@ -9,6 +8,7 @@ from typing_extensions import override
 
 from esper.tasks.base import Splits, Task
 from esper.tasks.data_files import load_standardised
+from esper.tasks.growing import WHOLE_NETWORK
 
 
 @final
@@ -24,18 +24,7 @@ class Letter(Task):
     description = "26 capital letters from 16 measurements; an MLP of 8 and 8 units"
     layers = ("",)
     seeds = ("bottleneck", "glu", "bottleneck", "glu")
-    config = MappingProxyType(
-        {
-            "seed_selection": {"constraints": {"min_dormant_epochs": 0}},
-            "growth": {
-                "kernel_share": 0.5,
-                "train_epochs": 0,
-                "ramp": 0.0,
-                "warmup_epochs": 1,
-                "plateau_threshold": 1.0,
-            },
-        }
-    )
+    config = WHOLE_NETWORK
     width = 8
     default_epochs = 60
     batch_size = 64

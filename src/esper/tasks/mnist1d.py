@@ -1,7 +1,6 @@
 """Digits as noisy, shifted, sheared curves of forty samples."""
 
 from collections import OrderedDict
-from types import MappingProxyType
 from typing import final
 
 from torch import nn
@@ -9,6 +8,7 @@ from typing_extensions import override
 
 from esper.tasks.base import Splits, Task
 from esper.tasks.data_files import load_standardised
+from esper.tasks.growing import WIDTHS
 
 
 @final
@@ -26,20 +26,7 @@ class Mnist1d(Task):
     layers = ()
     seeds = ("units_select", "units_select")
     widen = ("auto",)
-    config = MappingProxyType(
-        {
-            "seed_selection": {"constraints": {"min_dormant_epochs": 0}},
-            "growth": {
-                "kernel_share": 0.2,
-                "max_active": 4,
-                "train_epochs": 0,
-                "ramp": 0.0,
-                "warmup_epochs": 3,
-                "plateau_threshold": 1.0,
-                "keep_stderrs": 0.0,
-            },
-        }
-    )
+    config = WIDTHS
     width = 8
     default_epochs = 60
     batch_size = 64

@@ -1,7 +1,6 @@
 """Five thousand handwritten digits of 28 x 28 pixels."""
 
 from collections import OrderedDict
-from types import MappingProxyType
 from typing import final
 
 from torch import nn
@@ -9,6 +8,7 @@ from typing_extensions import override
 
 from esper.tasks.base import Splits, Task
 from esper.tasks.data_files import load_standardised
+from esper.tasks.growing import ISOLATED_WIDTHS
 
 
 @final
@@ -25,19 +25,7 @@ class Mnist5k(Task):
     layers = ()
     seeds = ("units_select", "units_select")
     widen = ("auto",)
-    config = MappingProxyType(
-        {
-            "seed_selection": {"constraints": {"min_dormant_epochs": 0}},
-            "growth": {
-                "kernel_share": 0.2,
-                "max_active": 4,
-                "train_epochs": 1,
-                "warmup_epochs": 3,
-                "plateau_threshold": 1.0,
-                "keep_stderrs": 0.0,
-            },
-        }
-    )
+    config = ISOLATED_WIDTHS
     width = 4
     default_epochs = 30
     batch_size = 64

@@ -1,7 +1,6 @@
 """Capital letters, read by a residual network of features."""
 
 from collections import OrderedDict
-from types import MappingProxyType
 from typing import cast, final
 
 from torch import Tensor, nn
@@ -10,6 +9,7 @@ from typing_extensions import override
 
 from esper.tasks.base import Splits, Task
 from esper.tasks.data_files import load_standardised
+from esper.tasks.growing import WHOLE_NETWORK
 
 STREAM = 16
 BLOCKS = 2
@@ -30,18 +30,7 @@ class ResMlp(Task):
     description = "26 capital letters from 16 measurements; a residual MLP, 4 hidden units a block"
     layers = ("",)
     seeds = ("bottleneck", "glu", "bottleneck", "glu")
-    config = MappingProxyType(
-        {
-            "seed_selection": {"constraints": {"min_dormant_epochs": 0}},
-            "growth": {
-                "kernel_share": 0.5,
-                "train_epochs": 0,
-                "ramp": 0.0,
-                "warmup_epochs": 1,
-                "plateau_threshold": 1.0,
-            },
-        }
-    )
+    config = WHOLE_NETWORK
     width = 4
     default_epochs = 60
     batch_size = 64

@@ -1,6 +1,5 @@
 """Handwritten digits, read by a residual convolutional network with batch norm."""
 
-from types import MappingProxyType
 from typing import cast, final
 
 from torch import Tensor, nn
@@ -9,6 +8,7 @@ from typing_extensions import override
 
 from esper.tasks.base import Splits, Task
 from esper.tasks.data_files import load_standardised
+from esper.tasks.growing import WIDTHS
 
 # B batch, C channels, H height, W width
 
@@ -27,20 +27,7 @@ class ResNet(Task):
     layers = ()
     seeds = ("units_select", "units_select")
     widen = ("auto",)
-    config = MappingProxyType(
-        {
-            "seed_selection": {"constraints": {"min_dormant_epochs": 0}},
-            "growth": {
-                "kernel_share": 0.2,
-                "max_active": 4,
-                "train_epochs": 0,
-                "ramp": 0.0,
-                "warmup_epochs": 3,
-                "plateau_threshold": 1.0,
-                "keep_stderrs": 0.0,
-            },
-        }
-    )
+    config = WIDTHS
     width = 4
     default_epochs = 30
     batch_size = 64

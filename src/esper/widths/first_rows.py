@@ -79,7 +79,7 @@ def choose_rows(
 
 
 class _Seen(NamedTuple):
-    """What passes show of units: their values at a consumer, and the gradients of its columns."""
+    """Values of units at a consumer, and gradients of its columns."""
 
     values: Tensor
     """(N, units): a sample of the consumer's input."""

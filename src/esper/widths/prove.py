@@ -112,7 +112,7 @@ class _Proof:
         return {type(self._modules[m.name]) for m in width.members if m.role == "count"}
 
     def _attempt(self, widths: Sequence[Width], draw: int) -> str:
-        """What is wrong, if anything is; members whose new weights matter are crossed off."""
+        """Fault of these widths, or ``""``; members whose new weights matter are crossed off."""
         for read in (False, True):
             widened = Widened(self._modules, widths, draw=draw, read=read)
             try:

@@ -292,7 +292,7 @@ class Trainers:
         return f"{name} has state that cannot be widened, {key!r}" if key else ""
 
     def take_joined(self) -> list[Join]:
-        """What was merged since the last call, in order."""
+        """Pairs of tensors that were merged since the last call, in order."""
         joined, self._joined = self._joined, []
         return joined
 
