@@ -44,7 +44,8 @@ def wrap(  # noqa: PLR0913 (the public contract)
         layers: Dotted names as in ``model.named_modules()``, or patterns: ``*`` is one part of a
             name, ``**`` any number, a leading ``*.`` any beginning. ``""`` is the whole model.
         seeds: Blueprint names, one for each seed of every site, or by the name or pattern of the
-            site. Of a list, every site gets those that are of its kind.
+            site. Of a list, every site gets those that are of its kind; a kind
+            of site that the list has none for gets its default ones.
         seeds_per_layer: Number of seeds instead, of default blueprints; 4 if neither is given.
         layout: Axes of a layer's input, where they cannot be observed: ``{"enc": "TBF"}``, of
             B batch, T time, L length, H height, W width, F features, C channels. Of T, kernels read
@@ -77,6 +78,7 @@ def wrap(  # noqa: PLR0913 (the public contract)
         )
     if seeds is not None and seeds_per_layer is not None:
         raise ConfigError("give seeds or seeds_per_layer, not both")
+    wanted = _wanted(widen)
     beside, between = _by_kind(seeds, layers=bool(layers))
     before = surgery.seeded_modules(model)
     if layers:
@@ -84,7 +86,6 @@ def wrap(  # noqa: PLR0913 (the public contract)
         model = surgery.wrap(model, layers, beside, **given)  # type: ignore[arg-type]
     try:
         names = names_of(model)
-        wanted = [widen] if isinstance(widen, str) else list(widen)
         chosen = _chosen(sites(model, example, loss_fn), wanted, names)
         plans = {width: _seeds_of(width, between, seeds_per_layer) for width in chosen}
         _widen(model, _fitted(plans, auto=wanted == ["auto"]), names)
@@ -141,6 +142,17 @@ def _put(names: Mapping[str, nn.Module], width: Width, seeds: Sequence[str]) -> 
     return made
 
 
+def _wanted(widen: Any) -> list[str]:
+    """Names of widths that are meant.
+
+    Raises:
+        ConfigError: if they are no names.
+    """
+    if not isinstance(widen, Sequence):
+        raise ConfigError(f"widen is {widen!r}; give 'auto', or a list of names of widths")
+    return [widen] if isinstance(widen, str) else list(widen)
+
+
 def _chosen(found: Sites, wanted: Sequence[str], names: Collection[str]) -> list[Width]:
     """Widths that are meant, each once.
 
@@ -156,13 +168,20 @@ def _chosen(found: Sites, wanted: Sequence[str], names: Collection[str]) -> list
     for text in wanted:
         name = Site.parse(text).name
         fitting = [w for w in found if any(matches(name, n) for n in (w.name, *w.producers))]
+        beside = next((w.name for w in found if name in (*w.norms, *w.consumers)), "")
+        if not fitting and beside:
+            raise ConfigError(
+                f"{name!r} gives no units; name the layer that does: widen=[{beside!r}]"
+            )
         if not fitting and name in names:
             raise ConfigError(
                 f"width {name!r} cannot grow: the example does not reach {name!r}, or it is no "
                 "layer whose units can be followed; give an example and a loss_fn that reach it"
             )
         if not fitting:
-            raise ConfigError(unknown_name("width", name, [width.name for width in found]))
+            raise ConfigError(
+                unknown_name("width", name, ["auto", *(width.name for width in found)])
+            )
         refused = [width for width in fitting if width.refused]
         if refused and (len(refused) == len(fitting) or "*" not in name):
             raise ConfigError(

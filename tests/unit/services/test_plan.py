@@ -122,3 +122,11 @@ def test_it_leaves_no_gradients() -> None:
     run.engine.plan()
     assert all(parameter.grad is None for parameter in run.model.parameters())
     assert isinstance(run.engine, esper.Tamiyo)
+
+
+def test_kernels_that_train_with_the_host_need_no_shadow_steps() -> None:
+    plan = planned(config=small_run.settings(train_epochs=0, ramp=0.0))
+    text = " ".join(str(plan).split())
+    assert "a graft trains with the host, and is judged after 1; up to 2 at once" in text
+    assert "for each seed in training" not in text
+    assert plan.epoch_cost(0) == plan.epoch_cost(2)

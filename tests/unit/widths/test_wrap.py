@@ -34,10 +34,10 @@ def widen(model: Any, *names: str, **given: Any) -> Any:
 
 
 BAD: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "unknown": (lambda m: widen(m, "c"), r"unknown width 'c'; known: a, b"),
+    "unknown": (lambda m: widen(m, "c"), r"unknown width 'c'; known: auto, a, b"),
     "refused": (lambda m: widen(m, "b"), r"width 'b' cannot grow: the model returns it\. print"),
     "one of them": (lambda m: widen(m, "a", "b"), r"width 'b' cannot grow: the model returns it"),
-    "no match": (lambda m: widen(m, "*.c"), r"unknown width '\*\.c'; known: a, b"),
+    "no match": (lambda m: widen(m, "*.c"), r"unknown width '\*\.c'; known: auto, a, b"),
     "no example": (
         lambda m: esper.wrap(m, widen="auto"),
         r"widen needs an example.*esper\.wrap\(model, widen='auto', example=batch",
@@ -81,6 +81,11 @@ BAD: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda m: widen(m, "a", layers=["b"]),
         r"width 'a' cannot grow: 'b' is wrapped, and a kernel beside it would not grow with it",
     ),
+    "no names": (
+        lambda m: esper.wrap(m, widen=True, example=ROWS),  # type: ignore[arg-type]
+        r"widen is True; give 'auto', or a list of names",
+    ),
+    "misspelt auto": (lambda m: widen(m, "Auto"), r"unknown width 'Auto'; .* Did you mean 'auto'"),
     "all of them": (lambda m: widen(m, layers=["a"]), r"no width of the model can grow"),
 }
 
@@ -208,3 +213,10 @@ def test_a_budget_below_one_unit(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_plan_names_the_widths() -> None:
     text = str(tamiyo(widen(mlp()), budget=100).plan())
     assert "a:width" in text
+
+
+def test_a_batch_norm_is_no_name_of_a_width() -> None:
+    model = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.Linear(6, 4))
+    with pytest.raises(esper.ConfigError, match=r"'1' gives no units; .* widen=\['0'\]"):
+        widen(model, "1")
+    assert not seeded_modules(model)

@@ -105,7 +105,8 @@ class Plan:
         held_out = HOLDOUT_SHARE * times.examples / times.held_out
         if self.batches is not None and self.holdout_batches is not None:
             held_out = self.holdout_batches / self.batches
-        aside = probes * times.probe_ms + seeds * times.shadow_ms + held_out * times.evaluation_ms
+        shadows = seeds if self.growth.train_epochs else 0
+        aside = probes * times.probe_ms + shadows * times.shadow_ms + held_out * times.evaluation_ms
         return 1 + aside / times.training_ms
 
     def show(self) -> None:
@@ -146,9 +147,14 @@ class Plan:
 
     def _schedule(self) -> str:
         growth = self.growth
+        graft = (
+            f"a graft trains for {growth.train_epochs} epoch(s) and is blended in for "
+            f"{growth.blend_epochs}"
+        )
+        if not growth.train_epochs:
+            graft = f"a graft trains with the host, and is judged after {growth.blend_epochs}"
         return (
-            f"schedule: {growth.warmup_epochs} epoch(s) of warm-up; a graft trains for "
-            f"{growth.train_epochs} epoch(s) and is blended in for {growth.blend_epochs}; up to "
+            f"schedule: {growth.warmup_epochs} epoch(s) of warm-up; {graft}; up to "
             f"{growth.max_active} at once"
         )
 
@@ -158,7 +164,8 @@ class Plan:
         if self.batches is not None:
             probes = f"{max(1, self.batches // every)} probe(s) an epoch"
         steps = "a shadow step a batch" if self.batches is None else f"{self.batches} shadow steps"
-        return f"on the side: {probes}; for each seed in training {steps}"
+        seeds = f"; for each seed in training {steps}" if self.growth.train_epochs else ""
+        return f"on the side: {probes}{seeds}"
 
     def _holdout(self) -> str:
         size = "batches" if self.holdout_batches is None else f"{self.holdout_batches:,} batch(es)"
@@ -172,12 +179,13 @@ class Plan:
         if self.times is None or alone is None:
             return "cost: not known, as a pass that was to be timed failed"
         seeds = range(1, self.growth.max_active + 1)
-        active = ", ".join(f"{self.epoch_cost(n):.2f} x with {n}" for n in seeds)
+        active = "".join(f", {self.epoch_cost(n):.2f} x with {n}" for n in seeds)
+        active = active if self.growth.train_epochs else ""
         times = self.times
         assumed = "" if self.batches else ", if the holdout is a tenth of the training data"
         return (
             f"cost, an estimate: an epoch takes {alone:.2f} x the plain loop's time with no seed "
-            f"in training, {active}{assumed}; measured on one batch: {times.training_ms:.2g} ms "
+            f"in training{active}{assumed}; measured on one batch: {times.training_ms:.2g} ms "
             f"forward and backward, {times.probe_ms:.2g} ms a probe, {times.shadow_ms:.2g} ms a "
             f"shadow step, {times.evaluation_ms:.2g} ms an evaluation. The optimizer's step is not "
             "counted, which makes the ratios too high, nor the kernels, which makes them too low"
