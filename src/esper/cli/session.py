@@ -78,6 +78,8 @@ def resume(name: str, options: TrainOptions, runs: Path, *, json: bool) -> None:
         _train(spec, run.folder, runs)
     else:
         tables.note(f"run {run.folder.name} has ended; there is nothing to resume")
+        if not run.folder.picture.exists():  # stopped while it was drawn
+            _draw(run.folder)
     _show(run.folder, runs, json)
 
 
@@ -105,6 +107,10 @@ def _train(spec: RunSpec, folder: RunFolder, runs: Path) -> None:
         command = f"esper train --resume {folder.name}{_where(runs)}"
         tables.note(f"interrupted {watching.where}; go on with: {command}", style="yellow")
         raise typer.Exit(INTERRUPTED) from None
+    _draw(folder)
+
+
+def _draw(folder: RunFolder) -> None:
     run = read_folder(folder)
     try:
         draw(run, run.events(), folder.picture)

@@ -66,6 +66,13 @@ def test_what_agrees_is_no_contradiction(runs: Path) -> None:
     assert "has ended; there is nothing to resume" in resume(runs, *asked, code=0)
 
 
+def test_a_picture_that_was_not_drawn_any_more_is_drawn(runs: Path) -> None:
+    picture = runs / "digits-s4" / "run.png"
+    picture.unlink()
+    resume(runs, code=0)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_run_is_found_by_its_path_too(runs: Path) -> None:
     done = esper("inspect", str(runs / "digits-s4"), "--json")
     assert json.loads(done.stdout)["spec"]["seed"] == 4
