@@ -11,6 +11,7 @@ from esper.records.draws import Draws
 from esper.records.layer import LayerMetrics
 from esper.strategies.pooled.auto import Auto
 from esper.strategies.pooled.beliefs import Beliefs
+from esper.strategies.pooled.contrasts import PooledKnowledge
 
 SIZES = st.floats(1e-12, 1e12) | st.floats(-1e12, -1e-12) | st.just(0.0)
 OUTCOMES = st.lists(st.tuples(st.integers(0, 5), SIZES), min_size=1, max_size=80)
@@ -21,6 +22,13 @@ def _taught(outcomes: list[tuple[int, float]]) -> Beliefs:
     for seed_idx, reward in outcomes:
         learned.learn(seed_idx, reward, None)
     return learned
+
+
+def _known(outcomes: list[tuple[int, float]]) -> PooledKnowledge:
+    known = PooledKnowledge()
+    for seed_idx, reward in outcomes:
+        known.learn(seed_idx, reward, None)
+    return known
 
 
 @given(OUTCOMES)
@@ -37,7 +45,7 @@ def test_everything_is_finite_and_means_are_within_the_rewards(
         assert 1 <= count <= len(outcomes)
     viable = sorted(learned.means())
     chosen, reason = Auto().decide(
-        viable, LayerMetrics(learned), SelectionContext(), Draws(0, "fc1", 0)
+        viable, LayerMetrics(_known(outcomes)), SelectionContext(), Draws(0, "fc1", 0)
     )
     assert chosen in viable
     assert all(map(isfinite, reason.scores.values()))

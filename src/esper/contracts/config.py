@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from esper.contracts.audition import Mode
 from esper.contracts.errors import ConfigError, unknown_name
 from esper.contracts.selection import SelectionConstraints
 
@@ -40,6 +41,11 @@ class SeedSelection(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     strategy: str = Field("auto", description="which strategy chooses the seed")
+    audition: Mode = Field(
+        "auto",
+        description="seeds of a layer train side by side and the best goes on: auto where kernels "
+        "train in isolation and the strategy is not sure, always, or never",
+    )
     performance: Performance = Performance()
     constraints: SelectionConstraints = SelectionConstraints()
 

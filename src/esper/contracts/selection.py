@@ -138,6 +138,7 @@ class Decision:
         random_key: What the random state was derived from: run seed, layer, number of the choice.
         layer_type: Class name of the host layer, as ``"Linear"``; empty if unknown.
         ab: Its part in an A/B test; ``None`` outside of one.
+        audition: Id of the audition that the seed takes part in; empty outside of one.
     """
 
     decision_id: str
@@ -149,6 +150,7 @@ class Decision:
     random_key: tuple[int, str, int]
     layer_type: str = ""
     ab: Assigned | None = None
+    audition: str = ""
 
     def __init__(  # noqa: PLR0913 (its fields)
         self,
@@ -162,13 +164,14 @@ class Decision:
         random_key: tuple[int, str, int],
         layer_type: str = "",
         ab: Assigned | None = None,
+        audition: str = "",
     ) -> None:
         # As for a reason: one is made at every choice.
         values = self.__dict__
         values["decision_id"], values["layer_name"] = decision_id, layer_name
         values["seed_idx"], values["blueprint"], values["epoch"] = seed_idx, blueprint, epoch
         values["reason"], values["random_key"] = reason, random_key
-        values["layer_type"], values["ab"] = layer_type, ab
+        values["layer_type"], values["ab"], values["audition"] = layer_type, ab, audition
 
     @property
     def site(self) -> Site:
@@ -178,7 +181,9 @@ class Decision:
 
 def decision_data(decision: Decision) -> dict[str, Any]:
     """A decision as JSON data, the ``data`` of an event of kind ``"decision"``."""
-    arm = {} if decision.ab is None else {"ab": asdict(decision.ab)}
+    rare: dict[str, Any] = {} if decision.ab is None else {"ab": asdict(decision.ab)}
+    if decision.audition:
+        rare["audition"] = decision.audition
     return {
         "decision": decision.decision_id,
         "layer": decision.layer_name,
@@ -187,7 +192,7 @@ def decision_data(decision: Decision) -> dict[str, Any]:
         "epoch": decision.epoch,
         "random_key": list(decision.random_key),
         "layer_type": decision.layer_type,
-        **arm,
+        **rare,
         **reason_data(decision.reason),
     }
 
@@ -213,6 +218,7 @@ def decision_from(data: Mapping[str, Any]) -> Decision:
         random_key=(run_seed, layer_name, number),
         layer_type=data.get("layer_type", ""),
         ab=Assigned(**data["ab"]) if data.get("ab") else None,
+        audition=data.get("audition", ""),
         reason=reason_from(data),
     )
 

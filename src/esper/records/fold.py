@@ -6,6 +6,7 @@ Reading a whole log through `fold` gives the same records as a run that wrote it
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from esper.contracts.audition import Contrast
 from esper.contracts.errors import StoreError
 from esper.contracts.events import SCHEMA, Event
 from esper.contracts.performance import PerformanceDelta
@@ -68,6 +69,19 @@ def _outcome(history: History, data: Mapping[str, Any]) -> None:
     history.learn(record, data["decision"], data["reward"], delta)
 
 
+def _audition(history: History, data: Mapping[str, Any]) -> None:
+    record, decision = _record(history, data), history.open.get(data["decision"])
+    contrast = Contrast(
+        point=data["point"],
+        gain=data["gain"],
+        stderr=data["stderr"],
+        mean=data["mean"],
+        size=data["size"],
+        cohort=data["cohort"],
+    )
+    history.teach_audition(record, contrast, decision)
+
+
 def _failure(history: History, data: Mapping[str, Any]) -> None:
     record = _record(history, data)
     record.close(data["decision"])
@@ -95,6 +109,7 @@ def _record(history: History, data: Mapping[str, Any]) -> SeedRecord:
 _FOLDS: dict[str, Callable[[History, Mapping[str, Any]], None]] = {
     "decision": _decision,
     "outcome": _outcome,
+    "audition": _audition,
     "failure": _failure,
     "withdrawal": _withdrawal,
     "graft": _end,

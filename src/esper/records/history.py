@@ -5,7 +5,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import final
 
-from esper.contracts.errors import SelectionError
+from esper.contracts.audition import Contrast
+from esper.contracts.errors import ConfigError, SelectionError
 from esper.contracts.performance import PerformanceDelta
 from esper.contracts.selection import Decision, require_seed
 from esper.records.layer import LayerKnowledge, LayerRecord
@@ -31,6 +32,9 @@ class History:
             records alone.
         own: Writer whose decisions do not expire, as `writer_of` names it.
 
+    Raises:
+        ConfigError: if a setting is out of range.
+
     Attributes:
         layers: Name to record.
         writers: Writers of the decisions in it.
@@ -45,6 +49,10 @@ class History:
         begin: BeginKnowledge | None = None,
         own: str = "",
     ) -> None:
+        if not isinstance(window_size, int) or window_size < 1:
+            raise ConfigError(f"window_size is {window_size!r}; it must be a whole number >= 1")
+        if not isinstance(decay_factor, int | float) or not 0 < decay_factor <= 1:
+            raise ConfigError(f"decay_factor is {decay_factor!r}; it must be a number > 0 and <= 1")
         self.own = own
         self.window_size = window_size
         self.decay_factor = decay_factor
@@ -149,6 +157,15 @@ class History:
             decision = self.open.pop(decision_id, None)
             if metrics.get(record.seed_idx) is record:
                 metrics.knowledge.learn(record.seed_idx, reward, decision)
+
+    def teach_audition(
+        self, record: SeedRecord, contrast: Contrast, decision: Decision | None
+    ) -> None:
+        """Add what a seed earned in an audition to the strategy's knowledge, if it has any."""
+        metrics = self.layers[record.layer_name].seeds
+        current = metrics.get(record.seed_idx) is record
+        if metrics.knowledge is not None and decision is not None and current:
+            metrics.knowledge.learn_audition(record.seed_idx, contrast, decision)
 
     def records(self) -> Iterator[SeedRecord]:
         """Record of every seed under its current blueprint."""

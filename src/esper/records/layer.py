@@ -7,6 +7,7 @@ from typing import Any, final
 
 from typing_extensions import override
 
+from esper.contracts.audition import Contrast
 from esper.contracts.selection import Decision, SelectionContext
 from esper.records.layer_sums import LayerSums
 from esper.records.seed import SeedRecord
@@ -34,6 +35,12 @@ class LayerKnowledge(ABC):
             seed_idx: The seed that was measured.
             reward: Its reward, in the reward's own units.
             decision: The choice that led to it, where it is known.
+        """
+
+    def learn_audition(self, seed_idx: int, contrast: Contrast, decision: Decision) -> None:  # noqa: B027 (most learn outcomes alone)
+        """Learn what a seed earned in an audition; by default, nothing.
+
+        The seed that won goes on, and its outcome comes in the end as that of any other.
         """
 
     def learn_unlogged(

@@ -118,6 +118,15 @@ class SelectionStrategy(ABC):
         del viable, metrics, context
         return ()
 
+    def cohort(self, viable: Seeds, metrics: Metrics, context: SelectionContext) -> Seeds:
+        """Seeds of ``viable`` that are worth an audition now: to train side by side first.
+
+        Fewer than two for none, as by default: a strategy that does not learn from auditions only
+        pays for them.
+        """
+        del viable, metrics, context
+        return ()
+
     def propensities(
         self,
         viable: Seeds,

@@ -19,6 +19,7 @@ from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.stores.memory import MemoryStore
 from esper.strategies.pooled.auto import Auto
 from esper.strategies.pooled.beliefs import Beliefs
+from esper.strategies.pooled.contrasts import PooledKnowledge
 
 CONTEXT = SelectionContext()
 POOL = Beliefs().pool.state_dict()
@@ -36,7 +37,7 @@ class Plain:
         self.g = [[0.0, 0.0] for _ in range(arms)]
         self.rewards = list[float]()
         self.m2 = self.total = self.centre = 0.0
-        self.df = self.alarms = 0
+        self.df = self.alarms = self.shared_falls = 0
 
     def variance(self) -> float:
         return (self.m2 + self.total / max(1, min(len(self.rewards), 1000) - 1)) / (self.df + 1)
@@ -84,9 +85,32 @@ class Plain:
         self.n[arm] = n + 1
         self.mean[arm] += (reward - mean) / min(n + 1, 1000)
 
+    def rescales(self, arm: int, run: list[float]) -> bool:
+        """Whether all rewards share the fall of the best arm; then all are rescaled."""
+        length, fresh = len(run), sum(run) / len(run)
+        squares = sum((reward - fresh) ** 2 for reward in run)
+        n, mean = self.n[arm], self.mean[arm]
+        before = (mean * n - (length - 1) * fresh) / max(n - length + 1, 1)
+        rest = self.m2 - squares - length * (fresh - mean) ** 2
+        variance = max(rest, 1e-4 * self.m2) / (self.df - length)
+        ratio = (squares / variance + 2) / (length + 1)
+        evidence = (length - 1) / 2 * (ratio - 1 - log(ratio))
+        alike = before > 0 and abs(log(max(fresh / before, 1e-3) / sqrt(ratio))) < 0.5
+        if ratio >= 1 or evidence <= 3 or not alike:
+            return False
+        self.shared_falls += 1
+        self.mean = [fresh + (mean - before) * sqrt(ratio) for mean in self.mean]
+        self.n = [min(n, 100) for n in self.n]
+        self.m2 = variance * ratio * self.df
+        for other in range(len(self.n)):
+            self.up[other], self.down[other], self.g[other] = [], [], [0.0, 0.0]
+        return True
+
     def restart(self, arm: int, run: list[float], *, rose: bool) -> None:
-        self.alarms += 1
         lead = self.mean.index(max(self.mean))
+        if not rose and arm == lead and self.rescales(arm, run):
+            return
+        self.alarms += 1
         mean = sum(run) / len(run)
         everything = not rose if arm == lead else mean > self.mean[lead]
         self.n[arm], self.mean[arm] = min(len(run), 8), mean
@@ -113,7 +137,7 @@ def _play(
             arm, _ = strategy.decide(range(len(now)), metrics, CONTEXT, Draws(0, "fc1", step))
         learned.learn(arm, factor * random.gauss(now[arm], 1.0) + shift, None)
         chosen.append(arm)
-    return chosen, learned
+    return chosen, learned.rewards
 
 
 def _still(step: int) -> list[float]:
@@ -135,7 +159,7 @@ def test_chooses_as_its_formulas_say(means: Callable[[int], Sequence[float]], se
             assert indices[arm] == pytest.approx(min(indices), abs=1e-6)  # ties are drawn
         plain.learn(arm, random.gauss(means(step)[arm], 1.0))
     assert learned.restarts == plain.alarms
-    assert learned.noise() == pytest.approx(sqrt(plain.variance()), rel=1e-9)
+    assert learned.noise() == pytest.approx(sqrt(plain.variance()), rel=1e-6)
     for arm, (mean, count) in learned.means().items():
         assert count == plain.n[arm]
         assert mean == pytest.approx(plain.mean[arm], rel=1e-5, abs=1e-6)
@@ -146,18 +170,44 @@ def test_rewards_that_change_raise_alarms_and_steady_ones_do_not() -> None:
     assert all(_play(_changing, 3000, seed, 1.0, 0.0)[1].restarts >= 5 for seed in range(4))
 
 
+def test_rewards_that_shrink_together_keep_their_order() -> None:
+    random, learned, levels = Random(3), Beliefs(), (0.5, 1.0, 2.0)
+    for _ in range(200):
+        for seed_idx, level in enumerate(levels):
+            learned.learn(seed_idx, random.gauss(level, 1.0), None)
+    noise = learned.noise()
+    while learned.since:  # the best alone is tried again, and its rewards are a half
+        learned.learn(2, random.gauss(levels[2], 1.0) / 2, None)
+    means = [mean for mean, _ in learned.means().values()]
+    assert not learned.restarts
+    assert means == pytest.approx([level / 2 for level in levels], abs=0.25)
+    assert means == sorted(means)
+    assert learned.noise() < 0.8 * noise
+
+
+def test_the_best_alone_falls_and_the_others_are_in_doubt() -> None:
+    random, learned, levels = Random(3), Beliefs(), (1.0, 2.0, 3.0)
+    for _ in range(60):
+        for seed_idx, level in enumerate(levels):
+            learned.learn(seed_idx, random.gauss(level, 0.3), None)
+    while learned.since:  # with the same spread
+        learned.learn(2, random.gauss(levels[2] / 3, 0.3), None)
+    assert learned.restarts == 1
+    assert learned.means()[0] == learned.means()[1]
+
+
 @pytest.mark.parametrize(("factor", "shift"), [(1000.0, 0.0), (1e-12, 0.0), (1.0, 100.0)])
 def test_factor_and_shift_change_no_choice(factor: float, shift: float) -> None:
     assert _play(_changing, 2000, 7, factor, shift)[0] == _play(_changing, 2000, 7, 1.0, 0.0)[0]
 
 
-def test_knowledge_of_eight_seeds_fits_in_400_bytes() -> None:
+def test_knowledge_of_eight_seeds_fits_in_440_bytes() -> None:
     learned = Beliefs()
     for seed_idx in (3, 0, 7, 1, 2, 6, 5, 4):
         learned.learn(seed_idx, 0.1 * seed_idx, None)
     parts = [learned._cells, learned._seeds]  # the pool is one for all layers
     assert not hasattr(learned, "__dict__")
-    assert sys.getsizeof(learned) + sum(sys.getsizeof(x) for x in parts if x is not None) <= 400
+    assert sys.getsizeof(learned) + sum(sys.getsizeof(x) for x in parts if x is not None) <= 440
 
 
 @pytest.mark.parametrize("seeds", [(0, 1, 2, 3), (4, 6, 0, 9)])
@@ -204,13 +254,13 @@ def test_a_foreign_state_is_refused_and_nothing_changes(state: dict[str, object]
 
 @pytest.mark.parametrize("size", [1e-12, 1e12, 1e60])
 def test_many_large_or_small_rewards_leave_all_finite(size: float) -> None:
-    random, learned = Random(1), Beliefs()
+    random, learned = Random(1), PooledKnowledge()
     for step in range(20_000):
         learned.learn(random.randrange(3), size * random.choice((1, 1, 1, 3 - step // 9000)), None)
     metrics = LayerMetrics(learned)
     _, reason = Auto().decide([0, 1, 2], metrics, CONTEXT, Draws(0, "fc1", 0))
     assert all(map(isfinite, reason.scores.values()))
-    assert learned.restarts > 0
+    assert learned.rewards.restarts > 0
 
 
 def test_a_rebound_seed_begins_anew() -> None:
@@ -271,7 +321,7 @@ def test_says_why() -> None:
     assert why() == "best mean by 2.0 sd over 4 outcomes"
     for reward in (0.2, 0.4) * 20:
         learned.learn(0, reward, None)
-    while not learned.restarts:
+    while not learned.rewards.restarts:
         learned.learn(0, 0.9, None)
     assert why().endswith("; restarted after a change")
     learned.learn(0, 0.9, None)
@@ -315,7 +365,7 @@ def test_a_second_run_and_a_resumed_one_know_the_same() -> None:
     for known in (tracker, other):
         layer = known.layer("fc1")
         assert layer is not None
-        assert isinstance(layer.seeds.knowledge, Beliefs)
+        assert isinstance(layer.seeds.knowledge, PooledKnowledge)
         states.append(layer.seeds.knowledge.state_dict())
     assert states[0] == states[1]
 

@@ -19,6 +19,7 @@ from esper.stores.memory import MemoryStore
 from esper.strategies import STRATEGIES
 from esper.strategies.pooled.auto import Hierarchical
 from esper.strategies.pooled.beliefs import Beliefs
+from esper.strategies.pooled.contrasts import PooledKnowledge
 from esper.strategies.pooled.evidence import posterior_means
 from esper.strategies.pooled.pooling import between
 
@@ -128,9 +129,9 @@ def test_own_outcomes_outweigh_the_others_in_the_end() -> None:
     record = selector.performance_tracker.layer("fc4")
     assert record is not None
     learned = record.seeds.knowledge
-    assert isinstance(learned, Beliefs)
+    assert isinstance(learned, PooledKnowledge)
     context = _context((0, 1))
-    posterior = posterior_means(learned, [0, 1], record.seeds, context)
+    posterior = posterior_means(learned.beliefs, [0, 1], record.seeds, context)
     first, second = posterior.means
     assert first > second
     assert second > 0.4  # pulled up by the other layers
@@ -150,9 +151,9 @@ def test_a_second_run_on_the_store_begins_where_the_first_ended() -> None:
 def test_shrinkage_is_that_of_known_variances() -> None:
     """Many layers, one outcome each: the estimate is near what the rewards were drawn with."""
     random, ratio = Random(4), 2.0
-    first = Hierarchical().begin("fc")
+    first = Hierarchical().begin("fc").rewards
     for index in range(400):
-        knowledge = Hierarchical().begin(f"fc{index}")
+        knowledge = Hierarchical().begin(f"fc{index}").rewards
         knowledge.join(first)
         level = sqrt(ratio) * random.gauss(0, 1)
         for _ in range(3):
@@ -268,7 +269,7 @@ def test_a_rebound_seed_is_another_kind_and_the_old_one_stays_known() -> None:
 
 
 def test_without_blueprints_seeds_are_learnt_alone() -> None:
-    learned = Hierarchical().begin("fc1")
+    learned = Hierarchical().begin("fc1").rewards
     for reward in (1.0, 2.0):
         learned.learn(0, reward, None)
         learned.learn(1, reward + 1, None)

@@ -5,6 +5,7 @@ was.
 """
 
 import asyncio
+import logging
 from contextlib import suppress
 from hashlib import blake2b
 from operator import itemgetter
@@ -23,6 +24,8 @@ from esper.execution.kernel import FAULTS, Kernel, Recipe, count_parameters
 from esper.execution.seeded import Seeded
 from esper.execution.side_effect_free import side_effect_free
 from esper.services.tamiyo.seed_selector import SeedSelector
+
+logger = logging.getLogger(__name__)
 
 _TIMED_PASSES = 5
 
@@ -66,8 +69,51 @@ class BlueprintIntegration:
             KernelError: if the chosen kernel cannot be built, run or loaded; the seed is released
                 and the failure recorded.
         """
+        candidates, context = self._question(layer, request, health)
+        decision = self.selector.decide(layer.name, candidates, context)
+        return decision, self._loaded(layer, decision, request.kernel_budget)
+
+    def audition_now(
+        self,
+        layer: Seeded,
+        request: GraftRequest,
+        *,
+        health: HealthSignal | None = None,
+        always: bool = False,
+    ) -> list[tuple[Decision, Kernel]]:
+        """Load fresh kernels into the seeds that are to audition, as ``graft_now`` does into one.
+
+        Args:
+            layer: The layer to grow; its ``spec`` is known.
+            request: When, and how many parameters each kernel may cost.
+            health: The layer's latest signal.
+            always: Every seed that is free, whether the strategy is sure or not.
+
+        Returns:
+            Decisions and kernels; none if no audition is worth it, or no kernel could be loaded.
+        """
+        try:
+            candidates, context = self._question(layer, request, health)
+        except NoViableSeedError:
+            return []  # `graft_now` says why
+        decisions = self.selector.audition(layer.name, candidates, context, always=always)
+        found = []
+        for at, decision in enumerate(decisions):
+            try:
+                found.append((decision, self._loaded(layer, decision, request.kernel_budget)))
+            except KernelError as error:
+                logger.warning("left out of an audition at epoch %d: %s", request.epoch, error)
+            except BaseException:
+                for later in decisions[at + 1 :]:
+                    self.selector.release(layer.name, later.seed_idx)
+                raise
+        return found
+
+    def _question(
+        self, layer: Seeded, request: GraftRequest, health: HealthSignal | None
+    ) -> tuple[list[int], SelectionContext]:
         candidates = self.candidates(layer, request.kernel_budget)
-        context = SelectionContext(
+        return candidates, SelectionContext(
             current_epoch=request.epoch,
             layer_type=layer.host_type,
             health=health,
@@ -75,9 +121,11 @@ class BlueprintIntegration:
             urgency=request.urgency,
             parameters=_sizes(layer, candidates, request.kernel_budget),
         )
-        decision = self.selector.decide(layer.name, candidates, context)
+
+    def _loaded(self, layer: Seeded, decision: Decision, budget: int) -> Kernel:
+        """The kernel of a reserved seed, built and loaded; raises as ``graft_now``."""
         try:
-            kernel = self._build(layer, decision, request.kernel_budget)
+            kernel = self._build(layer, decision, budget)
             self._load(layer, decision.seed_idx, kernel)
         except KernelError as error:
             # An outcome, so the reservation ends with it; the seed cools down before it is retried.
@@ -87,7 +135,7 @@ class BlueprintIntegration:
             self.selector.release(layer.name, decision.seed_idx)
             raise
         self.selector.commit(layer.name, decision.seed_idx)
-        return decision, kernel
+        return kernel
 
     def candidates(self, layer: Seeded, kernel_budget: int) -> list[int]:
         """Seeds that hold no kernel and whose blueprint fits the layer and the budget.

@@ -78,11 +78,12 @@ class Occupancy:
         self.active.discard(seed_idx)
         return decision
 
-    def free(self, seed_idx: int, epoch: int) -> None:
-        """A busy seed cools down from now on."""
+    def free(self, seed_idx: int, epoch: int | None) -> None:
+        """A busy seed cools down from ``epoch`` on; ``None`` for no cooldown."""
         self.busy.discard(seed_idx)
         self.active.discard(seed_idx)
-        self.freed[seed_idx] = epoch
+        if epoch is not None:
+            self.freed[seed_idx] = epoch
 
     def is_idle(self, epoch: int, constraints: SelectionConstraints | None) -> bool:
         """True if nothing stands in the way of any seed."""

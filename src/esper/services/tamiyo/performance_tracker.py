@@ -2,9 +2,11 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from threading import RLock
 from typing import TYPE_CHECKING, Any, final
 
+from esper.contracts.audition import Contrast
 from esper.contracts.errors import ConfigError, StoreError
 from esper.contracts.performance import (
     PerformanceDelta,
@@ -79,10 +81,10 @@ class PerformanceTracker:
         scope: str = "",
         run: str = "",
     ) -> None:
-        _check_settings(window_size, decay_factor)
+        history = History(window_size, decay_factor)  # refuses wrong ones before a store is opened
         self.lock = RLock()
         self.events = EventWriter(opened(store, redis_client), scope=scope, run=run)
-        self._history = read_history(self.events, History(window_size, decay_factor))
+        self._history = read_history(self.events, history)
 
     def get_layer_metrics(self, layer_name: str) -> dict[int, SeedPerformanceMetrics]:
         """A snapshot of the layer's seeds, free to keep and change; empty for an unknown layer."""
@@ -194,6 +196,18 @@ class PerformanceTracker:
                 facts = place_data(record, decision_id) | {"error": error}
                 fold(self._history, self.events.write("failure", facts))
         self.events.flush()
+
+    def record_audition(self, decision: Decision, contrast: Contrast) -> None:
+        """Record what a seed earned in an audition, beside the others; it is no outcome.
+
+        Raises:
+            MeasurementError: if a measurement is NaN or infinite.
+            SelectionError: if the decision was never made here.
+        """
+        require_finite(PerformanceDelta(reward=contrast.gain, reward_stderr=contrast.stderr))
+        facts = {**asdict(contrast), "relative": contrast.relative, "site": str(decision.site)}
+        facts["epoch"] = decision.epoch
+        self._record("audition", decision.layer_name, decision.seed_idx, decision, facts)
 
     def record_end(
         self,
@@ -390,10 +404,3 @@ def _require_no_store(events: EventWriter, what: str) -> None:
             f"{what}() is for a tracker without a store; with one, open a tracker on the same "
             "store, or rewind() it to a position"
         )
-
-
-def _check_settings(window_size: int, decay_factor: float) -> None:
-    if not isinstance(window_size, int) or window_size < 1:
-        raise ConfigError(f"window_size is {window_size!r}; it must be a whole number >= 1")
-    if not isinstance(decay_factor, int | float) or not 0 < decay_factor <= 1:
-        raise ConfigError(f"decay_factor is {decay_factor!r}; it must be a number > 0 and <= 1")

@@ -3,11 +3,13 @@
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 from esper.contracts.errors import ConfigError, NoViableSeedError, SelectionError
 from esper.contracts.schema import require_schema
 from esper.contracts.selection import (
+    Assigned,
     Decision,
     SelectionConstraints,
     SelectionContext,
@@ -19,7 +21,7 @@ from esper.records.seed import SeedRecord
 from esper.services.tamiyo.assignment import Assignment, strategy_in_turn
 from esper.services.tamiyo.occupancy import Occupancy, Sifted, occupancy_from
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
-from esper.strategies.base import Choice, SelectionStrategy
+from esper.strategies.base import SelectionStrategy
 from esper.strategies.first_try import first_try
 
 __all__ = [
@@ -134,6 +136,51 @@ class SeedSelector:
             )
         return self._choose(layer_name, available_seeds, context)
 
+    def audition(
+        self,
+        layer_name: str,
+        available_seeds: Sequence[int],
+        context: SelectionContext,
+        *,
+        always: bool = False,
+    ) -> list[Decision]:
+        """Choose and reserve seeds that train side by side, of which the best is to go on.
+
+        Each decision has a propensity of 1, since each of these seeds auditions, and the id of the
+        audition. All but the best are withdrawn in the end; `SelectionStrategy.cohort` says who
+        takes part. In an A/B test there is none: its arms are to choose.
+
+        Args:
+            layer_name: Dotted name of the layer.
+            available_seeds: As for `select_seed_now`.
+            context: Epoch, and what else is known.
+            always: All viable seeds, whatever the strategy says.
+
+        Returns:
+            One decision for each seed; none if fewer than two are viable, or worth it.
+        """
+        seeds = checked_seeds(layer_name, available_seeds)
+        with self.performance_tracker.lock:
+            try:
+                found = self._situation(layer_name, seeds, context)
+            except NoViableSeedError:
+                return []  # `decide` says why
+            strategy, viable = self.strategy, found.viable
+            if isinstance(strategy, Assignment) or not viable:
+                return []
+            cohort = viable if always else strategy.cohort(viable, found.metrics, context)
+            if len(cohort) < 2:
+                return []
+            point = self.performance_tracker.events.decision_id(layer_name, found.number)
+            why = f"auditions beside {len(cohort) - 1} other seed(s)"
+            decisions = list[Decision]()
+            for seed_idx in cohort:
+                even = dict.fromkeys(cohort, 0.0)
+                reason = SelectionReason(strategy.name, seed_idx, 0.0, even, 1.0, why)
+                turn = replace(found, number=found.number + len(decisions))
+                decisions.append(self._reserve(layer_name, reason, turn, context, audition=point))
+        return decisions
+
     def commit(self, layer_name: str, seed_idx: int) -> None:
         """The kernel is loaded: the seed is busy until `free`.
 
@@ -158,8 +205,11 @@ class SeedSelector:
         tracker = self.performance_tracker
         tracker.record_failure(decision.layer_name, decision.seed_idx, error, decision=decision)
 
-    def free(self, layer_name: str, seed_idx: int, epoch: int) -> None:
+    def free(self, layer_name: str, seed_idx: int, epoch: int | None) -> None:
         """The life cycle of a committed seed ended at ``epoch``; its cooldown begins.
+
+        Without an epoch there is no cooldown: the seed was never active, as one that lost an
+        audition.
 
         Raises:
             SelectionError: if the seed is not busy.
@@ -216,42 +266,66 @@ class SeedSelector:
         self, layer_name: str, available_seeds: Sequence[int], context: SelectionContext
     ) -> Decision:
         seeds = checked_seeds(layer_name, available_seeds)
-        tracker, epoch = self.performance_tracker, context.current_epoch
-        with tracker.lock:
-            book = self._layers.get(layer_name) or Occupancy()
-            viable, cooling = list(seeds), _NONE
-            if book.active or book.freed:
-                viable, cooling = self._sift(layer_name, seeds, epoch)
-            for seed, blueprint in context.blueprints.items():
-                tracker.bind(layer_name, seed, blueprint)
-            layer = tracker.layer(layer_name)
-            metrics: Mapping[int, SeedRecord] = layer.seeds if layer else {}
-            number = layer.choices if layer else 0
-            decision_id = tracker.events.decision_id(layer_name, number)
+        with self.performance_tracker.lock:
+            found = self._situation(layer_name, seeds, context)
             strategy, assigned = self.strategy, None
             if isinstance(strategy, Assignment):  # a call less, where there is no test
-                turn = strategy_in_turn(strategy, decision_id, layer_name, metrics)
+                decision_id = self.performance_tracker.events.decision_id(layer_name, found.number)
+                turn = strategy_in_turn(strategy, decision_id, layer_name, found.metrics)
                 strategy, metrics, assigned = turn
-            if not viable:
-                seed_idx, reason = _fall_back(strategy, layer_name, cooling, book.freed, epoch)
+                found = replace(found, metrics=metrics)
+            if not found.viable:
+                freed, epoch = found.book.freed, context.current_epoch
+                reason = _fall_back(strategy, layer_name, found.cooling, freed, epoch)
             else:
-                rng = Draws(self.seed, layer_name, number)
-                seed_idx, reason = self._ask(strategy, viable, metrics, context, rng)
-            known = metrics.get(seed_idx)
-            decision = Decision(
-                decision_id=decision_id,
-                layer_name=layer_name,
-                seed_idx=seed_idx,
-                blueprint=known.blueprint if known else "",
-                epoch=epoch,
-                reason=reason,
-                random_key=(self.seed, layer_name, number),
-                layer_type=context.layer_type,
-                ab=assigned,
-            )
-            record = tracker.record_selection(layer_name, seed_idx, decision=decision)
-            self._layers[layer_name] = book
-            book.reserve(decision, record)
+                rng = Draws(self.seed, layer_name, found.number)
+                reason = self._ask(strategy, found.viable, found.metrics, context, rng)
+            return self._reserve(layer_name, reason, found, context, assigned=assigned)
+
+    def _situation(
+        self, layer_name: str, seeds: Sequence[int], context: SelectionContext
+    ) -> "_Situation":
+        """The layer before a choice; raises `NoViableSeedError`."""
+        tracker = self.performance_tracker
+        book = self._layers.get(layer_name) or Occupancy()
+        viable, cooling = list(seeds), _NONE
+        if book.active or book.freed:
+            viable, cooling = self._sift(layer_name, viable, context.current_epoch)
+        for seed, blueprint in context.blueprints.items():
+            tracker.bind(layer_name, seed, blueprint)
+        layer = tracker.layer(layer_name)
+        return _Situation(
+            book, viable, cooling, layer.seeds if layer else {}, layer.choices if layer else 0
+        )
+
+    def _reserve(
+        self,
+        layer_name: str,
+        reason: SelectionReason,
+        found: "_Situation",
+        context: SelectionContext,
+        *,
+        assigned: Assigned | None = None,
+        audition: str = "",
+    ) -> Decision:
+        """Reserve the seed of a reason; the decision, which is in the log."""
+        tracker, number = self.performance_tracker, found.number
+        known = found.metrics.get(reason.seed_idx)
+        decision = Decision(
+            decision_id=tracker.events.decision_id(layer_name, number),
+            layer_name=layer_name,
+            seed_idx=reason.seed_idx,
+            blueprint=known.blueprint if known else "",
+            epoch=context.current_epoch,
+            reason=reason,
+            random_key=(self.seed, layer_name, number),
+            layer_type=context.layer_type,
+            ab=assigned,
+            audition=audition,
+        )
+        record = tracker.record_selection(layer_name, reason.seed_idx, decision=decision)
+        self._layers[layer_name] = found.book
+        found.book.reserve(decision, record)
         return decision
 
     def _sift(self, layer_name: str, seeds: list[int], epoch: int) -> Sifted:
@@ -270,7 +344,7 @@ class SeedSelector:
         metrics: Mapping[int, SeedRecord],
         context: SelectionContext,
         rng: Draws,
-    ) -> Choice:
+    ) -> SelectionReason:
         first = first_try(strategy, viable, metrics, rng, context)
         seed_idx, reason = first or strategy.decide(viable, metrics, context, rng)
         if seed_idx not in viable:
@@ -283,7 +357,7 @@ class SeedSelector:
             known = {seed_idx: reason.propensity}
             chances = strategy.propensities(viable, metrics, context, known=known)
             reason = reason.with_(propensity=chances)
-        return seed_idx, reason
+        return reason
 
     def _reserved(self, layer_name: str, seed_idx: int, what: str) -> Occupancy:
         book = self._layers.get(layer_name)
@@ -299,16 +373,25 @@ class SeedSelector:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Situation:
+    """A layer before a choice: its book, who may be chosen, records, number of the choice."""
+
+    book: Occupancy
+    viable: list[int]
+    cooling: list[int]
+    metrics: Mapping[int, SeedRecord]
+    number: int
+
+
 def _fall_back(
     strategy: SelectionStrategy,
     layer_name: str,
     cooling: list[int],
     freed: Mapping[int, int],
     epoch: int,
-) -> tuple[int, SelectionReason]:
+) -> SelectionReason:
     chosen, rested = cooling[0], epoch - freed[cooling[0]]
     why = f"every seed that is free cools down; the lowest, after {rested} epochs of rest"
     logger.warning("layer %s, epoch %d: fallback to seed %d: %s", layer_name, epoch, chosen, why)
-    return chosen, SelectionReason(
-        strategy.name, chosen, 0.0, {}, 1.0, why, True, tuple(cooling[1:])
-    )
+    return SelectionReason(strategy.name, chosen, 0.0, {}, 1.0, why, True, tuple(cooling[1:]))

@@ -8,14 +8,19 @@ from typing import final
 from typing_extensions import override
 
 from esper.strategies.base import Choice, Draws, Metrics, Seeds, SelectionContext, SelectionStrategy
-from esper.strategies.pooled.beliefs import Beliefs
+from esper.strategies.pooled.contrasts import PooledKnowledge
 from esper.strategies.pooled.evidence import (
     evidence_reason,
     imed_scores,
+    is_young,
     known_elsewhere,
     posterior_means,
+    worth_auditioning,
 )
 from esper.strategies.scoring import draw_best
+
+_YOUNG = 0.3
+"""Factor on ``exploration`` in a young layer whose kinds other layers share: they explore too."""
 
 
 @dataclass(frozen=True)
@@ -31,22 +36,32 @@ class PooledIMED(SelectionStrategy, ABC):
 
     @abstractmethod
     @override
-    def begin(self, layer_name: str) -> Beliefs: ...
+    def begin(self, layer_name: str) -> PooledKnowledge: ...
 
     @override
     def knows(self, viable: Seeds, metrics: Metrics, context: SelectionContext) -> Seeds:
-        learned = self.knowledge(metrics, Beliefs, context)
+        learned = self.knowledge(metrics, PooledKnowledge, context).beliefs
         return known_elsewhere(learned, viable, metrics, context)
+
+    @override
+    def cohort(self, viable: Seeds, metrics: Metrics, context: SelectionContext) -> Seeds:
+        known = self.knowledge(metrics, PooledKnowledge, context)
+        if not known.relative:
+            return viable
+        posterior = posterior_means(known.beliefs, viable, metrics, context)
+        return worth_auditioning(viable, posterior, known.beliefs.noise())
 
     @override
     def decide(
         self, viable: Seeds, metrics: Metrics, context: SelectionContext, rng: Draws
     ) -> Choice:
-        learned = self.knowledge(metrics, Beliefs, context)
+        learned = self.knowledge(metrics, PooledKnowledge, context).beliefs
         noise = learned.noise()
         posterior = posterior_means(learned, viable, metrics, context)
         means, trials, _ = posterior
-        found = imed_scores(means, trials, noise, self.exploration, self.horizon)
+        young = learned.pool.shares and is_young(viable, metrics)
+        exploration = self.exploration * (_YOUNG if young else 1.0)
+        found = imed_scores(means, trials, noise, exploration, self.horizon)
         scores = dict(zip(viable, found, strict=True))
         chosen, chances = draw_best(scores, rng)
         at, since = viable.index(chosen), learned.since if learned.restarts else -1
@@ -103,8 +118,8 @@ class Auto(PooledIMED):
     when = "nothing is known beforehand, steady or not; dozens of choices a layer"
 
     @override
-    def begin(self, layer_name: str) -> Beliefs:
-        return Beliefs()
+    def begin(self, layer_name: str) -> PooledKnowledge:
+        return PooledKnowledge()
 
 
 @final
@@ -131,7 +146,7 @@ class Hierarchical(PooledIMED):
         A blueprint earned 1.0 in layer fc1, four times. In layer fc2, where it was never tried, it
         has a mean of 1.0 that is worth ``1 / (0.25 + (0.25 + 1/4)) = 1.333`` outcomes.
 
-        >>> one, two = Hierarchical().begin("fc1"), Hierarchical().begin("fc2")
+        >>> one, two = (Hierarchical().begin(name).rewards for name in ("fc1", "fc2"))
         >>> two.join(one)
         >>> for _ in range(4):
         ...     one.take(0, "Linear/glu", 1.0)
@@ -143,5 +158,5 @@ class Hierarchical(PooledIMED):
     when = "many layers share blueprints, and each has few choices of its own"
 
     @override
-    def begin(self, layer_name: str) -> Beliefs:
-        return Beliefs(restarts=False)
+    def begin(self, layer_name: str) -> PooledKnowledge:
+        return PooledKnowledge(restarts=False)

@@ -1,6 +1,6 @@
 """Means and noise of a layer's seeds since the last change, in packed bytes.
 
-31 bytes of the layer's own and 32 per seed, with Python's overhead 400 bytes for a layer of eight.
+31 bytes of the layer's own and 36 per seed, with Python's overhead 430 bytes for a layer of eight.
 Numbers that are compared with a threshold are in single precision, means in double; runs are kept
 as distances from a mean, so that a shift of all rewards costs no precision.
 """
@@ -19,15 +19,17 @@ from esper.contracts.selection import Decision, SelectionContext
 from esper.records.layer import LayerKnowledge
 from esper.records.layer_sums import ROUNDING
 from esper.strategies.pooled.pooling import MEMORY, Pool, Prior, kind_of
+from esper.strategies.pooled.runs import Run, followed, shared_fall, single
 
 _HEAD: Final = Struct("<dddHHHB")
 """Squared surprises, squares about the layer's mean, that mean; outcomes up to 1,000, outcomes
 since the last restart; surprises, restarts."""
 
-_SEED: Final = Struct("<dfffffBBH")
-"""Mean, outcomes; evidence for a rise and for a fall; mean of the run of each, its length; kind."""
+_SEED: Final = Struct("<dffffffBBH")
+"""Mean, outcomes; evidence for a rise and for a fall; mean of the run of each; squares of the
+falling one about its mean; length of each; kind."""
 
-_BRIEF: Final = Struct("<df18xH")
+_BRIEF: Final = Struct("<df22xH")
 """Mean, outcomes and kind alone, as every choice reads them."""
 
 _READY: Final = 5
@@ -48,16 +50,18 @@ _KEPT: Final = 8.0
 _BORROWED: Final = 30.0
 """Degrees of freedom of the pool's noise in a layer's."""
 
+_SCALED: Final = 100.0
+"""Outcomes that a seed keeps at most when all rewards are rescaled."""
+
+_NO_RUNS: Final = (0.0, 0.0, 0.0, 0.0, 0.0, 0, 0)
+"""Evidence, means, squares and lengths of a row without runs."""
+
+_OLD: Final = 9
+"""Numbers of a row of 0.1.0."""
+
 _NUMBERS: Final = list(range(256))
 
-_BYTE, _WORD, _SINGLE, _NO_SPREAD = 2**8 - 1, 2**16 - 1, 3e38, inf
-
-
-Run = tuple[float, float, int]
-"""Run of a seed's outcomes that is evidence of a change in one direction: the evidence, >= 0; its
-mean reward, relative to the seed's mean; its length, up to 255."""
-
-_NONE: Final[Run] = (0.0, 0.0, 0)
+_BYTE, _WORD, _NO_SPREAD = 2**8 - 1, 2**16 - 1, inf
 
 
 @final
@@ -69,6 +73,11 @@ class Beliefs(LayerKnowledge):
     and at most 8 outcomes, since such a run looks more extreme than it is. If its mean was the best
     and it fell, or was not and it rose above the best, the others are in doubt too: each keeps at
     most 8 outcomes and the average of all means.
+
+    Rewards may also shrink together, as they do while a network learns. So if the best seed fell
+    and the spread of its outcomes fell by about the factor of its mean (3 nats of evidence, factors
+    within e^0.5), all means are rescaled by it, and keep at most 100 outcomes each. A factor is
+    relative to a reward of 0, so here, and here alone, a shift of all rewards would matter.
 
     The noise is the standard deviation within seeds, of the last 1000 outcomes or so, with one
     degree of freedom of the standard deviation of all; where layers share kinds, the noise of the
@@ -165,6 +174,21 @@ class Beliefs(LayerKnowledge):
         number = self.pool.known(kind)  # its own outcomes are not in the pool, then
         return self.pool.prior(number, 0.0, 0.0) if number else None
 
+    def forecast(self, seed_idx: int, kind: str, otherwise: float) -> tuple[float, float]:
+        """Posterior mean of a seed and the outcomes that it is worth.
+
+        Args:
+            seed_idx: The seed.
+            kind: Its kind; empty if unknown.
+            otherwise: Mean of a seed of which nothing is known.
+        """
+        mean, known, _ = self._read(self._row(seed_idx))
+        prior = self.prior(seed_idx, kind)
+        if prior is None:
+            return (mean, known) if known else (otherwise, 0.0)
+        weight = known + prior.weight
+        return mean + (prior.mean - mean) * prior.weight / weight, weight
+
     def noise(self) -> float:
         """Standard deviation of a reward about its seed's mean; inf if rewards do not differ."""
         m2, total, centre, seen, _, surprises, _ = _HEAD.unpack_from(self._cells)
@@ -184,7 +208,7 @@ class Beliefs(LayerKnowledge):
     def take(self, seed_idx: int, kind: str, reward: float) -> None:
         """Add an outcome of a seed under ``kind``; empty if it is unknown."""
         at, cells, pool = self._place(seed_idx), self._cells, self.pool
-        mean, known, _, _, _, _, _, _, before = _SEED.unpack_from(cells, at)
+        mean, known, before = _BRIEF.unpack_from(cells, at)
         number = before or pool.number(kind)
         if not number:
             self._take(at, reward, 0)
@@ -204,10 +228,40 @@ class Beliefs(LayerKnowledge):
 
     def _take(self, at: int, reward: float, kind: int) -> None:
         cells = self._cells
-        m2, total, centre, seen, since, surprises, restarts = _HEAD.unpack_from(cells)
-        mean, known, rise, fall, rose, fell, rising, falling, _ = _SEED.unpack_from(cells, at)
-        noise = self._noise(m2, total, centre, seen, surprises)
-        ready = surprises >= _READY
+        row = _SEED.unpack_from(cells, at)
+        mean, known, rise, fall, rose, fell, squares, rising, falling, _ = row
+        off = reward - mean
+        noise, ready = self._count(reward, off * off * known / (known + 1) if known else None)
+        if not known:
+            _SEED.pack_into(cells, at, reward, 1.0, *_NO_RUNS, kind)
+            return
+        up, down = (rise, rose, rising), (fall, fell, falling)
+        if ready and noise < _NO_SPREAD and self.pool.restarts:
+            sure = min(known, MEMORY)
+            push = max(-_CLIP, min(off / noise * sqrt(sure / (sure + 1)), _CLIP))
+            up, down = followed(up, push - _DRIFT, off), followed(down, -push - _DRIFT, off)
+            squares = single(squares + (off - fell) * (off - down[1])) if down[2] > 1 else 0.0
+            if up[0] > _LIMIT or down[0] > _LIMIT:
+                run = up if up[0] > _LIMIT else down
+                if run is down and self._rescale(at, run, squares):
+                    return
+                fresh = mean + run[1], min(float(run[2]), _KEPT)
+                self._restart(at, fresh, kind, run is up)
+                return
+        known += 1
+        step = off / min(known, MEMORY)
+        # Runs are relative to the mean, which moves.
+        runs = up[0], down[0], single(up[1] - step), single(down[1] - step), squares
+        _SEED.pack_into(cells, at, mean + step, known, *runs, up[2], down[2], kind)
+
+    def _count(self, reward: float, surprise: float | None) -> tuple[float, bool]:
+        """Add a reward, and its squared surprise, to the layer's spread and noise.
+
+        Returns:
+            The noise before, and whether it was known well enough to test a surprise.
+        """
+        m2, total, centre, seen, since, surprises, restarts = _HEAD.unpack_from(self._cells)
+        noise, ready = self._noise(m2, total, centre, seen, surprises), surprises >= _READY
         if seen < MEMORY:
             seen += 1
         else:
@@ -215,34 +269,15 @@ class Beliefs(LayerKnowledge):
         off = reward - centre
         centre += off / seen
         total += off * (reward - centre)
-        off = reward - mean
-        if known:
+        if surprise is not None:
             if surprises < MEMORY:
                 surprises += 1
             else:
                 m2 -= m2 / MEMORY
-            m2 += off * off * known / (known + 1)
+            m2 += surprise
         since = min(since + 1, _WORD)
-        _HEAD.pack_into(cells, 0, m2, total, centre, seen, since, surprises, restarts)
-        if not known:
-            _SEED.pack_into(cells, at, reward, 1.0, 0.0, 0.0, 0.0, 0.0, 0, 0, kind)
-            return
-        up, down = (rise, rose, rising), (fall, fell, falling)
-        if ready and noise < _NO_SPREAD and self.pool.restarts:
-            sure = min(known, MEMORY)
-            push = max(-_CLIP, min(off / noise * sqrt(sure / (sure + 1)), _CLIP))
-            up, down = _followed(up, push - _DRIFT, off), _followed(down, -push - _DRIFT, off)
-            if up[0] > _LIMIT or down[0] > _LIMIT:
-                run = up if up[0] > _LIMIT else down
-                fresh = mean + run[1], min(float(run[2]), _KEPT)
-                self._restart(at, fresh, kind, run is up)
-                return
-        known += 1
-        step = off / min(known, MEMORY)
-        # Runs are relative to the mean, which moves.
-        rose, fell = _single(up[1] - step), _single(down[1] - step)
-        mean += step
-        _SEED.pack_into(cells, at, mean, known, up[0], down[0], rose, fell, up[2], down[2], kind)
+        _HEAD.pack_into(self._cells, 0, m2, total, centre, seen, since, surprises, restarts)
+        return noise, ready
 
     @override
     def forget(self, seed_idx: int) -> None:
@@ -251,7 +286,7 @@ class Beliefs(LayerKnowledge):
             mean, known, kind = self._read(at)
             if known and kind:
                 self.pool.retire(kind, mean, known)
-            _SEED.pack_into(self._cells, at, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 0)
+            _SEED.pack_into(self._cells, at, 0.0, 0.0, *_NO_RUNS, 0)
 
     def _restart(self, at: int, fresh: tuple[float, float], kind: int, rose: bool) -> None:
         cells, (mean, known) = self._cells, fresh
@@ -261,7 +296,7 @@ class Beliefs(LayerKnowledge):
         means = {row: one[0] for row, one in rows.items() if one[1]}
         best = max(means, key=means.__getitem__)
         in_doubt = not rose if at == best else mean > means[best]
-        _SEED.pack_into(cells, at, mean, known, 0.0, 0.0, 0.0, 0.0, 0, 0, kind)
+        _SEED.pack_into(cells, at, mean, known, *_NO_RUNS, kind)
         if not in_doubt:
             return
         means[at] = mean
@@ -273,7 +308,32 @@ class Beliefs(LayerKnowledge):
                 if other:
                     self.pool.leave(other, before, outcomes)
                     self.pool.enter(other, average, kept)
-                _SEED.pack_into(cells, row, average, kept, 0.0, 0.0, 0.0, 0.0, 0, 0, other)
+                _SEED.pack_into(cells, row, average, kept, *_NO_RUNS, other)
+
+    def _rescale(self, at: int, run: Run, squares: float) -> bool:
+        """Rescale all seeds, if this one is the best and all rewards share its fall; true if so."""
+        cells = self._cells
+        m2, *head, surprises, restarts = _HEAD.unpack_from(cells)
+        rows = {row: self._read(row) for row in self._rows()}
+        mean, known, _ = rows[at]
+        if mean < max(one[0] for one in rows.values() if one[1]):
+            return False
+        fall = shared_fall(run, squares, mean=mean, known=known, m2=m2, surprises=surprises)
+        if fall is None:
+            return False
+        head[-1] = 0
+        _HEAD.pack_into(cells, 0, fall.variance * surprises, *head, surprises, restarts)
+        for row, (before, outcomes, kind) in rows.items():
+            if outcomes:
+                after, kept = (
+                    fall.after + (before - fall.before) * fall.factor,
+                    min(outcomes, _SCALED),
+                )
+                if kind:
+                    self.pool.leave(kind, before, outcomes)
+                    self.pool.enter(kind, after, kept)
+                _SEED.pack_into(cells, row, after, kept, *_NO_RUNS, kind)
+        return True
 
     def _noise(self, m2: float, total: float, centre: float, seen: int, surprises: int) -> float:
         # One degree of freedom of all rewards' variance: a scale before any seed repeats.
@@ -325,7 +385,11 @@ class Beliefs(LayerKnowledge):
     @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         try:
-            rows: Sequence[Sequence[float]] = state["rows"]
+            rows: Sequence[Sequence[float]] = [
+                # A row of 0.1.0 has no squares.
+                [*row[:6], 0.0, *row[6:]] if len(row) == _OLD else row
+                for row in state["rows"]
+            ]
             seeds = tuple([int(seed) for seed in state["seeds"]])
             numbers = [*state["layer"], *(number for row in rows for number in row)]
             cells = _HEAD.pack(*state["layer"]) + b"".join([_SEED.pack(*row) for row in rows])
@@ -347,18 +411,4 @@ class Beliefs(LayerKnowledge):
 @lru_cache(maxsize=64)
 def _columns_of(seeds: int) -> Struct:
     """Struct that reads mean and outcomes of every row at once."""
-    return Struct("<" + "df20x" * seeds)
-
-
-def _followed(run: Run, push: float, off: float) -> Run:
-    """Run after an outcome ``off`` the mean, which adds ``push`` to the evidence."""
-    evidence, mean, length = run
-    evidence += push
-    if evidence <= 0:
-        return _NONE
-    length = min(length + 1, _BYTE)
-    return evidence, _single(mean + (off - mean) / length), length
-
-
-def _single(number: float) -> float:
-    return max(-_SINGLE, min(number, _SINGLE))
+    return Struct("<" + "df24x" * seeds)

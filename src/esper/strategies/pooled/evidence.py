@@ -15,7 +15,7 @@ Multi-Armed Bandit Problem, Annals of Statistics 15, section 2 (bounds that depe
 """
 
 from collections.abc import Sequence
-from math import inf, isfinite, log
+from math import erfc, exp, inf, isfinite, log, pi, sqrt
 from typing import NamedTuple, final
 
 from esper.strategies.base import Metrics, Seeds, SelectionContext, blueprint_of
@@ -32,8 +32,13 @@ _OWN = 1.0
 _FRESH = 10
 """Outcomes per seed after a restart in which the sentence mentions it."""
 
-_PATIENCE = 20
-"""Outcomes of a layer, per viable seed, after which each seed needs a first try."""
+_PATIENCE, _LATEST = 20, 100
+"""Outcomes of a layer, per viable seed, after which it is no longer young; choices of a layer by
+which each seed has had its first try."""
+
+_DOUBT = 0.1
+"""Expected gain of knowing better, relative to what an average seed earns, that is worth an
+audition."""
 
 
 @final
@@ -137,12 +142,50 @@ def posterior_means(
 def known_elsewhere(
     learned: Beliefs, viable: Seeds, metrics: Metrics, context: SelectionContext
 ) -> Seeds:
-    """Viable seeds that have a prior; empty once their layer has 20 outcomes for each."""
-    if not learned.pool.shares:
-        return ()
-    if sum([seed.outcomes for seed in metrics.values()]) >= _PATIENCE * len(viable):
+    """Viable seeds that have a prior; empty once their layer is no longer young."""
+    if not learned.pool.shares or not is_young(viable, metrics):
         return ()
     return [seed for seed in viable if _prior(learned, seed, metrics, context)]
+
+
+def is_young(viable: Seeds, metrics: Metrics) -> bool:
+    """True while a layer has fewer than 20 outcomes for each seed, and can try all by the 100th."""
+    seen = sum([seed.outcomes for seed in metrics.values()])
+    return seen < min(_PATIENCE * len(viable), _LATEST - len(viable))
+
+
+def worth_auditioning(viable: Seeds, posterior: PosteriorMeans, noise: float) -> Seeds:
+    """The best seed, and the rivals by which it is expected to be beaten by enough; or none.
+
+    The expected gain of knowing both means is ``d (phi(z) - z (1 - Phi(z)))`` for a rival that is
+    ``z`` standard deviations ``d`` of their difference behind. An audition is worth its price if
+    these add up to more than a tenth of what an average seed earns.
+
+    Args:
+        viable: The seeds.
+        posterior: Their posterior means, in units of what an average seed earns.
+        noise: Standard deviation of one outcome; inf if nothing is known of it.
+
+    Source:
+        Gupta & Miescke (1996), Bayesian look ahead one-stage sampling allocations for selection of
+        the best population, Journal of Statistical Planning and Inference 54 (expected improvement
+        of the selected mean).
+    """
+    means, trials, _ = posterior
+    if not isfinite(noise) or 0.0 in trials:
+        return viable
+    top = max(means)
+    best = means.index(top)
+    gains = {}
+    for at, (mean, count) in enumerate(zip(means, trials, strict=True)):
+        spread = noise * sqrt(1 / count + 1 / trials[best])
+        behind = (top - mean) / spread
+        density = exp(-behind * behind / 2) / sqrt(2 * pi)
+        gains[at] = 0.0 if at == best else spread * (density - behind * erfc(behind / sqrt(2)) / 2)
+    if sum(gains.values()) <= _DOUBT:
+        return ()
+    least = _DOUBT / (2 * len(means))
+    return [seed for at, seed in enumerate(viable) if at == best or gains[at] > least]
 
 
 def evidence_reason(

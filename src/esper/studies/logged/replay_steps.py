@@ -145,6 +145,8 @@ class _Player:
         self.kinds[data["decision"]] = keys[seed]
         if self.log.runs is not None and event.run not in self.log.runs:
             return
+        if data.get("audition"):  # the outcome is that of the best of several, not of a choice
+            return
         self.decisions += 1
         logged = _logged(data, viable)
         target, shared = self._target(layer, viable, data)

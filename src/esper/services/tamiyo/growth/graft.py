@@ -110,6 +110,11 @@ class Graft:
         return self.layer.seed_states[self.decision.seed_idx]
 
     @property
+    def auditions(self) -> bool:
+        """True while it trains beside other seeds, of which the best is to go on."""
+        return bool(self.decision.audition) and self.state is SeedState.TRAINING
+
+    @property
     def lost(self) -> bool:
         """True if the seed holds another kernel, or none: a state dict was loaded."""
         return self.layer.seed(self.decision.seed_idx).kernel is not self.kernel.module
@@ -148,11 +153,12 @@ class Graft:
         it waits for one epoch.
         """
         blending = self.state is SeedState.BLENDING
-        overdue = epoch - self._since - (growth.blend_epochs if blending else growth.train_epochs)
+        alone = growth.train_epochs or int(self.auditions)
+        overdue = epoch - self._since - (growth.blend_epochs if blending else alone)
         if overdue < 0 or not (blending or self.state is SeedState.TRAINING):
             return None
         if not (blending or self.trained):
-            return SeedState.CULLED if overdue >= (_PATIENCE - 1) * growth.train_epochs else None
+            return SeedState.CULLED if overdue >= (_PATIENCE - 1) * alone else None
         if not measured:
             return SeedState.CULLED if overdue else None
         return SeedState.HOLDING if blending else SeedState.BLENDING

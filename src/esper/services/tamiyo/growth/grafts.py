@@ -18,6 +18,7 @@ from esper.execution import lifecycle
 from esper.execution.kernel import Kernel, count_parameters
 from esper.execution.seeded import Seeded
 from esper.services.tamiyo.growth.aside import Aside
+from esper.services.tamiyo.growth.auditions import cohorts_of, contrasts_of, lost_to, trained
 from esper.services.tamiyo.growth.graft import Baseline, Fault, Graft, Training
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.report import Step, Verdict
@@ -62,8 +63,9 @@ class ActiveGrafts:
         self._batches = 1
 
     def count(self, layer_name: str) -> int:
-        """Grafts under way in one layer."""
-        return sum(graft.layer.name == layer_name for graft in self.grafts)
+        """Grafts under way in one layer; an audition is one."""
+        here = [graft.decision for graft in self.grafts if graft.layer.name == layer_name]
+        return len({one.audition or one.decision_id for one in here})
 
     def take_steps(self) -> tuple[Step, ...]:
         """Changes of state since the last call, in order."""
@@ -133,7 +135,7 @@ class ActiveGrafts:
         change = (SeedState.DORMANT, SeedState.GERMINATED)
         self._note_graft(graft, change, why, epoch=decision.epoch)
         self.grafts.append(graft)
-        isolated = self.config.growth.train_epochs > 0
+        isolated = self.config.growth.train_epochs > 0 or bool(decision.audition)
         why = "it trains in the shadow of the host" if isolated else "it trains with the host"
         self._step(graft, SeedState.TRAINING, why, decision.epoch)
         if not isolated:
@@ -161,6 +163,8 @@ class ActiveGrafts:
             Verdicts on those that ended.
         """
         self._batches = max(1, batches_per_epoch)
+        if now is not None:
+            self._end_auditions(epoch, calibration)
         verdicts = []
         for graft in list(self.grafts):
             due = graft.due(epoch, self.config.growth, measured=now is not None)
@@ -170,7 +174,7 @@ class ActiveGrafts:
                     graft.fault = Fault(why="its weights became NaN or infinite", of_kernel=True)
                 if graft.fault is not None:
                     verdict = self._fail(graft, graft.fault, epoch)
-                elif due is SeedState.BLENDING:
+                elif due is SeedState.BLENDING and not graft.auditions:
                     self._blend(graft, epoch)
                 elif due is SeedState.CULLED:
                     verdict = self._fail(graft, graft.left_waiting(), epoch)
@@ -182,6 +186,32 @@ class ActiveGrafts:
             if verdict is not None:
                 verdicts.append(verdict)
         return verdicts
+
+    def _end_auditions(self, epoch: int, calibration: Sequence[Any]) -> None:
+        """Blend in the best of each cohort that has trained, and dismiss the others."""
+        for cohort in cohorts_of(self.grafts):
+            able = trained(cohort, epoch, self.config.growth)
+            with self.aside("the end of an audition") as attempt:
+                effects = {graft: graft.judge(calibration) for graft in able}
+                for graft, contrast in contrasts_of(effects):
+                    self.tracker.record_audition(graft.decision, contrast)
+            if attempt.failed or not able:  # measured again at the next epoch, or culled
+                continue
+            best = max(able, key=lambda graft: effects[graft].gain - self._rent(graft))
+            for graft in able:
+                if graft is not best:
+                    self._dismiss(graft, lost_to(best, effects, graft), epoch)
+            self._blend(best, epoch)
+
+    def _dismiss(self, graft: Graft, why: str, epoch: int) -> None:
+        """End a graft that lost an audition: no outcome, and no cooldown."""
+        decision = graft.decision
+        self._step(graft, SeedState.CULLED, why, epoch)
+        self.grafts.remove(graft)
+        with self.aside("the record of a withdrawal"):
+            self.tracker.withdraw(decision)
+        self.selector.free(decision.layer_name, decision.seed_idx, None)
+        graft.layer.advance(decision.seed_idx, SeedState.DORMANT)
 
     def _blend(self, graft: Graft, epoch: int) -> None:
         growth = self.config.growth

@@ -8,8 +8,10 @@ from esper.contracts.errors import KernelError, NoViableSeedError
 from esper.contracts.health import GraftRequest, HealthSignal
 from esper.contracts.seeds import LayerSpec
 from esper.contracts.selection import Decision
+from esper.execution.kernel import Kernel
 from esper.execution.seeded import Seeded
 from esper.services.tamiyo.blueprint_integration import BlueprintIntegration, smallest_kernels
+from esper.services.tamiyo.growth.auditions import surplus_of
 from esper.services.tamiyo.growth.graft import Baseline
 from esper.services.tamiyo.growth.grafts import ActiveGrafts
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
@@ -61,7 +63,8 @@ class Grower:
     @property
     def used(self) -> int:
         """Parameters of all kernels, absorbed or under way."""
-        return sum(layer.grown_parameters for layer in self.layers.values())
+        grown = sum(layer.grown_parameters for layer in self.layers.values())
+        return grown - surplus_of(self.grafts.grafts)
 
     @property
     def kernel_budget(self) -> int:
@@ -125,14 +128,39 @@ class Grower:
     ) -> tuple[Decision | None, str]:
         layer = self.layers[str(request.site)]
         try:
-            decision, kernel = self.integration.graft_now(layer, request, health=health)
+            chosen = self._audition(layer, request, health) or [
+                self.integration.graft_now(layer, request, health=health)
+            ]
         except (NoViableSeedError, KernelError) as error:
             logger.warning("no graft at epoch %d: %s", request.epoch, error)
             self.log.refusal(request, error)
             return None, str(error)
-        objection = self.grafts.begin(decision, kernel, now, batches)
-        if objection:
+        begun, objection = list[Decision](), ""
+        for decision, kernel in chosen:
+            objection = self.grafts.begin(decision, kernel, now, batches)
+            if not objection:
+                begun.append(decision)
+                self._time(decision, kernel)
+        if not begun:
             return None, objection
+        self.last_epoch = request.epoch
+        return begun[0], request.reason
+
+    def _audition(
+        self, layer: Seeded, request: GraftRequest, health: HealthSignal
+    ) -> list[tuple[Decision, Kernel]]:
+        """Kernels that train side by side first; none if one seed is to be chosen at once."""
+        growth, mode = self.policy.growth, self.grafts.config.seed_selection.audition
+        # Without isolation an audition would delay the graft by the epoch that it takes.
+        if mode == "never" or (mode == "auto" and not growth.train_epochs):
+            return []
+        needed = max(1, growth.train_epochs) + growth.blend_epochs
+        if growth.epochs is not None and request.epoch + needed >= growth.epochs:
+            return []
+        always = mode == "always"
+        return self.integration.audition_now(layer, request, health=health, always=always)
+
+    def _time(self, decision: Decision, kernel: Kernel) -> None:
         if kernel.cost is not None and kernel.cost.latency_ms is not None:
             self.tracker.record_timing(
                 decision.layer_name,
@@ -141,8 +169,6 @@ class Grower:
                 decision=decision,
                 stored=False,
             )
-        self.last_epoch = request.epoch
-        return decision, request.reason
 
     def _record_of(self, layer_name: str) -> LayerGrowth:
         metrics = self.tracker.get_layer_metrics(layer_name).values()
