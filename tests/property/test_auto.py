@@ -11,7 +11,7 @@ from esper.records.draws import Draws
 from esper.records.layer import LayerMetrics
 from esper.strategies.pooled.auto import Auto
 from esper.strategies.pooled.beliefs import Beliefs
-from esper.strategies.pooled.contrasts import PooledKnowledge
+from esper.strategies.pooled.knowledge import PooledKnowledge
 
 SIZES = st.floats(1e-12, 1e12) | st.floats(-1e12, -1e-12) | st.just(0.0)
 OUTCOMES = st.lists(st.tuples(st.integers(0, 5), SIZES), min_size=1, max_size=80)

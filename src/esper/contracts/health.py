@@ -62,6 +62,8 @@ class GraftRequest:
         urgency: The site's share of the promise over all sites, in [0, 1].
         kernel_budget: Parameters that one kernel may cost.
         reason: One sentence.
+        rivals: Sites whose seeds may audition beside those of ``site``; the best seed of all goes
+            on. Without an audition ``site`` grows.
     """
 
     site: Site
@@ -69,3 +71,4 @@ class GraftRequest:
     urgency: float
     kernel_budget: int
     reason: str
+    rivals: tuple[Site, ...] = ()

@@ -76,7 +76,7 @@ def _audition(history: History, data: Mapping[str, Any]) -> None:
         gain=data["gain"],
         stderr=data["stderr"],
         mean=data["mean"],
-        size=data["size"],
+        noise=data["noise"],
         cohort=data["cohort"],
     )
     history.teach_audition(record, contrast, decision)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, ClassVar, TypeVar, final
 
+from esper.contracts.audition import NO_WORTHS, Worths
 from esper.contracts.errors import ConfigError, SelectionError, unknown_name
 from esper.contracts.performance import SeedPerformanceMetrics, SeedStatistics
 from esper.contracts.propensities import Chance, Propensities, spread
@@ -28,6 +29,9 @@ Seeds = Sequence[int]
 
 Metrics = Mapping[int, SeedStatistics]
 """Statistics by seed; a seed without an entry was never tried."""
+
+Layers = Mapping[str, tuple[Seeds, Metrics, SelectionContext]]
+"""Layers by name: viable seeds, their statistics, and the context of a choice."""
 
 Choice = tuple[int, SelectionReason]
 """The chosen seed and its reason."""
@@ -118,14 +122,13 @@ class SelectionStrategy(ABC):
         del viable, metrics, context
         return ()
 
-    def cohort(self, viable: Seeds, metrics: Metrics, context: SelectionContext) -> Seeds:
-        """Seeds of ``viable`` that are worth an audition now: to train side by side first.
+    def worths(self, layers: Layers) -> Worths:
+        """What the viable seeds of some layers are expected to earn, relative to each other.
 
-        Fewer than two for none, as by default: a strategy that does not learn from auditions only
-        pays for them.
+        Nothing by default: a strategy that does not learn from auditions only pays for them.
         """
-        del viable, metrics, context
-        return ()
+        del layers
+        return NO_WORTHS
 
     def propensities(
         self,

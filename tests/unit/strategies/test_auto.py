@@ -19,7 +19,7 @@ from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.stores.memory import MemoryStore
 from esper.strategies.pooled.auto import Auto
 from esper.strategies.pooled.beliefs import Beliefs
-from esper.strategies.pooled.contrasts import PooledKnowledge
+from esper.strategies.pooled.knowledge import PooledKnowledge
 
 CONTEXT = SelectionContext()
 POOL = Beliefs().pool.state_dict()

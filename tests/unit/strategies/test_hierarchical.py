@@ -19,8 +19,8 @@ from esper.stores.memory import MemoryStore
 from esper.strategies import STRATEGIES
 from esper.strategies.pooled.auto import Hierarchical
 from esper.strategies.pooled.beliefs import Beliefs
-from esper.strategies.pooled.contrasts import PooledKnowledge
 from esper.strategies.pooled.evidence import posterior_means
+from esper.strategies.pooled.knowledge import PooledKnowledge
 from esper.strategies.pooled.pooling import between
 
 BLUEPRINTS = ("glu", "lowrank", "bottleneck", "conv_block", "depthwise")
@@ -131,7 +131,7 @@ def test_own_outcomes_outweigh_the_others_in_the_end() -> None:
     learned = record.seeds.knowledge
     assert isinstance(learned, PooledKnowledge)
     context = _context((0, 1))
-    posterior = posterior_means(learned.beliefs, [0, 1], record.seeds, context)
+    posterior = posterior_means(learned.rewards, [0, 1], record.seeds, context)
     first, second = posterior.means
     assert first > second
     assert second > 0.4  # pulled up by the other layers

@@ -6,6 +6,7 @@ was.
 
 import asyncio
 import logging
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from hashlib import blake2b
 from operator import itemgetter
@@ -23,6 +24,7 @@ from esper.execution import lifecycle
 from esper.execution.kernel import FAULTS, Kernel, Recipe, count_parameters
 from esper.execution.seeded import Seeded
 from esper.execution.side_effect_free import side_effect_free
+from esper.services.tamiyo.cohort import reserve_cohort
 from esper.services.tamiyo.seed_selector import SeedSelector
 
 logger = logging.getLogger(__name__)
@@ -69,49 +71,55 @@ class BlueprintIntegration:
             KernelError: if the chosen kernel cannot be built, run or loaded; the seed is released
                 and the failure recorded.
         """
-        candidates, context = self._question(layer, request, health)
+        candidates, context = self.question(layer, request, health)
         decision = self.selector.decide(layer.name, candidates, context)
         return decision, self._loaded(layer, decision, request.kernel_budget)
 
     def audition_now(
         self,
-        layer: Seeded,
+        layers: Sequence[Seeded],
         request: GraftRequest,
         *,
-        health: HealthSignal | None = None,
+        health: Mapping[str, HealthSignal],
+        scale: Mapping[str, float],
         always: bool = False,
     ) -> list[tuple[Decision, Kernel]]:
         """Load fresh kernels into the seeds that are to audition, as ``graft_now`` does into one.
 
         Args:
-            layer: The layer to grow; its ``spec`` is known.
+            layers: The layers whose seeds may take part; their ``spec`` is known.
             request: When, and how many parameters each kernel may cost.
-            health: The layer's latest signal.
-            always: Every seed that is free, whether the strategy is sure or not.
+            health: The layers' latest signals, by name.
+            scale: Factor on what the seeds of each layer are expected to earn.
+            always: Every seed that is free, however sure the strategy is.
 
         Returns:
             Decisions and kernels; none if no audition is worth it, or no kernel could be loaded.
         """
-        try:
-            candidates, context = self._question(layer, request, health)
-        except NoViableSeedError:
-            return []  # `graft_now` says why
-        decisions = self.selector.audition(layer.name, candidates, context, always=always)
+        by_name, asked = {layer.name: layer for layer in layers}, {}
+        for name, layer in by_name.items():
+            with suppress(NoViableSeedError):  # `graft_now` says why
+                asked[name] = self.question(layer, request, health.get(name))
+        decisions = reserve_cohort(self.selector, asked, scale, always=always)
         found = []
         for at, decision in enumerate(decisions):
+            layer = by_name[decision.layer_name]
             try:
-                found.append((decision, self._loaded(layer, decision, request.kernel_budget)))
+                kernel = self._loaded(layer, decision, request.kernel_budget)
             except KernelError as error:
                 logger.warning("left out of an audition at epoch %d: %s", request.epoch, error)
             except BaseException:
                 for later in decisions[at + 1 :]:
-                    self.selector.release(layer.name, later.seed_idx)
+                    self.selector.release(later.layer_name, later.seed_idx)
                 raise
+            else:
+                found.append((decision, kernel))
         return found
 
-    def _question(
+    def question(
         self, layer: Seeded, request: GraftRequest, health: HealthSignal | None
     ) -> tuple[list[int], SelectionContext]:
+        """The seeds that may be chosen for a request, and what is known of them."""
         candidates = self.candidates(layer, request.kernel_budget)
         return candidates, SelectionContext(
             current_epoch=request.epoch,

@@ -12,6 +12,9 @@ from esper.contracts.site import Site
 
 WIDTH = 80
 
+FREE_AGAIN = "it may be chosen again"
+"""Reason of a seed that is dormant again without a cooldown."""
+
 _WORDS: Mapping[str, str] = {SeedState.GERMINATED: "chosen", SeedState.FOSSILIZED: "kept"}
 """Plain words for states; the others are plain already."""
 
@@ -124,10 +127,15 @@ class EpochReport:
             f"epoch {self.epoch}: held-out loss {self.holdout_loss:.4f}{accuracy}, "
             f"{self.used} of {self.budget} parameters grown"
         )
-        # A kernel that is held is judged at once, so the next step says the same and more.
-        lines = [str(step) for step in self.steps if step.new != SeedState.HOLDING]
+        lines = [str(step) for step in self.steps if not _goes_without_saying(step)]
         lines.append(f"{'no graft' if self.decision is None else 'why now'}: {self.reason}")
         return "\n".join([wrapped(head, ""), *(wrapped(line, "  ") for line in lines)])
+
+
+def _goes_without_saying(step: Step) -> bool:
+    """True of a kernel that is held, which is judged at once, and of one that lost an audition."""
+    lost = step.new == SeedState.DORMANT and step.old == SeedState.CULLED
+    return step.new == SeedState.HOLDING or (lost and step.why == FREE_AGAIN)
 
 
 def wrapped(line: str, indent: str) -> str:

@@ -136,51 +136,6 @@ class SeedSelector:
             )
         return self._choose(layer_name, available_seeds, context)
 
-    def audition(
-        self,
-        layer_name: str,
-        available_seeds: Sequence[int],
-        context: SelectionContext,
-        *,
-        always: bool = False,
-    ) -> list[Decision]:
-        """Choose and reserve seeds that train side by side, of which the best is to go on.
-
-        Each decision has a propensity of 1, since each of these seeds auditions, and the id of the
-        audition. All but the best are withdrawn in the end; `SelectionStrategy.cohort` says who
-        takes part. In an A/B test there is none: its arms are to choose.
-
-        Args:
-            layer_name: Dotted name of the layer.
-            available_seeds: As for `select_seed_now`.
-            context: Epoch, and what else is known.
-            always: All viable seeds, whatever the strategy says.
-
-        Returns:
-            One decision for each seed; none if fewer than two are viable, or worth it.
-        """
-        seeds = checked_seeds(layer_name, available_seeds)
-        with self.performance_tracker.lock:
-            try:
-                found = self._situation(layer_name, seeds, context)
-            except NoViableSeedError:
-                return []  # `decide` says why
-            strategy, viable = self.strategy, found.viable
-            if isinstance(strategy, Assignment) or not viable:
-                return []
-            cohort = viable if always else strategy.cohort(viable, found.metrics, context)
-            if len(cohort) < 2:
-                return []
-            point = self.performance_tracker.events.decision_id(layer_name, found.number)
-            why = f"auditions beside {len(cohort) - 1} other seed(s)"
-            decisions = list[Decision]()
-            for seed_idx in cohort:
-                even = dict.fromkeys(cohort, 0.0)
-                reason = SelectionReason(strategy.name, seed_idx, 0.0, even, 1.0, why)
-                turn = replace(found, number=found.number + len(decisions))
-                decisions.append(self._reserve(layer_name, reason, turn, context, audition=point))
-        return decisions
-
     def commit(self, layer_name: str, seed_idx: int) -> None:
         """The kernel is loaded: the seed is busy until `free`.
 
@@ -267,7 +222,7 @@ class SeedSelector:
     ) -> Decision:
         seeds = checked_seeds(layer_name, available_seeds)
         with self.performance_tracker.lock:
-            found = self._situation(layer_name, seeds, context)
+            found = self.situation(layer_name, seeds, context)
             strategy, assigned = self.strategy, None
             if isinstance(strategy, Assignment):  # a call less, where there is no test
                 decision_id = self.performance_tracker.events.decision_id(layer_name, found.number)
@@ -280,12 +235,12 @@ class SeedSelector:
             else:
                 rng = Draws(self.seed, layer_name, found.number)
                 reason = self._ask(strategy, found.viable, found.metrics, context, rng)
-            return self._reserve(layer_name, reason, found, context, assigned=assigned)
+            return self.reserve(layer_name, reason, found, context, assigned=assigned)
 
-    def _situation(
+    def situation(
         self, layer_name: str, seeds: Sequence[int], context: SelectionContext
-    ) -> "_Situation":
-        """The layer before a choice; raises `NoViableSeedError`."""
+    ) -> "Situation":
+        """The layer before a choice, the tracker's lock being held; raises `NoViableSeedError`."""
         tracker = self.performance_tracker
         book = self._layers.get(layer_name) or Occupancy()
         viable, cooling = list(seeds), _NONE
@@ -294,15 +249,15 @@ class SeedSelector:
         for seed, blueprint in context.blueprints.items():
             tracker.bind(layer_name, seed, blueprint)
         layer = tracker.layer(layer_name)
-        return _Situation(
+        return Situation(
             book, viable, cooling, layer.seeds if layer else {}, layer.choices if layer else 0
         )
 
-    def _reserve(
+    def reserve(
         self,
         layer_name: str,
         reason: SelectionReason,
-        found: "_Situation",
+        found: "Situation",
         context: SelectionContext,
         *,
         assigned: Assigned | None = None,
@@ -374,8 +329,16 @@ class SeedSelector:
 
 
 @dataclass(frozen=True, slots=True)
-class _Situation:
-    """A layer before a choice: its book, who may be chosen, records, number of the choice."""
+class Situation:
+    """A layer before a choice.
+
+    Attributes:
+        book: Who is reserved, busy or cooling.
+        viable: Seeds that may be chosen.
+        cooling: Seeds that only cool down.
+        metrics: Records of the layer's seeds.
+        number: Number of the choice in the layer.
+    """
 
     book: Occupancy
     viable: list[int]

@@ -3,24 +3,40 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
+from math import sqrt
 from typing import final
 
+import numpy as np
 from typing_extensions import override
 
-from esper.strategies.base import Choice, Draws, Metrics, Seeds, SelectionContext, SelectionStrategy
-from esper.strategies.pooled.contrasts import PooledKnowledge
+from esper.contracts.audition import Arm, Worths
+from esper.strategies.base import (
+    Choice,
+    Draws,
+    Layers,
+    Metrics,
+    Seeds,
+    SelectionContext,
+    SelectionStrategy,
+    blueprint_of,
+)
 from esper.strategies.pooled.evidence import (
     evidence_reason,
     imed_scores,
     is_young,
     known_elsewhere,
     posterior_means,
-    worth_auditioning,
 )
+from esper.strategies.pooled.knowledge import PooledKnowledge, pairs_of
+from esper.strategies.pooled.pooling import kind_of
+from esper.strategies.pooled.worths import NOISE, Pair, RelativeWorths
 from esper.strategies.scoring import draw_best
 
 _YOUNG = 0.3
 """Factor on ``exploration`` in a young layer whose kinds other layers share: they explore too."""
+
+_LEAST = 1e-6
+"""Lower limit of a variance."""
 
 
 @dataclass(frozen=True)
@@ -40,22 +56,30 @@ class PooledIMED(SelectionStrategy, ABC):
 
     @override
     def knows(self, viable: Seeds, metrics: Metrics, context: SelectionContext) -> Seeds:
-        learned = self.knowledge(metrics, PooledKnowledge, context).beliefs
-        return known_elsewhere(learned, viable, metrics, context)
+        known = self.knowledge(metrics, PooledKnowledge, context)
+        if known.worths.taught and is_young(viable, metrics):
+            return viable
+        return known_elsewhere(known.rewards, viable, metrics, context)
 
     @override
-    def cohort(self, viable: Seeds, metrics: Metrics, context: SelectionContext) -> Seeds:
-        known = self.knowledge(metrics, PooledKnowledge, context)
-        if not known.relative:
-            return viable
-        posterior = posterior_means(known.beliefs, viable, metrics, context)
-        return worth_auditioning(viable, posterior, known.beliefs.noise())
+    def worths(self, layers: Layers) -> Worths:
+        arms, pairs, taught = list[Arm](), list[Pair](), RelativeWorths()
+        for name, (viable, metrics, context) in layers.items():
+            taught = self.knowledge(metrics, PooledKnowledge, context).worths
+            arms += [(name, seed) for seed in viable]
+            pairs += pairs_of(name, viable, _kinds(viable, metrics, context))
+        means, covariance = taught.posterior(pairs)
+        rows = tuple([tuple(row) for row in covariance.tolist()])
+        return Worths(tuple(arms), tuple(means.tolist()), rows)
 
     @override
     def decide(
         self, viable: Seeds, metrics: Metrics, context: SelectionContext, rng: Draws
     ) -> Choice:
-        learned = self.knowledge(metrics, PooledKnowledge, context).beliefs
+        known = self.knowledge(metrics, PooledKnowledge, context)
+        if known.worths.taught:
+            return self._by_worth(known.worths, viable, metrics, context, rng)
+        learned = known.rewards
         noise = learned.noise()
         posterior = posterior_means(learned, viable, metrics, context)
         means, trials, _ = posterior
@@ -67,6 +91,44 @@ class PooledIMED(SelectionStrategy, ABC):
         at, since = viable.index(chosen), learned.since if learned.restarts else -1
         seen = at, posterior, learned.outcomes(chosen), noise, since, context.layer_type
         return self.chosen(chosen, scores, chances, partial(evidence_reason, *seen))
+
+    def _by_worth(
+        self,
+        worths: RelativeWorths,
+        viable: Seeds,
+        metrics: Metrics,
+        context: SelectionContext,
+        rng: Draws,
+    ) -> Choice:
+        """Choice by relative worths; a seed counts for as many outcomes as would know it so well.
+
+        What the seeds of a layer share does not matter, so variances are those about their mean.
+        """
+        name = next((str(getattr(one, "layer_name", "")) for one in metrics.values()), "")
+        means, covariance = worths.posterior(
+            pairs_of(name, viable, _kinds(viable, metrics, context))
+        )
+        about = np.eye(len(viable)) - 1 / len(viable)
+        variances = np.diag(about @ covariance @ about) if len(viable) > 1 else [NOISE]
+        trials = [NOISE / max(float(variance), _LEAST) for variance in variances]
+        exploration = self.exploration * (_YOUNG if is_young(viable, metrics) else 1.0)
+        found = imed_scores(means.tolist(), trials, sqrt(NOISE), exploration, self.horizon)
+        scores = dict(zip(viable, found, strict=True))
+        chosen, chances = draw_best(scores, rng)
+        at = viable.index(chosen)
+        mean, sd = float(means[at]), sqrt(max(float(covariance[at, at]), 0.0))
+        return self.chosen(chosen, scores, chances, partial(_worth_in_words, mean, sd, len(viable)))
+
+
+def _kinds(viable: Seeds, metrics: Metrics, context: SelectionContext) -> dict[int, str]:
+    return {
+        seed: kind_of(context.layer_type, blueprint_of(metrics, context, seed)) for seed in viable
+    }
+
+
+def _worth_in_words(mean: float, sd: float, viable: int) -> str:
+    among = f", of {viable} viable seeds" if viable > 1 else ""
+    return f"worth {mean:.2f} ± {sd:.2f} times what an average seed earns now{among}"
 
 
 @final

@@ -15,7 +15,7 @@ Multi-Armed Bandit Problem, Annals of Statistics 15, section 2 (bounds that depe
 """
 
 from collections.abc import Sequence
-from math import erfc, exp, inf, isfinite, log, pi, sqrt
+from math import inf, isfinite, log
 from typing import NamedTuple, final
 
 from esper.strategies.base import Metrics, Seeds, SelectionContext, blueprint_of
@@ -35,10 +35,6 @@ _FRESH = 10
 _PATIENCE, _LATEST = 20, 100
 """Outcomes of a layer, per viable seed, after which it is no longer young; choices of a layer by
 which each seed has had its first try."""
-
-_DOUBT = 0.1
-"""Expected gain of knowing better, relative to what an average seed earns, that is worth an
-audition."""
 
 
 @final
@@ -152,40 +148,6 @@ def is_young(viable: Seeds, metrics: Metrics) -> bool:
     """True while a layer has fewer than 20 outcomes for each seed, and can try all by the 100th."""
     seen = sum([seed.outcomes for seed in metrics.values()])
     return seen < min(_PATIENCE * len(viable), _LATEST - len(viable))
-
-
-def worth_auditioning(viable: Seeds, posterior: PosteriorMeans, noise: float) -> Seeds:
-    """The best seed, and the rivals by which it is expected to be beaten by enough; or none.
-
-    The expected gain of knowing both means is ``d (phi(z) - z (1 - Phi(z)))`` for a rival that is
-    ``z`` standard deviations ``d`` of their difference behind. An audition is worth its price if
-    these add up to more than a tenth of what an average seed earns.
-
-    Args:
-        viable: The seeds.
-        posterior: Their posterior means, in units of what an average seed earns.
-        noise: Standard deviation of one outcome; inf if nothing is known of it.
-
-    Source:
-        Gupta & Miescke (1996), Bayesian look ahead one-stage sampling allocations for selection of
-        the best population, Journal of Statistical Planning and Inference 54 (expected improvement
-        of the selected mean).
-    """
-    means, trials, _ = posterior
-    if not isfinite(noise) or 0.0 in trials:
-        return viable
-    top = max(means)
-    best = means.index(top)
-    gains = {}
-    for at, (mean, count) in enumerate(zip(means, trials, strict=True)):
-        spread = noise * sqrt(1 / count + 1 / trials[best])
-        behind = (top - mean) / spread
-        density = exp(-behind * behind / 2) / sqrt(2 * pi)
-        gains[at] = 0.0 if at == best else spread * (density - behind * erfc(behind / sqrt(2)) / 2)
-    if sum(gains.values()) <= _DOUBT:
-        return ()
-    least = _DOUBT / (2 * len(means))
-    return [seed for at, seed in enumerate(viable) if at == best or gains[at] > least]
 
 
 def evidence_reason(

@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isfinite
 from statistics import fmean
+from typing import Any
 
 from esper.contracts.audition import Contrast
 from esper.contracts.config import Growth
 from esper.contracts.seeds import SeedState
 from esper.execution.passes.counterfactual import Effect
-from esper.services.tamiyo.growth.graft import Graft
+from esper.services.tamiyo.growth.graft import Fault, Graft
 
 
 def cohorts_of(grafts: Iterable[Graft]) -> list[list[Graft]]:
@@ -33,6 +34,16 @@ def trained(cohort: Sequence[Graft], epoch: int, growth: Growth) -> Sequence[Gra
     return able if all(state is SeedState.BLENDING for state in due) else ()
 
 
+def measured(cohort: Sequence[Graft], calibration: Sequence[Any]) -> dict[Graft, Effect]:
+    """Effect of each graft; one that is not finite is its kernel's fault, and left out."""
+    effects = {graft: graft.judge(calibration) for graft in cohort}
+    for graft, effect in list(effects.items()):
+        if not (isfinite(effect.gain) and isfinite(effect.stderr)):
+            graft.fault = Fault(why="its counterfactual is not finite", of_kernel=True)
+            del effects[graft]
+    return effects
+
+
 def contrasts_of(effects: Mapping[Graft, Effect]) -> Iterator[tuple[Graft, Contrast]]:
     """Contrast of each graft of a cohort with the others; none if there is no other."""
     noise = fmean(effect.stderr for effect in effects.values()) if effects else 0.0
@@ -43,7 +54,7 @@ def contrasts_of(effects: Mapping[Graft, Effect]) -> Iterator[tuple[Graft, Contr
             gain=effect.gain,
             stderr=effect.stderr,
             mean=fmean(gains),
-            size=max(fmean(map(abs, gains)), noise if isfinite(noise) else 0.0),
+            noise=noise,
             cohort=len(gains),
         )
         yield graft, contrast

@@ -18,10 +18,16 @@ from esper.execution import lifecycle
 from esper.execution.kernel import Kernel, count_parameters
 from esper.execution.seeded import Seeded
 from esper.services.tamiyo.growth.aside import Aside
-from esper.services.tamiyo.growth.auditions import cohorts_of, contrasts_of, lost_to, trained
+from esper.services.tamiyo.growth.auditions import (
+    cohorts_of,
+    contrasts_of,
+    lost_to,
+    measured,
+    trained,
+)
 from esper.services.tamiyo.growth.graft import Baseline, Fault, Graft, Training
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
-from esper.services.tamiyo.report import Step, Verdict
+from esper.services.tamiyo.report import FREE_AGAIN, Step, Verdict
 from esper.services.tamiyo.run_log import RunLog, finite
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.widths.first_rows import choose_rows
@@ -192,13 +198,13 @@ class ActiveGrafts:
         for cohort in cohorts_of(self.grafts):
             able = trained(cohort, epoch, self.config.growth)
             with self.aside("the end of an audition") as attempt:
-                effects = {graft: graft.judge(calibration) for graft in able}
+                effects = measured(able, calibration)
                 for graft, contrast in contrasts_of(effects):
                     self.tracker.record_audition(graft.decision, contrast)
-            if attempt.failed or not able:  # measured again at the next epoch, or culled
+            if attempt.failed or not effects:  # measured again at the next epoch, or culled
                 continue
-            best = max(able, key=lambda graft: effects[graft].gain - self._rent(graft))
-            for graft in able:
+            best = max(effects, key=lambda graft: effects[graft].gain - self._rent(graft))
+            for graft in effects:
                 if graft is not best:
                     self._dismiss(graft, lost_to(best, effects, graft), epoch)
             self._blend(best, epoch)
@@ -211,7 +217,7 @@ class ActiveGrafts:
         with self.aside("the record of a withdrawal"):
             self.tracker.withdraw(decision)
         self.selector.free(decision.layer_name, decision.seed_idx, None)
-        graft.layer.advance(decision.seed_idx, SeedState.DORMANT)
+        self._step(graft, SeedState.DORMANT, FREE_AGAIN, epoch)
 
     def _blend(self, graft: Graft, epoch: int) -> None:
         growth = self.config.growth

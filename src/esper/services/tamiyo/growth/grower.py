@@ -2,15 +2,20 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any, final
 
+from esper.contracts.audition import FADING, Worths
 from esper.contracts.errors import KernelError, NoViableSeedError
 from esper.contracts.health import GraftRequest, HealthSignal
 from esper.contracts.seeds import LayerSpec
 from esper.contracts.selection import Decision
+from esper.contracts.site import Site
 from esper.execution.kernel import Kernel
 from esper.execution.seeded import Seeded
 from esper.services.tamiyo.blueprint_integration import BlueprintIntegration, smallest_kernels
+from esper.services.tamiyo.cohort import worths_of
 from esper.services.tamiyo.growth.auditions import surplus_of
 from esper.services.tamiyo.growth.graft import Baseline
 from esper.services.tamiyo.growth.grafts import ActiveGrafts
@@ -108,13 +113,15 @@ class Grower:
                     records={name: self._record_of(name) for name in self.layers},
                     used=self.used,
                     last_graft_epoch=self.last_epoch,
+                    worths=partial(self._worths, epoch, signals),
                 )
             )
             if request is None:
                 return None, "; ".join([*refused, reason])
             self.log.request(request)
             # A layer that refuses must not keep the others from growing.
-            decision, reason = self._begin(request, signals.pop(str(request.site)), now, batches)
+            decision, reason = self._begin(request, signals, now, batches)
+            del signals[str(request.site)]
             if decision is not None:
                 return decision, reason
             refused.append(reason)
@@ -122,14 +129,14 @@ class Grower:
     def _begin(
         self,
         request: GraftRequest,
-        health: HealthSignal,
+        health: Mapping[str, HealthSignal],
         now: Baseline,
         batches: Sequence[Any],
     ) -> tuple[Decision | None, str]:
         layer = self.layers[str(request.site)]
         try:
-            chosen = self._audition(layer, request, health) or [
-                self.integration.graft_now(layer, request, health=health)
+            chosen = self._audition(request, health) or [
+                self.integration.graft_now(layer, request, health=health[layer.name])
             ]
         except (NoViableSeedError, KernelError) as error:
             logger.warning("no graft at epoch %d: %s", request.epoch, error)
@@ -147,7 +154,7 @@ class Grower:
         return begun[0], request.reason
 
     def _audition(
-        self, layer: Seeded, request: GraftRequest, health: HealthSignal
+        self, request: GraftRequest, health: Mapping[str, HealthSignal]
     ) -> list[tuple[Decision, Kernel]]:
         """Kernels that train side by side first; none if one seed is to be chosen at once."""
         growth, mode = self.policy.growth, self.grafts.config.seed_selection.audition
@@ -157,8 +164,32 @@ class Grower:
         needed = max(1, growth.train_epochs) + growth.blend_epochs
         if growth.epochs is not None and request.epoch + needed >= growth.epochs:
             return []
+        layers = [self.layers[str(site)] for site in (request.site, *request.rivals)]
         always = mode == "always"
-        return self.integration.audition_now(layer, request, health=health, always=always)
+        scale = self._fading(request.kernel_budget)
+        return self.integration.audition_now(
+            layers, request, health=health, scale=scale, always=always
+        )
+
+    def _fading(self, kernel_budget: int) -> dict[str, float]:
+        """What the seeds of each layer are worth after the kernels that it has."""
+        grown = {name: layer.grown_parameters for name, layer in self.layers.items()}
+        return {name: FADING ** (size / kernel_budget) for name, size in grown.items()}
+
+    def _worths(self, epoch: int, health: Mapping[str, HealthSignal], kernel_budget: int) -> Worths:
+        """What the seeds of the layers that have a signal are expected to earn."""
+        asked = {}
+        for name, signal in health.items():
+            request = GraftRequest(
+                site=Site.parse(name),
+                epoch=epoch,
+                urgency=0.0,
+                kernel_budget=kernel_budget,
+                reason="",
+            )
+            with suppress(NoViableSeedError, KernelError):
+                asked[name] = self.integration.question(self.layers[name], request, signal)
+        return worths_of(self.integration.selector, asked, self._fading(kernel_budget))
 
     def _time(self, decision: Decision, kernel: Kernel) -> None:
         if kernel.cost is not None and kernel.cost.latency_ms is not None:

@@ -7,6 +7,9 @@ __all__ = ["POLICIES", "LayerGrowth", "Policy", "Situation"]
 
 POLICIES: Registry[Policy] = Registry(
     "policy",
-    {"heuristic": "esper.services.tamiyo.policies.heuristic:HeuristicPolicy"},
+    {
+        "heuristic": "esper.services.tamiyo.policies.heuristic:HeuristicPolicy",
+        "learned": "esper.services.tamiyo.policies.learned:LearnedPolicy",
+    },
     group="esper.policies",
 )

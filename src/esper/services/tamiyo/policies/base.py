@@ -1,10 +1,11 @@
 """Policy: the contract of deciding where and when to grow, and the situation it decides from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
+from esper.contracts.audition import NO_WORTHS, Worths
 from esper.contracts.config import Growth
 from esper.contracts.errors import ConfigError, SelectionError
 from esper.contracts.health import GraftRequest, HealthSignal
@@ -36,6 +37,11 @@ class LayerGrowth:
         return self.judged + self.active
 
 
+def _no_worths(kernel_budget: int) -> Worths:
+    del kernel_budget
+    return NO_WORTHS
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
     """All that a policy looks at, at the end of one epoch.
@@ -47,6 +53,8 @@ class Situation:
         records: Growth of every layer so far, by name.
         used: Parameters of all kernels, absorbed or under way.
         last_graft_epoch: Epoch of the latest graft of the run; ``None`` before the first.
+        worths: Gives, for a kernel budget, what each seed that may be chosen is expected to earn;
+            nothing if the strategy does not know.
     """
 
     epoch: int
@@ -55,6 +63,7 @@ class Situation:
     records: Mapping[str, LayerGrowth] = field(default_factory=dict)
     used: int = 0
     last_graft_epoch: int | None = None
+    worths: Callable[[int], Worths] = _no_worths
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ GradMax, Evci et al. 2022, section 3). It says where the next step is steep, not
 missing, so it breaks ties only (docs/decisions/0012).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import final
@@ -35,14 +35,9 @@ class HeuristicPolicy(Policy):
 
     @override
     def decide(self, now: Situation) -> tuple[GraftRequest | None, str]:
-        waiting = self._reason_to_wait(now)
-        if waiting:
-            return None, waiting
-        wanted = self.kernel_budget(now.records)
-        limit = min(wanted, self.budget - now.used)
-        promises = self._promises(now, limit) if limit >= wanted / 2 else {}
+        promises, limit, reason = self.sites(now)
         if not promises:
-            return None, self._nothing_fits(now, limit, wanted)
+            return None, reason
         grafts = {name: now.records[name].grafts for name in promises}
         layer_name = min(promises, key=lambda name: (grafts[name], -promises[name]))
         total = sum(promises.values())
@@ -61,6 +56,16 @@ class HeuristicPolicy(Policy):
             reason=reason,
         )
         return request, reason
+
+    def sites(self, now: Situation) -> tuple[Mapping[str, float], int, str]:
+        """Sites that may grow now and their promises, the kernel budget, or why none may."""
+        waiting = self._reason_to_wait(now)
+        if waiting:
+            return {}, 0, waiting
+        wanted = self.kernel_budget(now.records)
+        limit = min(wanted, self.budget - now.used)
+        promises = self._promises(now, limit) if limit >= wanted / 2 else {}
+        return promises, limit, "" if promises else self._nothing_fits(now, limit, wanted)
 
     def _reason_to_wait(self, now: Situation) -> str:
         growth = self.growth

@@ -1,0 +1,49 @@
+"""Learned policy: grow where the seed sits that is expected to earn most.
+
+*When* is the heuristic's. *Where*: seeds of all sites that may grow are compared by what each is
+expected to earn, relative to an average seed of the run at that moment. Those of any site that may
+still beat the best one audition beside it, and the best goes on.
+"""
+
+from dataclasses import dataclass, replace
+from typing import final
+
+from typing_extensions import override
+
+from esper.contracts.health import GraftRequest
+from esper.contracts.site import Site
+from esper.services.tamiyo.policies.base import Policy, Situation
+from esper.services.tamiyo.policies.heuristic import HeuristicPolicy
+
+
+@final
+@dataclass(frozen=True)
+class LearnedPolicy(Policy):
+    """Wait as the heuristic does; then the site of the seed that is expected to earn most.
+
+    It needs a strategy that learns from auditions, as ``auto``; with another it is the heuristic.
+    """
+
+    name = "learned"
+    when = "auditions teach, in this run or in earlier ones, which sites pay"
+
+    @override
+    def decide(self, now: Situation) -> tuple[GraftRequest | None, str]:
+        heuristic = HeuristicPolicy(growth=self.growth, seed=self.seed)
+        request, reason = heuristic.decide(now)
+        if request is None:
+            return request, reason
+        promises, limit, _ = heuristic.sites(now)
+        worths = now.worths(limit)
+        arms = [at for at, (layer, _) in enumerate(worths.arms) if layer in promises]
+        if not arms:
+            return request, reason
+        best = max(arms, key=worths.means.__getitem__)
+        layer, seed = worths.arms[best]
+        why = (
+            f"seed {seed} of layer {layer} is worth {worths.means[best]:.2f} ± "
+            f"{worths.sd(best):.2f} times what an average seed earns now, the most of {len(arms)}"
+        )
+        site = Site.parse(layer)
+        rivals = tuple(rival for name in promises if (rival := Site.parse(name)) != site)
+        return replace(request, site=site, rivals=rivals, reason=why), why
