@@ -42,8 +42,8 @@ def regret(  # noqa: PLR0913, PLR0917 (one for each option)
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Environment: A to F, H1 to H15, F-uniform, F-exponential, goals, held-out or "
-            "all; may be repeated.  [default: goals, which is A to F]",
+            help="Environment: A to G, H1 to H15, F-uniform, F-exponential, goals, held-out or "
+            "all; may be repeated.  [default: goals, which is A to G]",
         ),
     ] = None,
     runs: Annotated[

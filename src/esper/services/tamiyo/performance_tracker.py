@@ -198,15 +198,10 @@ class PerformanceTracker:
         self.events.flush()
 
     def record_audition(self, decision: Decision, contrast: Contrast) -> None:
-        """Record what a seed earned in an audition, beside the others; it is no outcome.
-
-        Raises:
-            MeasurementError: if a measurement is NaN or infinite.
-            SelectionError: if the decision was never made here.
-        """
+        """Record what a seed earned in an audition; errors are those of `update_metrics_now`."""
         require_finite(PerformanceDelta(reward=contrast.gain, reward_stderr=contrast.stderr))
-        facts = {**asdict(contrast), "relative": contrast.relative, "site": str(decision.site)}
-        facts["epoch"] = decision.epoch
+        facts = {"epoch": decision.epoch, "site": str(decision.site), **asdict(contrast)}
+        facts["relative"] = contrast.relative
         self._record("audition", decision.layer_name, decision.seed_idx, decision, facts)
 
     def record_end(
@@ -250,8 +245,6 @@ class PerformanceTracker:
             facts = place_data(self.record_of(decision), decision.decision_id)
             fold(self._history, self.events.write("withdrawal", facts))
         self.events.flush()
-
-    # The history
 
     def flush(self) -> None:
         """Hand all events so far to the store; in the order in which they happened."""

@@ -35,6 +35,11 @@ from esper.strategies.scoring import draw_best
 _YOUNG = 0.3
 """Factor on ``exploration`` in a young layer whose kinds other layers share: they explore too."""
 
+_FLOOR = 100
+"""Choices of a layer of which each of its seeds has one at least, once worths decide."""
+
+_STARVED = f"chosen less than once in {_FLOOR} times, which is the least"
+
 _LEAST = 1e-6
 """Lower limit of a variance."""
 
@@ -104,6 +109,10 @@ class PooledIMED(SelectionStrategy, ABC):
 
         What the seeds of a layer share does not matter, so variances are those about their mean.
         """
+        if starved := _starved(viable, metrics):
+            scores = {seed: float(seed in starved) for seed in viable}
+            chosen, chances = draw_best(scores, rng)
+            return self.chosen(chosen, scores, chances, _STARVED)
         name = next((str(getattr(one, "layer_name", "")) for one in metrics.values()), "")
         means, covariance = worths.posterior(
             pairs_of(name, viable, _kinds(viable, metrics, context))
@@ -124,6 +133,13 @@ def _kinds(viable: Seeds, metrics: Metrics, context: SelectionContext) -> dict[i
     return {
         seed: kind_of(context.layer_type, blueprint_of(metrics, context, seed)) for seed in viable
     }
+
+
+def _starved(viable: Seeds, metrics: Metrics) -> Seeds:
+    """Seeds that had less than a hundredth of the layer's choices; auditions count as choices."""
+    tries = {seed: metrics[seed].total_activations if seed in metrics else 0 for seed in viable}
+    least = sum([one.total_activations for one in metrics.values()]) // _FLOOR
+    return [seed for seed, count in tries.items() if count < least]
 
 
 def _worth_in_words(mean: float, sd: float, viable: int) -> str:
@@ -147,7 +163,13 @@ class Auto(PooledIMED):
     the layer's average counts as one outcome. Means, outcomes and noise are those since the rewards
     last changed (`Beliefs`).
 
-    Neither a shift of all rewards nor a factor on them changes a choice.
+    Once any run of the history has auditioned seeds, the worths that auditions taught
+    (`RelativeWorths`) take the place of means: ``n`` is then the number of outcomes that would know
+    a seed's worth as well, beside the others of its layer. A seed that had less than a hundredth
+    of its layer's choices is chosen first.
+
+    A factor on all rewards changes no choice; nor does a shift, unless all rewards shrink together
+    (`Beliefs`) or seeds have auditioned: both compare with a reward of 0.
 
     Args:
         exploration: Factor on ``phi``, > 0: the evidence that is needed against a seed.

@@ -174,21 +174,6 @@ class Beliefs(LayerKnowledge):
         number = self.pool.known(kind)  # its own outcomes are not in the pool, then
         return self.pool.prior(number, 0.0, 0.0) if number else None
 
-    def forecast(self, seed_idx: int, kind: str, otherwise: float) -> tuple[float, float]:
-        """Posterior mean of a seed and the outcomes that it is worth.
-
-        Args:
-            seed_idx: The seed.
-            kind: Its kind; empty if unknown.
-            otherwise: Mean of a seed of which nothing is known.
-        """
-        mean, known, _ = self._read(self._row(seed_idx))
-        prior = self.prior(seed_idx, kind)
-        if prior is None:
-            return (mean, known) if known else (otherwise, 0.0)
-        weight = known + prior.weight
-        return mean + (prior.mean - mean) * prior.weight / weight, weight
-
     def noise(self) -> float:
         """Standard deviation of a reward about its seed's mean; inf if rewards do not differ."""
         m2, total, centre, seen, _, surprises, _ = _HEAD.unpack_from(self._cells)

@@ -25,8 +25,9 @@ from esper.contracts.audition import FADING
 OF_LAYER, OF_KIND, OF_BOTH, NOISE = 0.3, 0.15, 0.15, 0.2
 """Variances of the effects, and of one measurement about their sum beyond its standard error."""
 
-_PACE: Final = 0.4
-"""Weight of the newest measurement in a run's unit, on a logarithmic scale."""
+_PACE: Final = 0.4, 0.7
+"""Weight of the newest measurement in a run's unit, on a logarithmic scale: of one seed, of several
+at one moment."""
 
 _LOWEST, _HIGHEST, _MODEST = -2.0, 5.0, 0.2
 """Limits of one measurement; smallest expectation that tells what an average seed would earn."""
@@ -77,7 +78,8 @@ class RelativeWorths:
     def learn(self, run: str, gains: Sequence[Gain]) -> None:
         """Learn gains of one moment, and move the run's unit.
 
-        The unit moves, on a logarithmic scale, by 0.4 to the mean gain over its expectation.
+        The unit moves towards the mean gain over its expectation: by 0.7 of the way on a
+        logarithmic scale, or by 0.4 if it is the gain of one seed.
         """
         unit = self._runs.pop(run, None) or Unit(0.0, {})
         self._runs[run] = unit
@@ -88,7 +90,8 @@ class RelativeWorths:
         expected = float(np.mean(self.posterior(pairs)[0] * faded))
         size = float(np.mean([gain.gain for gain in gains])) / max(expected, _MODEST)
         if size > 0:
-            unit.size = unit.size * (size / unit.size) ** _PACE if unit.size else size
+            pace = _PACE[len(gains) > 1]
+            unit.size = unit.size * (size / unit.size) ** pace if unit.size else size
         if unit.size:
             for gain, fade in zip(gains, faded, strict=True):
                 self._add(gain, unit.size * float(fade))

@@ -1,6 +1,6 @@
 """Simulated environments: layers whose best seed is known at every step.
 
-An environment has a path of mean rewards, a noise, and a delay of outcomes. A to F have goals; the
+An environment has a path of mean rewards, a noise, and a delay of outcomes. A to G have goals; the
 held-out ones are of the same kinds and nothing is tuned on them. Arms are permuted in every run, so
 that no strategy gains by the order of its seeds.
 """
@@ -18,6 +18,7 @@ from typing_extensions import override
 from esper.contracts.errors import ConfigError, unknown_name
 from esper.studies.simulated.mean_paths import (
     Constant,
+    Fading,
     InTurn,
     MeanPath,
     OneArmChanges,
@@ -118,18 +119,23 @@ class OneLayer(Environment):
         path: Mean rewards.
         noise: Distribution of rewards around them.
         delay: Least and most steps until an outcome comes, drawn evenly; 0, 0 is at once.
+        fading: Factor on all rewards, noise included, of each step; ``None`` for 1.
     """
 
     path: MeanPath
     noise: Noise
     _: KW_ONLY
     delay: tuple[int, int] = (0, 0)
+    fading: Fading | None = None
 
     @override
     def problem(self, seed: int, run: int, steps: int) -> Problem:
         generator = _generator(seed, run, self.name)
         means = self.path.means(generator, run, steps)
         rewards = self.noise.draw(generator, means)
+        if self.fading is not None:
+            factors = self.fading.factors(steps)[:, None]
+            means, rewards = means * factors, rewards * factors
         low, high = self.delay
         return Problem(means, rewards, generator.integers(low, high + 1, steps))
 
@@ -207,6 +213,11 @@ _TABLE: tuple[Environment, ...] = (
              InTurn((0.020, 0.0, 0.010, 0.005)), _SD, horizon=500, epochs_apart=6,
              goal=Goal(mean=0.8)),
     SharedKinds("F", _SHARED.format("loguniform"), "loguniform", goal=Goal(gain=2.0)),
+    OneLayer("G1", "as B, all rewards shrink to 0.7 every 500 steps",
+             Constant(_EVEN), _SD, fading=Fading(0.7, every=500), goal=Goal(mean=2.2)),
+    OneLayer("G2", "as B, all rewards shrink evenly, to a tenth in the end",
+             Constant(_EVEN), _SD, fading=Fading(0.1, every=5000, smooth=True),
+             goal=Goal(mean=2.6)),
     SharedKinds("F-uniform", _SHARED.format("uniform"), "uniform"),
     SharedKinds("F-exponential", _SHARED.format("exponential"), "exponential"),
     OneLayer("H1", "2 arms, Bernoulli .48 and .55", Constant((0.48, 0.55)), Bernoulli()),

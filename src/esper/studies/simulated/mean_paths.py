@@ -1,7 +1,7 @@
 """Mean paths: the mean reward of every arm at every step of a run."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import final
 
 import numpy as np
@@ -157,3 +157,30 @@ def _segments(
         best = int(row.argmax())
         rows.append(np.tile(row, (length, 1)))
     return np.concatenate(rows)[:steps]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Fading:
+    """Factor on all rewards of a run, as gains shrink while a network learns.
+
+    Attributes:
+        factor: What rewards are multiplied by every ``every`` steps, in (0, 1].
+        every: Steps, >= 1.
+        smooth: A little at each step instead.
+
+    Example:
+        >>> Fading(0.5, every=2).factors(5).tolist()
+        [1.0, 1.0, 0.5, 0.5, 0.25]
+    """
+
+    factor: float
+    _: KW_ONLY
+    every: int
+    smooth: bool = False
+
+    def factors(self, steps: int) -> Table:
+        """Factor of each step, (steps,)."""
+        times = np.arange(steps) / self.every
+        factors: Table = self.factor ** (times if self.smooth else np.floor(times))
+        return factors

@@ -6,12 +6,14 @@ epochs that have passed, *whether it stays* by its counterfactual.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, final
 
 import torch
 from torch import nn
 
-from esper.contracts.config import Growth
+from esper.contracts.config import Growth, Reward
+from esper.contracts.performance import PerformanceDelta, rent
 from esper.contracts.seeds import SeedState
 from esper.contracts.selection import Decision
 from esper.execution.kernel import Kernel, count_parameters
@@ -217,6 +219,27 @@ class Graft:
             calibration=calibration,
         )
 
+    def rent(self, settings: Reward) -> float:
+        """Reward that is charged for the kernel."""
+        cost = self.kernel.cost
+        return rent(
+            self.parameters,
+            cost.latency_ms if cost else None,
+            per_kparam=settings.rent_per_kparam,
+            per_ms=settings.rent_per_ms,
+        )
+
+    def outcome(self, now: Baseline, effect: Effect, settings: Reward) -> PerformanceDelta:
+        """What is told of the graft: its effect, and the naive deltas since it began."""
+        return PerformanceDelta(
+            accuracy_delta=_difference(now.accuracy, self.baseline.accuracy),
+            loss_delta=self.baseline.loss - now.loss,
+            memory_mb=self.memory_mb,
+            reward=effect.gain if settings.kind == "counterfactual" else None,
+            reward_stderr=effect.stderr,
+            rent=self.rent(settings) or None,
+        )
+
     def forget(self) -> None:
         """Have the user's optimizers and schedulers drop the kernel's parameters."""
         self.training.trainers.discard(self.kernel.module.parameters())
@@ -238,3 +261,9 @@ class Graft:
         self._since, self._blended, self._ramp = state["since"], state["blended"], state["ramp"]
         self.trained = state.get("trained", 1)  # a checkpoint of 0.1.0 has no count
         self._optimizer.load_state_dict(state["optimizer"])
+
+
+def _difference(after: float | None, before: float | None) -> float | None:
+    if after is None or before is None or not isfinite(after - before):
+        return None
+    return after - before

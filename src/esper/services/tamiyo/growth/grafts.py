@@ -11,7 +11,6 @@ from operator import itemgetter
 from typing import Any, final
 
 from esper.contracts.config import Config
-from esper.contracts.performance import PerformanceDelta, rent
 from esper.contracts.seeds import KernelCost, SeedState
 from esper.contracts.selection import Decision, decision_data, decision_from
 from esper.execution import lifecycle
@@ -195,6 +194,7 @@ class ActiveGrafts:
 
     def _end_auditions(self, epoch: int, calibration: Sequence[Any]) -> None:
         """Blend in the best of each cohort that has trained, and dismiss the others."""
+        reward = self.config.reward
         for cohort in cohorts_of(self.grafts):
             able = trained(cohort, epoch, self.config.growth)
             with self.aside("the end of an audition") as attempt:
@@ -203,7 +203,7 @@ class ActiveGrafts:
                     self.tracker.record_audition(graft.decision, contrast)
             if attempt.failed or not effects:  # measured again at the next epoch, or culled
                 continue
-            best = max(effects, key=lambda graft: effects[graft].gain - self._rent(graft))
+            best = max(effects, key=lambda graft: effects[graft].gain - graft.rent(reward))
             for graft in effects:
                 if graft is not best:
                     self._dismiss(graft, lost_to(best, effects, graft), epoch)
@@ -250,8 +250,6 @@ class ActiveGrafts:
             graft.resume(epoch)
         return verdicts
 
-    # --- the verdict ------------------------------------------------------------------------------
-
     def _judge(
         self, graft: Graft, now: Baseline, calibration: Sequence[Any], epoch: int
     ) -> Verdict:
@@ -259,40 +257,23 @@ class ActiveGrafts:
         if not (isfinite(effect.gain) and isfinite(effect.stderr) and isfinite(now.loss)):
             fault = Fault(why="its counterfactual is not finite", of_kernel=True)
             return self._fail(graft, fault, epoch)
-        charged = self._rent(graft)
+        charged = graft.rent(self.config.reward)
         worth, bar = effect.gain - charged, self.config.growth.keep_stderrs
         kept = worth > bar * effect.stderr
         why = (
             f"worth {worth:+.4f} ± {effect.stderr:.4f} of held-out loss: "
             f"{'more' if kept else 'not more'} than {bar:g} standard errors"
         )
-        counterfactual = self.config.reward.kind == "counterfactual"
-        decision, before = graft.decision, graft.baseline
+        decision = graft.decision
         reward = self.tracker.update_metrics_now(
             decision.layer_name,
             decision.seed_idx,
-            PerformanceDelta(
-                accuracy_delta=_difference(now.accuracy, before.accuracy),
-                loss_delta=before.loss - now.loss,
-                memory_mb=graft.memory_mb,
-                reward=effect.gain if counterfactual else None,
-                reward_stderr=effect.stderr,
-                rent=charged or None,
-            ),
+            graft.outcome(now, effect, self.config.reward),
             decision=decision,
             kernel_id=graft.kernel.kernel_id,
         )
         return self._end(
             graft, kept=kept, why=why, epoch=epoch, reward=reward, stderr=effect.stderr
-        )
-
-    def _rent(self, graft: Graft) -> float:
-        settings, cost = self.config.reward, graft.kernel.cost
-        return rent(
-            graft.parameters,
-            cost.latency_ms if cost else None,
-            per_kparam=settings.rent_per_kparam,
-            per_ms=settings.rent_per_ms,
         )
 
     def _fail(self, graft: Graft, fault: Fault, epoch: int) -> Verdict:
@@ -347,8 +328,6 @@ class ActiveGrafts:
             )
         self.selector.free(decision.layer_name, decision.seed_idx, epoch)
         return verdict
-
-    # --- what is written down ---------------------------------------------------------------------
 
     def _step(self, graft: Graft, state: SeedState, why: str, epoch: int) -> None:
         change = (graft.state, state)
@@ -419,9 +398,3 @@ class ActiveGrafts:
     def _graft(self, decision: Decision, kernel: Kernel, baseline: Baseline) -> Graft:
         layer = self.layers[decision.layer_name]
         return Graft(self.training, layer, decision=decision, kernel=kernel, baseline=baseline)
-
-
-def _difference(after: float | None, before: float | None) -> float | None:
-    if after is None or before is None or not isfinite(after - before):
-        return None
-    return after - before
