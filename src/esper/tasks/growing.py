@@ -43,7 +43,7 @@ ISOLATED_WIDTHS: Mapping[str, Any] = MappingProxyType(
 
 BLOCKS: Mapping[str, Any] = MappingProxyType(
     {
-        "seed_selection": _NO_COOLDOWN,
+        "seed_selection": {**_NO_COOLDOWN, "audition": "never"},
         "growth": {"kernel_share": 1 / 3, "warmup_epochs": 1, "train_epochs": 1},
     }
 )

@@ -194,3 +194,9 @@ def test_a_gain_that_is_not_finite_is_refused() -> None:
     contrast = Contrast(point="p", gain=float("nan"), stderr=0.1, mean=0.1, noise=0.1, cohort=2)
     with pytest.raises(MeasurementError, match="reward is nan"):
         selector.performance_tracker.record_audition(one, contrast)
+
+
+def test_seeds_of_one_blueprint_do_not_compete() -> None:
+    selector = SeedSelector(Auto(), tracker=PerformanceTracker(store=MemoryStore(), run="a"))
+    context = SelectionContext(layer_type="Linear", blueprints={0: "glu", 1: "glu"})
+    assert reserve_cohort(selector, {"fc1": ([0, 1], context)}) == []

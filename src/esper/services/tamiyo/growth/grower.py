@@ -6,7 +6,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, final
 
-from esper.contracts.audition import FADING, Worths
+from esper.contracts.audition import FADING, NO_WORTHS, Worths
 from esper.contracts.errors import KernelError, NoViableSeedError
 from esper.contracts.health import GraftRequest, HealthSignal
 from esper.contracts.seeds import LayerSpec
@@ -158,8 +158,7 @@ class Grower:
     ) -> list[tuple[Decision, Kernel]]:
         """Kernels that train side by side first; none if one seed is to be chosen at once."""
         growth, mode = self.policy.growth, self.grafts.config.seed_selection.audition
-        # Without isolation an audition would delay the graft by the epoch that it takes.
-        if mode == "never" or (mode == "auto" and not growth.train_epochs):
+        if mode == "never" or not self._may_audition:
             return []
         needed = max(1, growth.train_epochs) + growth.blend_epochs
         if growth.epochs is not None and request.epoch + needed >= growth.epochs:
@@ -171,6 +170,12 @@ class Grower:
             layers, request, health=health, scale=scale, always=always
         )
 
+    @property
+    def _may_audition(self) -> bool:
+        """False by ``auto`` without isolation, since an audition would delay the graft."""
+        mode = self.grafts.config.seed_selection.audition
+        return mode != "auto" or self.policy.growth.train_epochs > 0
+
     def _fading(self, kernel_budget: int) -> dict[str, float]:
         """What the seeds of each layer are worth after the kernels that it has."""
         grown = {name: layer.grown_parameters for name, layer in self.layers.items()}
@@ -178,6 +183,8 @@ class Grower:
 
     def _worths(self, epoch: int, health: Mapping[str, HealthSignal], kernel_budget: int) -> Worths:
         """What the seeds of the layers that have a signal are expected to earn."""
+        if not self._may_audition:
+            return NO_WORTHS
         asked = {}
         for name, signal in health.items():
             request = GraftRequest(

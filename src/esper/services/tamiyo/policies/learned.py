@@ -38,7 +38,8 @@ class LearnedPolicy(Policy):
         arms = [at for at, (layer, _) in enumerate(worths.arms) if layer in promises]
         if not arms:
             return request, reason
-        best = max(arms, key=worths.means.__getitem__)
+        wanted = str(request.site)  # what the heuristic would take, among equals
+        best = max(arms, key=lambda at: (worths.means[at], worths.arms[at][0] == wanted))
         layer, seed = worths.arms[best]
         why = (
             f"seed {seed} of layer {layer} is worth {worths.means[best]:.2f} ± "
