@@ -4,8 +4,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from time import process_time
+from typing import Any
 
 from torch import nn
 
@@ -53,20 +55,28 @@ class _Meter:
 
     @contextmanager
     def without_scoring(self) -> Iterator[None]:
-        """Leave out the scores of the report, for which the other arms are not charged either."""
+        """Leave out the report's scores and curve, which the other arms are not charged for either.
 
-        def scored(task: Task, model: nn.Module) -> Scores:
-            before = self.read()
-            found = score(task, model)
-            self._last += self.read() - before
-            return found
-
-        assert vars(product)["score"] is score
-        vars(product)["score"] = scored
+        The passes of the growth itself, which it decides by, are charged: those of Tamiyo.
+        """
+        report = {"score": score, "evaluate": evaluate}
+        for name, function in report.items():
+            assert vars(product)[name] is function
+            vars(product)[name] = self._uncharged(function)
         try:
             yield
         finally:
-            vars(product)["score"] = score
+            vars(product).update(report)
+
+    def _uncharged(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def called(*args: Any) -> Any:
+            before = self.read()
+            found = function(*args)
+            self._last += self.read() - before
+            return found
+
+        return called
 
 
 @dataclass(frozen=True)

@@ -234,8 +234,10 @@ def _loss(value: float | None) -> str:
 def _change(step: Step, report: EpochReport) -> str:
     """Change of state that belongs in a log, in words; empty for the others."""
     seed = seed_name(step.layer_name, step.seed_idx, step.blueprint)
-    if step.new == SeedState.GERMINATED and report.decision is not None:
-        return f"chose {seed}: {report.decision.reason.reason}"
+    if step.new == SeedState.GERMINATED:
+        for decision in report.decisions:
+            if (decision.layer_name, decision.seed_idx) == (step.layer_name, step.seed_idx):
+                return f"chose {seed}: {decision.reason.reason}"
     if step.new == SeedState.BLENDING:
         return f"{seed} blending"
     if step.new in {SeedState.FOSSILIZED, SeedState.CULLED}:

@@ -93,6 +93,7 @@ class Growth(_Section):
         0.2, ge=0, description="grow when the held-out loss falls by less than this share an epoch"
     )
     max_active: int = Field(2, ge=1, description="grafts under way at once, over all layers")
+    starts: int = Field(1, ge=1, description="grafts that may begin at the end of one epoch")
     train_epochs: int = Field(
         2, ge=0, description="epochs in isolation; 0: kernels train with the host from the start"
     )
@@ -112,6 +113,10 @@ class Growth(_Section):
         description="epochs of the run, if known: no graft begins that could not be judged before",
     )
     probe_every: int = Field(50, ge=1, description="batches between two health probes")
+    measure_on: bool = Field(
+        True,
+        description="go on with held-out losses and probes when no graft can begin any more",
+    )
 
     def budget_for(self, host_parameters: int) -> int:
         """Parameters that growth may add to a host of this size.

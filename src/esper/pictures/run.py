@@ -119,11 +119,9 @@ def _draw_losses(figure: "Figure", axes: "Axes", run: Run, events: Sequence[Even
     from matplotlib.transforms import offset_copy  # noqa: PLC0415 (an extra)
 
     control = dict(enumerate(run.control.get("losses", ())))
-    grown = {
-        event.data["epoch"]: event.data["holdout_loss"]
-        for event in events
-        if event.kind == "epoch" and event.data["holdout_loss"] is not None
-    }
+    logged = {e.data["epoch"]: e.data["holdout_loss"] for e in events if e.kind == "epoch"}
+    logged |= dict(enumerate(run.grown.get("losses", ())))  # to the end, where the log has gaps
+    grown = {epoch: loss for epoch, loss in logged.items() if loss is not None}
     static = dict(enumerate(run.static.get("losses", ())))
     curves = {
         "control": (control, GREY, 1.6, "-"),

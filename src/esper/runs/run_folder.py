@@ -5,6 +5,7 @@ runs/letter-s0/
 ├── run.json                the spec: task, seed, epochs, settings, store, version
 ├── history.db              the event log, unless --store put it elsewhere
 ├── control.json            the un-grown control: its losses, epoch by epoch
+├── grown.json              the grown network: the same
 ├── static.json             the static network of the grown one's size: the same
 ├── checkpoint.safetensors  model, optimizer and Tamiyo at the end of the last epoch
 ├── report.json             the result, once the run has ended

@@ -30,6 +30,8 @@ class Run:
         control: ``losses`` epoch by epoch and ``scores`` of the un-grown control; empty until it
             is trained.
         static: The same of the static network of the grown one's size; empty if there is none.
+        grown: ``losses`` of the grown network, epoch by epoch, ``None`` where there is none; empty
+            if an older version trained it.
         result: Fields of ``Result``; ``None`` until the run has ended.
         running: Whether a process trains it now.
     """
@@ -39,6 +41,7 @@ class Run:
     control: Mapping[str, Any]
     result: Mapping[str, Any] | None
     static: Mapping[str, Any] = field(default_factory=dict)
+    grown: Mapping[str, Any] = field(default_factory=dict)
     running: bool = False
 
     @property
@@ -179,6 +182,7 @@ def read_folder(folder: RunFolder) -> Run:
         spec=spec,
         control=folder.read("control") or {},
         static=folder.read("static") or {},
+        grown=folder.read("grown") or {},
         result=folder.read("report"),
         running=run_lock.is_held(folder),
     )

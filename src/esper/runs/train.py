@@ -9,6 +9,7 @@ beginning.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from esper.contracts.errors import ConfigError
 from esper.contracts.schema import require_schema
 from esper.execution import checkpoint
 from esper.execution.kernel import count_parameters
+from esper.execution.passes.counterfactual import evaluate
 from esper.execution.surgery import name_layers
 from esper.runs.references import reference, train_epoch, width_of_size
 from esper.runs.result import (
@@ -34,7 +36,7 @@ from esper.runs.result import (
 )
 from esper.runs.run_folder import RunFolder
 from esper.runs.spec import RunSpec
-from esper.services.tamiyo.report import Verdict
+from esper.services.tamiyo.report import EpochReport, Verdict
 from esper.services.tamiyo.tamiyo import SCHEMA, Tamiyo
 from esper.tasks import TASKS
 from esper.tasks.base import Task
@@ -122,6 +124,7 @@ def _grow(
         optimizer.load_state_dict(saved["optimizer"])
         scheduler.load_state_dict(saved["scheduler"])
     saved = saved or {"epoch": -1, "verdicts": [], "scores": []}
+    curve: list[float | None] = saved.get("losses", [None] * (saved["epoch"] + 1))
     verdicts = [Verdict(**graft) for graft in saved["verdicts"]]
     scores = [Scores(**one) for one in saved["scores"]]
     for epoch in range(saved["epoch"] + 1, spec.epochs):
@@ -129,6 +132,7 @@ def _grow(
         scheduler.step()
         report = tamiyo.on_epoch_end(epoch)
         verdicts.extend(report.verdicts)
+        curve.append(_held_out_loss(task, model, report))
         if epoch >= spec.epochs - SCORED_EPOCHS:
             scores.append(score(task, model))
         tree = {
@@ -139,14 +143,16 @@ def _grow(
             "tamiyo": tamiyo.state_dict(),
             "verdicts": [asdict(verdict) for verdict in verdicts],
             "scores": [asdict(one) for one in scores],
+            "losses": curve,
         }
         checkpoint.save(folder.checkpoint, tree)
+        folder.write("grown", {"losses": curve})
         on_progress(
             Progress(
                 part="grown",
                 epoch=epoch,
                 epochs=spec.epochs,
-                loss=report.holdout_loss,
+                loss=curve[-1],
                 control_loss=losses[epoch],
                 parameters=count_parameters(model),
                 report=report,
@@ -163,6 +169,17 @@ def _grow(
     tamiyo.finish()
     tamiyo.close()
     return found
+
+
+def _held_out_loss(task: Task, model: nn.Module, report: EpochReport) -> float | None:
+    """Held-out loss at the end of an epoch, measured if growth had no need of it any more.
+
+    ``None`` if it is not finite.
+    """
+    loss = report.holdout_loss
+    if report.over and not report.measured:  # the curves of the others go to the end, too
+        loss = evaluate(model, task.loss_fn, task.validation_batches())
+    return loss if isfinite(loss) else None
 
 
 @contextmanager

@@ -15,6 +15,7 @@ WHOLE_NETWORK: Mapping[str, Any] = MappingProxyType(
             "ramp": 0.0,
             "warmup_epochs": 1,
             "plateau_threshold": 1.0,
+            "measure_on": False,
         },
     }
 )
@@ -31,6 +32,7 @@ WIDTHS: Mapping[str, Any] = MappingProxyType(
             "warmup_epochs": 3,
             "plateau_threshold": 1.0,
             "keep_stderrs": 0.0,
+            "measure_on": False,
         },
     }
 )
@@ -44,7 +46,12 @@ ISOLATED_WIDTHS: Mapping[str, Any] = MappingProxyType(
 BLOCKS: Mapping[str, Any] = MappingProxyType(
     {
         "seed_selection": {**_NO_COOLDOWN, "audition": "never"},
-        "growth": {"kernel_share": 1 / 3, "warmup_epochs": 1, "train_epochs": 1},
+        "growth": {
+            "kernel_share": 1 / 3,
+            "warmup_epochs": 1,
+            "train_epochs": 1,
+            "measure_on": False,
+        },
     }
 )
 """For layers around blocks."""

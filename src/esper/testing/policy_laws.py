@@ -57,6 +57,13 @@ class PolicyLaws:
         requests = [request for _, request, _ in _run(make(growth=GROWTH, seed=0), 0)]
         assert any(requests)
 
+    def test_asks_for_nothing_once_growth_is_over(self, make: Make) -> None:
+        for seed in range(4):
+            policy, over = make(growth=Growth(budget=150, kernel_budget=60), seed=seed), ""
+            for now, request, _ in _run(policy, seed):
+                assert not (over and request)
+                over = over or ("" if _active(now) else policy.over(now))
+
     def test_equal_seed_equal_decisions(self, make: Make) -> None:
         for seed in range(3):
             one, two = (list(_run(make(growth=GROWTH, seed=seed), 5)) for _ in range(2))
@@ -97,6 +104,10 @@ class PolicyLaws:
         request, reason = make(growth=GROWTH, seed=0).decide(replace(now, signals=(), records={}))
         assert request is None
         assert reason
+
+
+def _active(now: Situation) -> int:
+    return sum(record.active for record in now.records.values())
 
 
 def _run(policy: Policy, seed: int) -> Iterator[tuple[Situation, GraftRequest | None, str]]:

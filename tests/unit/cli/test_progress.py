@@ -68,7 +68,7 @@ def test_it_fits_eighty_columns_and_names_every_seed(
         assert all(blueprint in line for blueprint in layer.seed_blueprints)
     assert progress.report is not None
     assert f"grown {progress.report.used:,} of 2,000 parameters" in last
-    assert f"loss {progress.report.holdout_loss:.4f}" in last
+    assert f"loss {progress.loss:.4f}" in last
     assert f"loss {progress.control_loss:.4f}" in last
     assert f"{EPOCHS} of {EPOCHS} epochs done" in last
 

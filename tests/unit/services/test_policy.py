@@ -48,6 +48,49 @@ def test_nothing_begins_that_could_not_be_judged(epoch: int, asked: bool) -> Non
     assert policy(train_epochs=3).ask(situation(epoch=epoch))[0] is not None
 
 
+@pytest.mark.parametrize(
+    ("used", "settings", "why"),
+    [
+        (0, {}, ""),
+        (750, {}, ""),
+        (
+            751,
+            {},
+            "the budget is used up: 49 of 800 parameters are left, and a kernel is worth 100",
+        ),
+        (
+            791,
+            {"kernel_budget": 9},
+            "the budget is used up: 9 of 800 parameters are left, and the smallest",
+        ),
+        (0, {"epochs": 8}, "too late: a graft takes 3 epochs, and 2 are left"),
+        (0, {"epochs": 9}, ""),
+    ],
+)
+def test_growth_is_over_once_nothing_that_it_would_ask_for_can_begin(
+    used: int, settings: dict[str, Any], why: str
+) -> None:
+    assert policy(**settings).over(situation(used=used)).startswith(why)
+    assert bool(policy(**settings).over(situation(used=used))) == bool(why)
+
+
+def test_what_no_pass_has_reached_may_still_grow() -> None:
+    class Sure(Policy):
+        name = "sure"
+
+        @override
+        def decide(self, now: Situation) -> tuple[GraftRequest | None, str]:
+            return None, "never"
+
+    unknown = {"a": record(), "b": LayerGrowth(objection="was not called yet")}
+    asked = Sure(Growth(budget=100))
+    assert asked.over(situation(used=91)) == (
+        "the budget is used up: 9 of 100 parameters are left, and the smallest kernel needs 10"
+    )
+    assert not asked.over(situation(used=90))
+    assert not asked.over(situation(used=91, records=unknown))
+
+
 def why_not(now: Situation, **settings: Any) -> str:
     request, reason = policy(**settings).decide(now)
     assert request is None

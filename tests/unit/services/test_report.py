@@ -21,7 +21,7 @@ REPORT = EpochReport(
     budget=400,
     steps=(),
     verdicts=(),
-    decision=None,
+    decisions=(),
     reason="warming up until epoch 4",
 )
 
@@ -49,7 +49,7 @@ def test_every_step_and_the_choice_have_a_line() -> None:
         reason=why,
         random_key=(0, "fc1", 1),
     )
-    text = str(replace(REPORT, steps=(STEP, replace(STEP, new="training")), decision=decision))
+    text = str(replace(REPORT, steps=(STEP, replace(STEP, new="training")), decisions=(decision,)))
     assert text.splitlines()[1:] == [
         "  layer fc1, seed 1 (glu) chosen: untried",
         "  layer fc1, seed 1 (glu) training: untried",

@@ -26,7 +26,7 @@ def report(epoch: int, loss: float) -> EpochReport:
         budget=10,
         steps=(),
         verdicts=(),
-        decision=None,
+        decisions=(),
         reason="because",
     )
 

@@ -153,9 +153,10 @@ class Plan:
         )
         if not growth.train_epochs:
             graft = f"a graft trains with the host, and is judged after {growth.blend_epochs}"
+        begun = f", {growth.starts} begun at the end of one epoch" if growth.starts > 1 else ""
         return (
             f"schedule: {growth.warmup_epochs} epoch(s) of warm-up; {graft}; up to "
-            f"{growth.max_active} at once"
+            f"{growth.max_active} at once{begun}"
         )
 
     def _aside(self) -> str:
@@ -170,8 +171,10 @@ class Plan:
     def _holdout(self) -> str:
         size = "batches" if self.holdout_batches is None else f"{self.holdout_batches:,} batch(es)"
         examples = "" if self.times is None else f" of about {self.times.held_out:,} examples"
+        until = "" if self.growth.measure_on else " until growth is over"
         return (
-            f"holdout: {size}{examples}, read at each epoch's end, and once more for each verdict"
+            f"holdout: {size}{examples}, read at each epoch's end{until}, and once more for each "
+            "verdict"
         )
 
     def _cost(self) -> str:
@@ -181,6 +184,7 @@ class Plan:
         seeds = range(1, self.growth.max_active + 1)
         active = "".join(f", {self.epoch_cost(n):.2f} x with {n}" for n in seeds)
         active = active if self.growth.train_epochs else ""
+        active += "" if self.growth.measure_on else ", 1 x once growth is over"
         times = self.times
         assumed = "" if self.batches else ", if the holdout is a tenth of the training data"
         return (

@@ -98,14 +98,17 @@ class EpochReport:
 
     Attributes:
         epoch: Number of the epoch, from 0.
-        holdout_loss: Mean held-out loss; NaN if it is NaN, or could not be measured.
+        holdout_loss: Mean held-out loss; NaN if it is NaN, or was not measured: it could not be, or
+            growth is over and ``growth.measure_on`` is false.
         holdout_accuracy: Mean held-out accuracy, if ``accuracy_fn`` was given.
         used: Parameters of all kernels, absorbed or under way.
         budget: Parameters that growth may add in all.
         steps: Changes of state, in order.
         verdicts: Grafts that ended.
-        decision: The graft that began, if one did.
-        reason: Why a graft began, or why none did.
+        decisions: The grafts that began, at most ``growth.starts``.
+        reason: Why they began, or why none did.
+        over: Why no graft can begin any more; empty while one can, or is under way.
+        measured: Whether the held-out values were measured.
     """
 
     epoch: int
@@ -115,20 +118,30 @@ class EpochReport:
     budget: int
     steps: tuple[Step, ...]
     verdicts: tuple[Verdict, ...]
-    decision: Decision | None
+    decisions: tuple[Decision, ...]
     reason: str
+    over: str = ""
+    measured: bool = True
+
+    @property
+    def decision(self) -> Decision | None:
+        """The first graft that began, if one did."""
+        return next(iter(self.decisions), None)
 
     @override
     def __str__(self) -> str:
-        accuracy = (
-            "" if self.holdout_accuracy is None else f", accuracy {self.holdout_accuracy:.1%}"
-        )
+        loss = f"{self.holdout_loss:.4f}" if self.measured else "not measured"
+        if self.holdout_accuracy is not None:
+            loss += f", accuracy {self.holdout_accuracy:.1%}"
         head = (
-            f"epoch {self.epoch}: held-out loss {self.holdout_loss:.4f}{accuracy}, "
+            f"epoch {self.epoch}: held-out loss {loss}, "
             f"{self.used} of {self.budget} parameters grown"
         )
         lines = [str(step) for step in self.steps if not _goes_without_saying(step)]
-        lines.append(f"{'no graft' if self.decision is None else 'why now'}: {self.reason}")
+        if self.over:
+            lines.append(f"growth is over: {self.over}")
+        else:
+            lines.append(f"{'why now' if self.decisions else 'no graft'}: {self.reason}")
         return "\n".join([wrapped(head, ""), *(wrapped(line, "  ") for line in lines)])
 
 

@@ -87,6 +87,7 @@ class RunLog:
             budget=report.budget,
             decision=report.decision.decision_id if report.decision else None,
             reason=report.reason,
+            **({"over": report.over} if report.over else {}),
         )
 
     def _write(self, kind: str, subject: str, **data: Any) -> None:

@@ -39,7 +39,6 @@ from esper.services.tamiyo.ownership import let_go, own, refuse_owned, refuse_re
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.plan import Plan, plan_of
 from esper.services.tamiyo.policies import POLICIES
-from esper.services.tamiyo.policies.heuristic import loss_trend
 from esper.services.tamiyo.report import EpochReport, Verdict
 from esper.services.tamiyo.run_log import RunLog
 from esper.services.tamiyo.seed_selector import SeedSelector
@@ -156,11 +155,10 @@ class Tamiyo:
         self.prober = Prober(
             self.training,
             self.layers,
-            every=growth.probe_every,
+            growth=growth,
             aside=self.aside,
             observe=lambda batch: observe(self.training, self.layers, batch, self._left_out),
         )
-        self._probe = self.prober.probe
         self.grower = Grower(
             self.policy,
             self.integration,
@@ -211,7 +209,8 @@ class Tamiyo:
         if not self._keeps_statistics:
             self._recent.clear()
         self._recent.append(batch)
-        self.prober.on_batch(self._batches, batch)
+        if not self.grower.rests:
+            self.prober.on_batch(self._batches, batch)
         self.grafts.on_batch(batch)
 
     def on_epoch_end(self, epoch: int) -> EpochReport:
@@ -229,15 +228,18 @@ class Tamiyo:
         if epoch <= self._epoch:
             raise ConfigError(f"epoch {epoch} ended before: the last one was {self._epoch}")
         self._epoch = epoch
-        now, decision, verdicts = None, None, list[Verdict]()
+        now, decisions, verdicts = None, tuple[Decision, ...](), list[Verdict]()
         self.reloads.epoch = epoch
         self.reloads.link(begun=True)
         with self.aside("the end of an epoch") as attempt, self._mirrors.following():
             self.grafts.wake(epoch)
-            now = self._move_on(epoch, verdicts)
-            decision, attempt.reason = self._grow(now, epoch)
+            attempt.reason = self.grower.over
+            if not self.grower.rests:
+                now = self._move_on(epoch, verdicts)
+                decisions, attempt.reason = self._grow(now, epoch)
             self.mover.protect(now, epoch)
-        if decision is not None:
+            self.grower.look_ahead(epoch)
+        if decisions:
             with self.aside("the watch over averages of the parameters"):
                 self._mirrors.watch()
         self._batches_of_epoch = 0
@@ -252,8 +254,10 @@ class Tamiyo:
             budget=self.budget,
             steps=self.grafts.take_steps(),
             verdicts=tuple(verdicts),
-            decision=decision,
+            decisions=decisions,
             reason=attempt.why or attempt.reason,
+            over=self.grower.over,
+            measured=now is not None,
         )
         with self.aside("the record of an epoch"):
             self.log.epoch(report)
@@ -321,27 +325,21 @@ class Tamiyo:
         """Measure, roll back what fell ill, and take every graft the step that is due."""
         now = self.mover.measure(epoch, verdicts)
         self._losses += [] if now is None else [now.loss]
-        verdicts += self.mover.move_on(
-            now,
-            epoch=epoch,
-            batches_per_epoch=self._batches_of_epoch,
-            calibration=list(self._recent) if self._keeps_statistics else (),
-        )
+        recent = list(self._recent) if self._keeps_statistics else ()
+        verdicts += self.mover.move_on(now, epoch, self._batches_of_epoch, calibration=recent)
         return now
 
-    def _grow(self, now: Baseline | None, epoch: int) -> tuple[Decision | None, str]:
+    def _grow(self, now: Baseline | None, epoch: int) -> tuple[tuple[Decision, ...], str]:
+        batches = list(self._recent)
         if self._finished:
-            return None, "the run is finished"
-        if not self.prober and self._recent:
-            self._probe(self._recent[-1])
+            return (), "the run is finished"
         if now is None:
             self.prober.forget()
-            return None, "the held-out loss could not be measured"
-        trend = loss_trend(self._losses, self.config.growth.plateau_window)
-        health = self.prober.signals(epoch, loss=now.loss, trend=trend)
+            return (), "the held-out loss could not be measured"
+        health = self.prober.health(epoch, self._losses, batches)
         with self.aside("the choice of a graft") as attempt:
-            return self.grower.grow(health, self._losses, now, epoch, list(self._recent))
-        return None, attempt.why
+            return self.grower.grow(health, self._losses, now, epoch, batches)
+        return (), attempt.why
 
     # --- checkpoints ------------------------------------------------------------------------------
 
@@ -397,3 +395,4 @@ class Tamiyo:
         self.policy.load_state_dict(state["policy"])
         self.grafts.load_state_dict(state["grafts"])
         self.selector.load_state_dict(state["selector"])
+        self.grower.look_ahead(self._epoch)

@@ -1,4 +1,4 @@
-"""Grower: asks the policy where to grow, and begins the graft that it asks for."""
+"""Grower: asks the policy where to grow, and begins the grafts that it asks for."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @final
 class Grower:
-    """Turns the health of the layers into the next graft, or into a reason why there is none.
+    """Turns the health of the layers into the next grafts, or into a reason why there is none.
 
     Args:
         policy: Decides where and when.
@@ -42,6 +42,7 @@ class Grower:
 
     Attributes:
         last_epoch: Epoch of the latest graft; ``None`` before the first.
+        over: Why no graft can begin any more; empty while one can, or is under way.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Grower:
         self.layers = layers
         self.left_out = left_out
         self.last_epoch: int | None = None
+        self.over = ""
         self._sizes: dict[str, tuple[LayerSpec, list[int]]] = {}
 
     @property
@@ -90,8 +92,8 @@ class Grower:
         now: Baseline,
         epoch: int,
         batches: Sequence[Any] = (),
-    ) -> tuple[Decision | None, str]:
-        """Begin one graft, or say why none begins.
+    ) -> tuple[tuple[Decision, ...], str]:
+        """Begin the grafts that the policy asks for, as many as may, or say why none begins.
 
         Args:
             health: Of every layer, over the epoch that ended.
@@ -103,28 +105,50 @@ class Grower:
         signals = {signal.layer_name: signal for signal in health}
         self.log.health(list(signals.values()))
         self.tracker.refresh()
-        refused: list[str] = []
-        while True:
-            request, reason = self.policy.ask(
-                Situation(
-                    epoch=epoch,
-                    losses=losses,
-                    signals=list(signals.values()),
-                    records={name: self._record_of(name) for name in self.layers},
-                    used=self.used,
-                    last_graft_epoch=self.last_epoch,
-                    worths=partial(self._worths, epoch, signals),
-                )
-            )
+        begun: list[Decision] = []
+        reasons: list[str] = []
+        rested_since = self.last_epoch
+        while len(begun) < self.policy.growth.starts:
+            situation = self._situation(epoch, rested_since, losses, signals)
+            request, reason = self.policy.ask(situation)
             if request is None:
-                return None, "; ".join([*refused, reason])
+                reasons.append(reason)
+                break
             self.log.request(request)
             # A layer that refuses must not keep the others from growing.
             decision, reason = self._begin(request, signals, now, batches)
             del signals[str(request.site)]
-            if decision is not None:
-                return decision, reason
-            refused.append(reason)
+            begun += [] if decision is None else [decision]
+            reasons.append(reason)
+        return tuple(begun), "; ".join(reasons)
+
+    def look_ahead(self, epoch: int) -> None:
+        """Find out whether growth is over, at the end of this epoch; it may begin again later."""
+        under_way = epoch < 0 or self.grafts.grafts
+        ahead = None if under_way else self._situation(epoch, self.last_epoch, [], {})
+        self.over = "" if ahead is None else self.policy.over(ahead)
+
+    @property
+    def rests(self) -> bool:
+        """True while nothing is measured and probed, since growth is over."""
+        return bool(self.over) and not self.policy.growth.measure_on
+
+    def _situation(
+        self,
+        epoch: int,
+        last_graft_epoch: int | None,
+        losses: Sequence[float],
+        signals: Mapping[str, HealthSignal],
+    ) -> Situation:
+        return Situation(
+            epoch=epoch,
+            losses=losses,
+            signals=list(signals.values()),
+            records={name: self._record_of(name) for name in self.layers},
+            used=self.used,
+            last_graft_epoch=last_graft_epoch,
+            worths=partial(self._worths, epoch, signals),
+        )
 
     def _begin(
         self,

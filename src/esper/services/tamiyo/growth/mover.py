@@ -50,9 +50,9 @@ class Mover:
     def move_on(
         self,
         now: Baseline | None,
-        *,
         epoch: int,
         batches_per_epoch: int,
+        *,
         calibration: Sequence[Any],
     ) -> list[Verdict]:
         """As ``ActiveGrafts.move_on``."""

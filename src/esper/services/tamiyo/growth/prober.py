@@ -1,15 +1,17 @@
 """Prober: health of the layers, read now and then from batches that reach them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, final
 
+from esper.contracts.config import Growth
 from esper.contracts.health import HealthSignal
 from esper.execution.kernel import spec_from
 from esper.execution.passes.probes import Readings, probe
 from esper.execution.seeded import Seeded
 from esper.services.tamiyo.growth.aside import Aside
 from esper.services.tamiyo.growth.graft import Training
+from esper.services.tamiyo.policies.heuristic import loss_trend
 
 _PATIENCE = 4
 """Further batches that are tried for a layer that a probe did not reach."""
@@ -26,7 +28,7 @@ class Prober:
     Args:
         training: The user's objects.
         layers: The wrapped layers by name.
-        every: Batches from one probe to the next, >= 1.
+        growth: Settings: batches between two probes, epochs of a trend.
         aside: Catches what fails.
         observe: Called with a batch before it is probed; specifies layers seen for the first time.
     """
@@ -36,13 +38,13 @@ class Prober:
         training: Training,
         layers: Mapping[str, Seeded],
         *,
-        every: int,
+        growth: Growth,
         aside: Aside,
         observe: Callable[[Any], None],
     ) -> None:
         self.training = training
         self.layers = layers
-        self.every = every
+        self.growth = growth
         self.aside = aside
         self.observe = observe
         self._readings = Readings()
@@ -57,7 +59,7 @@ class Prober:
             number: Batches of the run so far, this one included.
             batch: As ``loss_fn`` takes it.
         """
-        if number % self.every == 0:
+        if number % self.growth.probe_every == 0:
             self.probe(batch)
         elif self._missing and self._tries > 0:
             self._tries -= 1
@@ -80,29 +82,30 @@ class Prober:
             if not self._missing:
                 self._patience = _PATIENCE
 
-    def signals(self, epoch: int, *, loss: float, trend: float | None) -> list[HealthSignal]:
+    def health(
+        self, epoch: int, losses: Sequence[float], batches: Sequence[Any]
+    ) -> list[HealthSignal]:
         """Health of every layer over the epoch that ended; the readings start again.
 
         Args:
             epoch: The epoch that ended.
-            loss: Held-out loss at its end.
-            trend: Change of the held-out loss per epoch; ``None`` if it is not known.
+            losses: Held-out loss at the end of every epoch so far, this one last.
+            batches: Its last batches; one is probed if no probe fell into the epoch.
         """
+        if batches and not self._readings:
+            self.probe(batches[-1])
         means = self._readings.take()
+        trend = loss_trend(losses, self.growth.plateau_window)
         return [
             HealthSignal(
                 layer_name=name,
                 epoch=epoch,
-                holdout_loss=loss,
+                holdout_loss=losses[-1],
                 loss_trend=trend,
                 **means.get(name, {}),
             )
             for name in self.layers
         ]
-
-    def __bool__(self) -> bool:
-        """True if there are readings of this epoch."""
-        return bool(self._readings)
 
     def forget(self) -> None:
         """Drop the readings of this epoch."""

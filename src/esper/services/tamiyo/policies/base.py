@@ -134,6 +134,30 @@ class Policy(ABC):
                 )
         return request, reason
 
+    @final
+    def over(self, now: Situation) -> str:
+        """Reason why no graft can begin from now on; empty if one may.
+
+        Args:
+            now: The end of an epoch with no graft under way; losses and signals may be left out.
+        """
+        return self._too_late(now) or self.used_up(now)
+
+    def used_up(self, now: Situation) -> str:
+        """Reason why no kernel fits what is left of the budget; empty if one may, as far as known.
+
+        A policy that would not ask for every kernel that fits says so here.
+        """
+        sizes = [record.smallest_kernel for record in now.records.values()]
+        known = [size for size in sizes if size is not None]
+        left = self.budget - now.used
+        if not known or len(known) < len(sizes) or left >= min(known):
+            return ""
+        return (
+            f"the budget is used up: {left} of {self.budget} parameters are left, and the smallest "
+            f"kernel needs {min(known)}"
+        )
+
     def _too_late(self, now: Situation) -> str:
         """Reason why a graft that began now could not be judged; empty if it could."""
         growth = self.growth

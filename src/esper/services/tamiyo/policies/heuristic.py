@@ -67,6 +67,15 @@ class HeuristicPolicy(Policy):
         promises = self._promises(now, limit) if limit >= wanted / 2 else {}
         return promises, limit, "" if promises else self._nothing_fits(now, limit, wanted)
 
+    @override
+    def used_up(self, now: Situation) -> str:
+        wanted = self.kernel_budget(now.records)
+        left = self.budget - now.used
+        sizes = [r.smallest_kernel for r in now.records.values() if r.smallest_kernel is not None]
+        if sizes and left < wanted / 2:
+            return self._nothing_fits(now, min(wanted, left), wanted)
+        return super().used_up(now)
+
     def _reason_to_wait(self, now: Situation) -> str:
         growth = self.growth
         if now.epoch + 1 < growth.warmup_epochs:
