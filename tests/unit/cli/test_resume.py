@@ -144,6 +144,9 @@ def test_only_the_static_network_is_trained_again_if_it_was_stopped(
     folder = tmp_path / "runs" / "digits-s4"
     shutil.copytree(runs / "digits-s4", folder)
     before = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    curves = [json.loads((folder / f"{part}.json").read_text()) for part in ("control", "grown")]
+    assert [len(curve["losses"]) for curve in curves] == [3, 3]
+    assert all(isinstance(loss, float) for curve in curves for loss in curve["losses"])
     for name in ("report.json", "static.json"):
         (folder / name).unlink()
     told = resume(folder.parent, code=0).splitlines()

@@ -174,6 +174,20 @@ def test_a_png_is_wide_enough_and_nothing_global_has_changed(tmp_path: Path) -> 
     assert "matplotlib.pyplot" not in sys.modules
 
 
+def test_the_curve_goes_on_where_growth_measured_nothing_any_more(tmp_path: Path) -> None:
+    logged = [
+        replace(event, data=dict(event.data, holdout_loss=None))
+        if event.kind == "epoch" and event.data["epoch"] > 5
+        else event
+        for event in log()
+    ]
+    whole = replace(run(tmp_path), grown={"losses": [None, *(0.777 for _ in range(EPOCHS - 1))]})
+    draw(whole, logged, tmp_path / "whole.svg")
+    assert "0.777" in words(tmp_path / "whole.svg")
+    draw(run(tmp_path), logged, tmp_path / "older.svg")
+    assert f"{2.0 / 6:.3f}" in words(tmp_path / "older.svg")
+
+
 @pytest.mark.parametrize("finite", [0.0, -1.0])
 def test_losses_that_have_no_logarithm_are_drawn(tmp_path: Path, finite: float) -> None:
     events = [*log(), Event("last", "epoch", data={"epoch": EPOCHS, "holdout_loss": finite})]
