@@ -345,9 +345,9 @@ def second_tamiyo_around(trial: Trial) -> None:
 
 @refused(
     "settings: unknown key in growth: 'bugdet'; known: budget, budget_share, kernel_budget, "
-    "kernel_share, warmup_epochs, cooldown_epochs, plateau_window, plateau_threshold, max_active, "
-    "starts, train_epochs, blend_epochs, ramp, keep_stderrs, divergence_factor, epochs, "
-    "probe_every, measure_on. Did you mean 'budget'?"
+    "kernel_share, evenly, warmup_epochs, cooldown_epochs, plateau_window, plateau_threshold, "
+    "max_active, starts, train_epochs, blend_epochs, ramp, keep_stderrs, divergence_factor, "
+    "epochs, probe_every, measure_on. Did you mean 'budget'?"
 )
 def misspelt_setting(trial: Trial) -> None:
     """A key of the settings is misspelt."""

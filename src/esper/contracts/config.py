@@ -86,6 +86,11 @@ class Growth(_Section):
     kernel_share: float = Field(
         0.125, gt=0, le=1, description="the default kernel_budget relative to the budget"
     )
+    evenly: bool = Field(
+        False,
+        description="widths grow by the same factor, as far as the budget goes; a kernel takes "
+        "kernel_share of its width's growth",
+    )
     warmup_epochs: int = Field(2, ge=0, description="epochs before the first graft")
     cooldown_epochs: int = Field(0, ge=0, description="epochs between two grafts")
     plateau_window: int = Field(3, ge=1, description="epochs over which the loss trend is taken")

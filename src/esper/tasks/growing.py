@@ -1,4 +1,4 @@
-"""Settings with which the hosts of tasks grow; ``docs/decisions`` 25 and 27 have the evidence."""
+"""Settings with which the hosts of tasks grow; ``docs/decisions`` 25, 27, 28 have the evidence."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -25,8 +25,10 @@ WIDTHS: Mapping[str, Any] = MappingProxyType(
     {
         "seed_selection": _NO_COOLDOWN,
         "growth": {
-            "kernel_share": 0.2,
+            "evenly": True,
+            "kernel_share": 1.0,
             "max_active": 4,
+            "starts": 4,
             "train_epochs": 0,
             "ramp": 0.0,
             "warmup_epochs": 3,
@@ -36,12 +38,7 @@ WIDTHS: Mapping[str, Any] = MappingProxyType(
         },
     }
 )
-"""For all widths of a network: early, large kernels, of which whatever helps stays."""
-
-ISOLATED_WIDTHS: Mapping[str, Any] = MappingProxyType(
-    {**WIDTHS, "growth": {**WIDTHS["growth"], "train_epochs": 1, "ramp": 1.0}}
-)
-"""The same, with an epoch in isolation and one of blending."""
+"""For all widths of a network: at once, by one factor, and whatever helps stays."""
 
 BLOCKS: Mapping[str, Any] = MappingProxyType(
     {

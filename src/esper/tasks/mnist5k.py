@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from esper.tasks.base import Splits, Task
 from esper.tasks.data_files import load_standardised
-from esper.tasks.growing import ISOLATED_WIDTHS
+from esper.tasks.growing import WIDTHS
 
 
 @final
@@ -25,7 +25,7 @@ class Mnist5k(Task):
     layers = ()
     seeds = ("units_select", "units_select")
     widen = ("auto",)
-    config = ISOLATED_WIDTHS
+    config = WIDTHS
     width = 4
     default_epochs = 30
     batch_size = 64

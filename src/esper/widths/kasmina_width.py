@@ -174,6 +174,11 @@ class KasminaWidth(Seeded):
         return held + sum(one.size() for one in self.crossings if one.reader is self)
 
     @property
+    def units_under_way(self) -> int:
+        """Units of kernels that are not a part of the host."""
+        return sum(map(_units_of, self._kernels()))
+
+    @property
     @override
     def merged_parameters(self) -> int:
         return self._merged

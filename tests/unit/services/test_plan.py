@@ -66,6 +66,22 @@ def test_the_cost_is_that_of_its_passes() -> None:
     assert replace(plan, times=None).epoch_cost(0) is None
 
 
+def test_widths_that_keep_step_have_kernels_of_their_own_size() -> None:
+    """From (4, 8) units to (14, 27): 10 units of 7 + 8, 19 units of 4 + 1 + 3; then 190 cross."""
+    layers = (nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    config = small_run.settings(budget=500, evenly=True, kernel_share=1.0, starts=2)
+    given = {"model": nn.Sequential(*layers), "widen": ("auto",)}
+    plan = planned(config=config, **given)
+    assert [set(layer.kernels.values()) for layer in plan.layers] == [{150}, {152}]
+    text = " ".join(str(plan).split())
+    assert "up to 2 at once, 2 begun at the end of one epoch" in text
+    assert "read at each epoch's end, and once more for each verdict" in text
+    resting = planned(config=small_run.settings(measure_on=False))
+    text = " ".join(str(resting).split())
+    assert "read at each epoch's end until growth is over" in text
+    assert "1 x once growth is over" in text
+
+
 def test_it_is_json() -> None:
     data = json.loads(json.dumps(planned().to_json()))
     assert data["budget"] == 400

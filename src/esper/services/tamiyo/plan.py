@@ -225,14 +225,15 @@ def plan_of(
             batch=held_out if batch is None else batch,
             held_out=held_out,
         )
+    limits = {name: grower.kernel_limit(name) for name in grower.layers}
     return Plan(
         layers=tuple(
-            _plan_of(name, layer, grower.kernel_budget, grower.objection(name))
+            _plan_of(name, layer, limits[name], grower.objection(name))
             for name, layer in grower.layers.items()
         ),
         host_parameters=host_parameters(training.model, grower.layers),
         budget=grower.policy.budget,
-        kernel_budget=grower.kernel_budget,
+        kernel_budget=max(limits.values(), default=grower.kernel_budget),
         growth=grower.policy.growth,
         batches=batches,
         holdout_batches=len(holdout) if isinstance(holdout, Sized) else None,

@@ -4,8 +4,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from math import ceil
 from typing import Any, final
 
+from esper.blueprints import BLUEPRINTS
 from esper.contracts.audition import FADING, NO_WORTHS, Worths
 from esper.contracts.errors import KernelError, NoViableSeedError
 from esper.contracts.health import GraftRequest, HealthSignal
@@ -14,7 +16,11 @@ from esper.contracts.selection import Decision
 from esper.contracts.site import Site
 from esper.execution.kernel import Kernel
 from esper.execution.seeded import Seeded
-from esper.services.tamiyo.blueprint_integration import BlueprintIntegration, smallest_kernels
+from esper.services.tamiyo.blueprint_integration import (
+    BlueprintIntegration,
+    known_spec,
+    smallest_kernels,
+)
 from esper.services.tamiyo.cohort import worths_of
 from esper.services.tamiyo.growth.auditions import surplus_of
 from esper.services.tamiyo.growth.graft import Baseline
@@ -23,6 +29,8 @@ from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.policies import LayerGrowth, Situation
 from esper.services.tamiyo.policies.base import Policy
 from esper.services.tamiyo.run_log import RunLog
+from esper.widths.evenly import even_units
+from esper.widths.kasmina_width import KasminaWidth
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +73,7 @@ class Grower:
         self.left_out = left_out
         self.last_epoch: int | None = None
         self.over = ""
+        self._even: dict[str, int] | None = None
         self._sizes: dict[str, tuple[LayerSpec, list[int]]] = {}
 
     @property
@@ -77,6 +86,11 @@ class Grower:
     def kernel_budget(self) -> int:
         """Parameters that the next kernel may cost, were the whole budget left."""
         return self.policy.kernel_budget({name: self._record_of(name) for name in self.layers})
+
+    def kernel_limit(self, layer_name: str) -> int:
+        """Parameters that the next kernel of a layer may cost, were the whole budget left."""
+        even = self._record_of(layer_name).even_kernel
+        return self.kernel_budget if even is None else even
 
     def objection(self, layer_name: str) -> str:
         """Reason why a layer cannot grow now; empty if it can."""
@@ -241,8 +255,26 @@ class Grower:
             active=self.grafts.count(layer_name),
             smallest_kernel=sizes[0] if sizes else None,
             roomy_kernel=sizes[-1] if sizes else 0,
+            even_kernel=self._even_kernel_of(layer_name) if sizes else None,
             objection=self.objection(layer_name),
         )
+
+    def _even_kernel_of(self, layer_name: str) -> int | None:
+        """Parameters of the kernel with which a width keeps step; ``None`` if it need not."""
+        layer, growth = self.layers[layer_name], self.policy.growth
+        if not (growth.evenly and isinstance(layer, KasminaWidth)):
+            return None
+        if self._even is None:
+            able = [it for name, it in self.layers.items() if name not in self.left_out]
+            widths = [it for it in able if isinstance(it, KasminaWidth)]
+            self._even = even_units(widths, self.policy.budget)
+        goal = self._even[layer_name]
+        units = min(
+            goal - layer.units - layer.units_under_way,
+            ceil(growth.kernel_share * (goal - layer.born)),
+        )
+        blueprint = BLUEPRINTS.create(layer.seed_blueprints[0])
+        return blueprint.count(known_spec(layer), units) if units > 0 else 0
 
     def _sizes_of(self, layer_name: str) -> list[int]:
         layer = self.layers[layer_name]

@@ -21,6 +21,8 @@ class LayerGrowth:
         active: Grafts under way.
         smallest_kernel: Parameters of the smallest kernel that fits it; ``None`` if none does.
         roomy_kernel: Parameters with which every blueprint that fits it can build a kernel.
+        even_kernel: Parameters of the kernel with which a width keeps step with the others, 0 once
+            it has; ``None`` if it need not, as without ``growth.evenly``.
         objection: Why it cannot grow now, as ``"was not called yet"``; empty if it may.
     """
 
@@ -29,6 +31,7 @@ class LayerGrowth:
     active: int = 0
     smallest_kernel: int | None = None
     roomy_kernel: int = 0
+    even_kernel: int | None = None
     objection: str = ""
 
     @property
@@ -37,8 +40,8 @@ class LayerGrowth:
         return self.judged + self.active
 
 
-def _no_worths(kernel_budget: int) -> Worths:
-    del kernel_budget
+def _no_worths(kernel_budgets: Mapping[str, int]) -> Worths:
+    del kernel_budgets
     return NO_WORTHS
 
 
@@ -53,8 +56,8 @@ class Situation:
         records: Growth of every layer so far, by name.
         used: Parameters of all kernels, absorbed or under way.
         last_graft_epoch: Epoch of the latest graft of the run; ``None`` before the first.
-        worths: Gives, for a kernel budget, what each seed that may be chosen is expected to earn;
-            nothing if the strategy does not know.
+        worths: Gives, for kernel budgets of some layers, what each seed there that may be chosen is
+            expected to earn; nothing if the strategy does not know.
     """
 
     epoch: int
@@ -63,7 +66,7 @@ class Situation:
     records: Mapping[str, LayerGrowth] = field(default_factory=dict)
     used: int = 0
     last_graft_epoch: int | None = None
-    worths: Callable[[int], Worths] = _no_worths
+    worths: Callable[[Mapping[str, int]], Worths] = _no_worths
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class HeuristicPolicy(Policy):
 
     @override
     def decide(self, now: Situation) -> tuple[GraftRequest | None, str]:
-        promises, limit, reason = self.sites(now)
+        promises, limits, reason = self.sites(now)
         if not promises:
             return None, reason
         grafts = {name: now.records[name].grafts for name in promises}
@@ -52,29 +52,35 @@ class HeuristicPolicy(Policy):
             site=Site.parse(layer_name),
             epoch=now.epoch,
             urgency=urgency,
-            kernel_budget=limit,
+            kernel_budget=limits[layer_name],
             reason=reason,
         )
         return request, reason
 
-    def sites(self, now: Situation) -> tuple[Mapping[str, float], int, str]:
-        """Sites that may grow now and their promises, the kernel budget, or why none may."""
+    def sites(self, now: Situation) -> tuple[Mapping[str, float], Mapping[str, int], str]:
+        """Sites that may grow now and their promises, the kernel budgets, or why none may."""
         waiting = self._reason_to_wait(now)
         if waiting:
-            return {}, 0, waiting
-        wanted = self.kernel_budget(now.records)
-        limit = min(wanted, self.budget - now.used)
-        promises = self._promises(now, limit) if limit >= wanted / 2 else {}
-        return promises, limit, "" if promises else self._nothing_fits(now, limit, wanted)
+            return {}, {}, waiting
+        limits = self._limits(now)
+        promises = self._promises(now, limits)
+        return promises, limits, "" if promises else self._nothing_fits(now, limits)
 
     @override
     def used_up(self, now: Situation) -> str:
-        wanted = self.kernel_budget(now.records)
-        left = self.budget - now.used
-        sizes = [r.smallest_kernel for r in now.records.values() if r.smallest_kernel is not None]
-        if sizes and left < wanted / 2:
-            return self._nothing_fits(now, min(wanted, left), wanted)
+        limits, known = self._limits(now), [r.smallest_kernel for r in now.records.values()]
+        if any(known) and not any(limits.values()):
+            return self._nothing_fits(now, limits)
         return super().used_up(now)
+
+    def _limits(self, now: Situation) -> dict[str, int]:
+        """Parameters that the next kernel of each layer may cost; 0: none is worth its while."""
+        wanted, left = self.kernel_budget(now.records), self.budget - now.used
+        limit = min(wanted, left) if left >= wanted / 2 else 0
+        return {
+            name: limit if even is None else even if even <= left else 0
+            for name, even in ((name, record.even_kernel) for name, record in now.records.items())
+        }
 
     def _reason_to_wait(self, now: Situation) -> str:
         growth = self.growth
@@ -94,30 +100,35 @@ class HeuristicPolicy(Policy):
             return f"the host still learns by itself: {_trend_in_words(trend)}"
         return ""
 
-    def _promises(self, now: Situation, limit: int) -> dict[str, float]:
+    def _promises(self, now: Situation, limits: Mapping[str, int]) -> dict[str, float]:
         promises = {}
         for signal in now.signals:
-            record = now.records.get(signal.layer_name)
-            promise = _promise(signal)
-            if record and promise is not None and not _objection(record, limit):
-                promises[signal.layer_name] = promise
+            name = signal.layer_name
+            record, promise = now.records.get(name), _promise(signal)
+            if record and promise is not None and not _objection(record, limits[name]):
+                promises[name] = promise
         return promises
 
-    def _nothing_fits(self, now: Situation, limit: int, wanted: int) -> str:
+    def _nothing_fits(self, now: Situation, limits: Mapping[str, int]) -> str:
         records = now.records.values()
         sizes = [r.smallest_kernel for r in records if r.smallest_kernel is not None]
         if not sizes and not any(r.objection for r in records):
             return "no blueprint of any seed fits its layer"
         left = f"{self.budget - now.used} of {self.budget} parameters are left"
+        if sizes and not any(limits.values()) and all(r.even_kernel is not None for r in records):
+            return f"all widths have grown by the same factor, as far as the budget goes: {left}"
+        wanted = self.kernel_budget(now.records)
+        limit = max(limits.values(), default=0)
         if sizes and max(limit, wanted) < min(sizes):
             return f"the budget is too small: {left}, and the smallest kernel needs {min(sizes)}"
-        if sizes and (limit < wanted / 2 or limit < min(sizes)):
+        if sizes and limit < min(sizes):
             return f"the budget is used up: {left}, and a kernel is worth {wanted}"
         objections = [
-            f"{signal.layer_name} {_objection(now.records[signal.layer_name], limit)}"
+            f"{signal.layer_name} {why}"
             if _promise(signal) is not None or now.records[signal.layer_name].objection
             else f"{signal.layer_name} has no finite gradient"
             for signal in now.signals
+            for why in [_objection(now.records[signal.layer_name], limits[signal.layer_name])]
         ]
         return f"no layer can grow now: {', '.join(objections)}" if objections else "no other can"
 
@@ -136,6 +147,8 @@ def _objection(record: LayerGrowth, limit: int) -> str:
         return "fits none of its blueprints"
     if record.active:
         return "is growing"
+    if record.even_kernel == 0:
+        return "has grown by as much as the budget allows all"
     return f"needs {record.smallest_kernel}" if record.smallest_kernel > limit else ""
 
 

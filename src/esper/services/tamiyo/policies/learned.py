@@ -33,9 +33,9 @@ class LearnedPolicy(Policy):
         request, reason = heuristic.decide(now)
         if request is None:
             return request, reason
-        promises, limit, _ = heuristic.sites(now)
-        worths = now.worths(limit)
-        arms = [at for at, (layer, _) in enumerate(worths.arms) if layer in promises]
+        promises, limits, _ = heuristic.sites(now)
+        worths = now.worths({name: limits[name] for name in promises})
+        arms = range(len(worths.arms))
         if not arms:
             return request, reason
         wanted = str(request.site)  # what the heuristic would take, among equals
@@ -46,5 +46,13 @@ class LearnedPolicy(Policy):
             f"{worths.sd(best):.2f} times what an average seed earns now, the most of {len(arms)}"
         )
         site = Site.parse(layer)
-        rivals = tuple(rival for name in promises if (rival := Site.parse(name)) != site)
-        return replace(request, site=site, rivals=rivals, reason=why), why
+        budget = limits[layer]  # kernels of one size are compared
+        rivals = [name for name in promises if name != layer and limits[name] == budget]
+        request = replace(
+            request,
+            site=site,
+            kernel_budget=budget,
+            rivals=tuple(map(Site.parse, rivals)),
+            reason=why,
+        )
+        return request, why
