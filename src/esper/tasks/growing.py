@@ -40,6 +40,11 @@ WIDTHS: Mapping[str, Any] = MappingProxyType(
 )
 """For all widths of a network: at once, by one factor, and whatever helps stays."""
 
+WIDTHS_OF_A_STREAM: Mapping[str, Any] = MappingProxyType(
+    {**WIDTHS, "growth": {**WIDTHS["growth"], "evenly": False, "kernel_share": 1 / 3, "starts": 3}}
+)
+"""At once too, by kernels of one size: a residual stream, whose units cost most, gets fewer."""
+
 BLOCKS: Mapping[str, Any] = MappingProxyType(
     {
         "seed_selection": {**_NO_COOLDOWN, "audition": "never"},

@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from esper.tasks.base import Splits, Task
 from esper.tasks.data_files import load_standardised
-from esper.tasks.growing import WIDTHS
+from esper.tasks.growing import WIDTHS_OF_A_STREAM
 
 # B batch, C channels, H height, W width
 
@@ -27,7 +27,7 @@ class ResNet(Task):
     layers = ()
     seeds = ("units_select", "units_select")
     widen = ("auto",)
-    config = WIDTHS
+    config = WIDTHS_OF_A_STREAM
     width = 4
     default_epochs = 30
     batch_size = 64
