@@ -1,5 +1,7 @@
 """The learned policy: where the best seed is, and who auditions beside it."""
 
+from collections.abc import Collection
+
 import pytest
 
 from esper.contracts.audition import NO_WORTHS, Worths
@@ -20,7 +22,16 @@ def _situation(worths: Worths, **records: LayerGrowth) -> Situation:
         losses=[1.0, 1.0, 1.0, 1.0],
         signals=signals,
         records={**known, **records},
-        worths=lambda _: worths,
+        worths=lambda budgets: _of(worths, budgets),
+    )
+
+
+def _of(worths: Worths, layers: Collection[str]) -> Worths:
+    places = [at for at, (layer, _) in enumerate(worths.arms) if layer in layers]
+    return Worths(
+        tuple(worths.arms[at] for at in places),
+        tuple(worths.means[at] for at in places),
+        tuple(tuple(worths.covariance[at][to] for to in places) for at in places),
     )
 
 

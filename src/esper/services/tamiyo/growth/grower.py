@@ -8,11 +8,11 @@ from math import ceil
 from typing import Any, final
 
 from esper.blueprints import BLUEPRINTS
-from esper.contracts.audition import FADING, NO_WORTHS, Worths
+from esper.contracts.audition import FADING, Worths
 from esper.contracts.errors import KernelError, NoViableSeedError
 from esper.contracts.health import GraftRequest, HealthSignal
 from esper.contracts.seeds import LayerSpec
-from esper.contracts.selection import Decision
+from esper.contracts.selection import Decision, SelectionContext
 from esper.contracts.site import Site
 from esper.execution.kernel import Kernel
 from esper.execution.seeded import Seeded
@@ -203,10 +203,24 @@ class Grower:
             return []
         layers = [self.layers[str(site)] for site in (request.site, *request.rivals)]
         always = mode == "always"
-        scale = self._fading(request.kernel_budget)
+        scale = self._fading({layer.name: request.kernel_budget for layer in layers})
         return self.integration.audition_now(
             layers, request, health=health, scale=scale, always=always
         )
+
+    def _worths(
+        self, epoch: int, health: Mapping[str, HealthSignal], budgets: Mapping[str, int]
+    ) -> Worths:
+        """What the seeds of layers are expected to earn, with kernels within these budgets."""
+        asked: dict[str, tuple[Sequence[int], SelectionContext]] = {}
+        for name, budget in budgets.items() if self._may_audition else ():
+            request = GraftRequest(
+                site=Site.parse(name), epoch=epoch, urgency=0.0, kernel_budget=budget, reason=""
+            )
+            with suppress(NoViableSeedError, KernelError):
+                signal = health.get(name)
+                asked[name] = self.integration.question(self.layers[name], request, signal)
+        return worths_of(self.integration.selector, asked, self._fading(budgets))
 
     @property
     def _may_audition(self) -> bool:
@@ -214,27 +228,12 @@ class Grower:
         mode = self.grafts.config.seed_selection.audition
         return mode != "auto" or self.policy.growth.train_epochs > 0
 
-    def _fading(self, kernel_budget: int) -> dict[str, float]:
-        """What the seeds of each layer are worth after the kernels that it has."""
-        grown = {name: layer.grown_parameters for name, layer in self.layers.items()}
-        return {name: FADING ** (size / kernel_budget) for name, size in grown.items()}
-
-    def _worths(self, epoch: int, health: Mapping[str, HealthSignal], kernel_budget: int) -> Worths:
-        """What the seeds of the layers that have a signal are expected to earn."""
-        if not self._may_audition:
-            return NO_WORTHS
-        asked = {}
-        for name, signal in health.items():
-            request = GraftRequest(
-                site=Site.parse(name),
-                epoch=epoch,
-                urgency=0.0,
-                kernel_budget=kernel_budget,
-                reason="",
-            )
-            with suppress(NoViableSeedError, KernelError):
-                asked[name] = self.integration.question(self.layers[name], request, signal)
-        return worths_of(self.integration.selector, asked, self._fading(kernel_budget))
+    def _fading(self, budgets: Mapping[str, int]) -> dict[str, float]:
+        """What the seeds of layers are worth after the kernels that they have."""
+        return {
+            name: FADING ** (self.layers[name].grown_parameters / budget)
+            for name, budget in budgets.items()
+        }
 
     def _time(self, decision: Decision, kernel: Kernel) -> None:
         if kernel.cost is not None and kernel.cost.latency_ms is not None:
