@@ -152,6 +152,7 @@ def test_a_run_of_two_optimizers_and_schedulers_resumes_exactly(stop: int) -> No
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     one, *_, other = fresh()
     other.finish()
+    one.load_state_dict(saved[0])
     with pytest.raises(ConfigError, match=r"run with 2 optimizers, and Tamiyo was given 1"):
         tamiyo_of(one, SGD(one.parameters(), lr=0.1)).load_state_dict(saved[1])
 

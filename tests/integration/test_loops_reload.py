@@ -9,6 +9,7 @@ import torch
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, SequentialLR
 
+from esper.contracts.errors import ConfigError
 from esper.execution.training.optimizers import kernels_in
 from tests.unit.services.small_run import SmallRun, settings
 
@@ -128,6 +129,25 @@ def test_states_are_loaded_into_a_fresh_run_in_any_order(order: str) -> None:
     check_trained(fresh)
     if "t" in order:
         assert fresh.losses == run.losses[-18:]
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize("epochs", [2, 5])
+def test_a_state_of_a_model_that_is_not_restored_yet_is_refused(epochs: int) -> None:
+    run = SmallRun(config=BLENDS_SOON).run(epochs)
+    kept = [*states(run), copy.deepcopy(run.engine.state_dict())]
+    drawn = torch.get_rng_state()
+    run.run(8, first=epochs)
+    fresh = SmallRun(config=BLENDS_SOON)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="load the model's state dict before Tamiyo's"):
+            fresh.engine.load_state_dict(kept[2])
+    fresh.model.load_state_dict(kept[0])
+    fresh.engine.load_state_dict(kept[2])
+    fresh.optimizer.load_state_dict(kept[1])
+    torch.set_rng_state(drawn)
+    fresh.run(8, first=epochs)
+    assert fresh.losses == run.losses[-len(fresh.losses) :]
 
 
 @pytest.mark.trains

@@ -219,12 +219,6 @@ def replay_groups(
             "the optimizer's parameter groups are not those of the checkpoint; build it over the "
             "same parameters, in the same order, before restoring"
         )
-    missing = [name for group in names for name in group if name and name not in parameters]
-    if missing:
-        raise ConfigError(
-            f"the checkpoint's optimizer trained {missing[0]!r}, which the model does not have; "
-            "load the model's state dict before its optimizer's"
-        )
     inner = core(optimizer)
     for group, then in zip(inner.param_groups, names, strict=False):
         _join(group, [(grown[name], parameters[name]) for name in then if name in grown], inner)

@@ -374,11 +374,11 @@ class Tamiyo:
         goes on under its old name, unless this object was given another.
 
         Raises:
-            ConfigError: if the state is of another schema, or the optimizer was not built over the
-                parameters that it had.
+            ConfigError: if the state is of another schema or of kernels that the model does not
+                have, or the optimizer was not built over the parameters that it had.
         """
         require_schema(state, "Tamiyo", SCHEMA)
-        self.training.trainers.replay_groups(state["groups"], self.reloads.start_over())
+        self.training.trainers.replay_groups(state["groups"], self.reloads.start_over(state))
         self._epoch = state["epoch"]
         self._losses = list(state["losses"])
         self._batches = state["batches"]

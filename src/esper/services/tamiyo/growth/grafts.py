@@ -395,6 +395,14 @@ class ActiveGrafts:
                     decision.layer_name, decision.seed_idx, decision=decision
                 )
 
+    def missing(self, state: Mapping[str, Any]) -> str:
+        """A kernel that a state has a graft of and the model does not; empty if there is none."""
+        for saved in state["grafts"]:
+            name, seed_idx = (saved["decision"][key] for key in ("layer", "seed"))
+            if self.layers[name].seed(seed_idx).kernel is None:
+                return f"a kernel in seed {seed_idx} of layer {name!r}"
+        return ""
+
     def _graft(self, decision: Decision, kernel: Kernel, baseline: Baseline) -> Graft:
         layer = self.layers[decision.layer_name]
         return Graft(self.training, layer, decision=decision, kernel=kernel, baseline=baseline)

@@ -7,12 +7,13 @@ gone ends as failed by the loop.
 """
 
 import logging
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Mapping, Sequence
+from typing import Any, final
 from weakref import WeakMethod
 
 from torch import nn
 
+from esper.contracts.errors import ConfigError
 from esper.execution import lifecycle
 from esper.execution.seeded import Seeded
 from esper.execution.training.reloading import keep_linked
@@ -46,14 +47,31 @@ class Reloads:
         for handle in self._handles:
             handle.remove()
 
-    def start_over(self) -> list[nn.Parameter]:
-        """Parameters of every kernel, that went too: a state of Tamiyo's follows, and has them."""
+    def start_over(self, state: Mapping[str, Any]) -> list[nn.Parameter]:
+        """Parameters of every kernel, that went too: ``state``, of Tamiyo, follows and has them.
+
+        Raises:
+            ConfigError: if the model has not the kernels that the state is of.
+        """
+        missing = self.grafts.missing(state["grafts"]) or self._untrained(state["groups"])
+        if missing:
+            raise ConfigError(
+                f"the state is of a model with {missing}, which this one does not have; load the "
+                "model's state dict before Tamiyo's, both of the same moment"
+            )
         layers = self.grafts.layers.values()
         gone = [p for layer in layers for p in layer.take_regrown() or ()]
         parts = [module for layer in layers for module in (layer.seeds, layer.fossils)]
         held = [p for part in parts for p in part.parameters()]
         isolated = [p for layer in layers for p in _isolated(layer)]
         return [*gone, *held, *isolated]
+
+    def _untrained(self, groups: Any) -> str:
+        """A parameter that the model does not have and a state's optimizers do, if there is one."""
+        every = groups["optimizers"] if isinstance(groups, Mapping) else [groups]
+        there = dict(self.grafts.training.model.named_parameters())
+        names = (name for groups in every for group in groups for name in group)
+        return next((f"a parameter {name!r}" for name in names if name not in {"", *there}), "")
 
     def link(self, *, begun: bool = False) -> None:
         """Link optimizer and grafts to the kernels that there are, if they changed.
