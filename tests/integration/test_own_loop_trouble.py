@@ -270,13 +270,48 @@ def test_a_loss_that_is_not_per_example_is_an_error_at_once(wrong: Any, found: s
         SmallRun(loss_fn=wrong)
 
 
+WRONG = [(torch.zeros(4, 5), torch.zeros(4, 3))]
+
+
 def test_a_model_that_fails_on_the_holdout_is_left_as_it_was() -> None:
     model = host()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(KernelError, match="the model fails on a batch of the holdout"):
-        SmallRun(model=model, options={"holdout": [(torch.zeros(4, 5), torch.zeros(4, 3))]})
+        SmallRun(model=model, options={"holdout": WRONG})
     plain = esper.unwrap(model)
     assert same(dict(plain.state_dict()), before)
+
+
+class Emptied:
+    """Batches that are handed out once."""
+
+    def __init__(self) -> None:
+        self.left = iter([teacher(8, seed=2)])
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield from self.left
+
+
+@pytest.mark.parametrize(
+    ("holdout", "found"),
+    [
+        (WRONG, r"fails on a batch of the holdout, tuple of \(4, 5\), \(4, 3\): mat1 and mat2"),
+        (WRONG[0], r"fails on a batch of the holdout, Tensor of \(4, 5\): "),
+        ("abc", "fails on a batch of the holdout, str: "),
+        (None, "holdout is None, and cannot be iterated; give a list of batches"),
+        (3, "holdout is 3, and cannot be iterated"),
+        (Emptied(), "holdout is an iterator and can be read only once"),
+        (iter(WRONG), "holdout is an iterator and can be read only once"),
+    ],
+    ids=["wide", "pair", "text", "none", "number", "emptied", "iterator"],
+)
+def test_a_holdout_of_a_width_that_is_none_is_an_error_at_once(holdout: Any, found: str) -> None:
+    model = host()
+    example = teacher(8, seed=2)
+    esper.wrap(model, widen=["fc1"], example=example, loss_fn=loss_fn)
+    optimizer = Adam(model.parameters())
+    with pytest.raises((ConfigError, KernelError), match=found):
+        esper.Tamiyo(model, optimizer, loss_fn=loss_fn, holdout=holdout)
 
 
 def test_an_empty_holdout_is_an_error() -> None:

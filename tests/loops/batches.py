@@ -334,9 +334,9 @@ def loss_of_a_trainer(trial: Trial) -> None:
 
 
 @refused(
-    "the model fails on a batch of the holdout data: tuple indices must be integers or "
-    "slices, not str. Nothing was changed; loss_fn(model, batch) must run on every batch "
-    "that iterating over the holdout gives"
+    "the model fails on a batch of the holdout, tuple of (24, 6), (24, 3): tuple indices must be "
+    "integers or slices, not str. Nothing was changed; loss_fn(model, batch) must run on every "
+    "batch that iterating over the holdout gives"
 )
 def broken_loss(trial: Trial) -> None:
     """`loss_fn` fails on the first batch of the holdout."""

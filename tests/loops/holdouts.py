@@ -176,8 +176,8 @@ def empty_loader(trial: Trial) -> None:
 
 
 @refused(
-    "the model fails on a batch of the holdout data: IndexError: Dimension out of range "
-    "(expected to be in range of [-1, 0], but got 1). Nothing was changed; loss_fn(model, "
+    "the model fails on a batch of the holdout, tuple of (6,), (3,): IndexError: Dimension out of "
+    "range (expected to be in range of [-1, 0], but got 1). Nothing was changed; loss_fn(model, "
     "batch) must run on every batch that iterating over the holdout gives"
 )
 def dataset_of_examples(trial: Trial) -> None:
@@ -186,9 +186,9 @@ def dataset_of_examples(trial: Trial) -> None:
 
 
 @refused(
-    "the model fails on a batch of the holdout data: The size of tensor a (3) must match the "
-    "size of tensor b (6) at non-singleton dimension 0. Nothing was changed; loss_fn(model, "
-    "batch) must run on every batch that iterating over the holdout gives"
+    "the model fails on a batch of the holdout, Tensor of (48, 6): The size of tensor a (3) must "
+    "match the size of tensor b (6) at non-singleton dimension 0. Nothing was changed; "
+    "loss_fn(model, batch) must run on every batch that iterating over the holdout gives"
 )
 def batch_for_holdout(trial: Trial) -> None:
     """The holdout is one batch, and not a list of it."""

@@ -14,7 +14,6 @@ from torch.nn.modules.conv import _ConvNd
 from esper.contracts.errors import KernelError
 from esper.contracts.seeds import LayerSpec
 from esper.execution.kasmina_layer import KasminaLayer
-from esper.execution.kernel import FAULTS
 from esper.execution.layouts.convolutions import with_geometry
 from esper.execution.layouts.dry_run import Call, told_by_type, trace_examples, watch, watch_resized
 from esper.execution.layouts.examples import Shape, chosen
@@ -28,6 +27,7 @@ from esper.execution.layouts.layout import (
     refused_axes,
 )
 from esper.execution.passes.isolation import LossFn
+from esper.execution.passes.reach import refusing
 from esper.execution.surgery import refit_default_seeds
 
 
@@ -44,14 +44,9 @@ def observe_shapes(
             real numbers to a tensor, or nothing tells its axes apart.
         ConfigError: if the layout that the user gave a layer is not what was observed.
     """
-    try:
+    with refusing(batch):
         spare = chosen(batch, -1, ())  # loss_fn may take the batch apart
         seen, losses = watch(model, layers, loss_fn, batch)
-    except FAULTS as error:
-        raise KernelError(
-            f"the model fails on a batch of the holdout data: {error}. Nothing was changed; "
-            "loss_fn(model, batch) must run on every batch that iterating over the holdout gives"
-        ) from error
     calls = {name: _checked(name, seen.get(name)) for name in layers}
     resized = watch_resized(model, layers, loss_fn, spare, losses) or {}
     if not resized and any(len(x) > 2 for call in calls.values() for x, _ in call.shapes):

@@ -1,14 +1,16 @@
 """Layers that a pass reaches, and those among them that no kernel could stand beside."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from esper.contracts.errors import KernelError
+from esper.contracts.errors import EsperError, KernelError
 from esper.execution.kernel import FAULTS
+from esper.execution.passes.batches import tensors_in
 from esper.execution.passes.isolation import LossFn
 from esper.execution.seeded import Seeded
 from esper.execution.side_effect_free import freeze_statistics, side_effect_free, training_like_mode
@@ -48,20 +50,35 @@ def reached(
     ]
     try:
         mode = training_like_mode(model) if training else False
-        with side_effect_free(model, training=mode), torch.no_grad():
+        with refusing(batch), side_effect_free(model, training=mode), torch.no_grad():
             if training:
                 freeze_statistics(model)
             loss_fn(model, batch)
-    except FAULTS as error:
-        raise KernelError(
-            f"the model fails on a batch of the holdout data: {_named(error)}. Nothing was "
-            "changed; loss_fn(model, batch) must run on every batch that iterating over the "
-            "holdout gives"
-        ) from error
     finally:
         for handle in handles:
             handle.remove()
     return found
+
+
+@contextmanager
+def refusing(batch: Any) -> Iterator[None]:
+    """Say of a failure inside that it is the model's on this batch of the holdout.
+
+    Raises:
+        KernelError: if what is inside fails.
+    """
+    try:
+        yield
+    except EsperError:
+        raise
+    except FAULTS as error:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(batch))
+        held = type(batch).__name__ + (f" of {shapes}" if shapes else "")
+        raise KernelError(
+            f"the model fails on a batch of the holdout, {held}: {_named(error)}. Nothing was "
+            "changed; loss_fn(model, batch) must run on every batch that iterating over the "
+            "holdout gives"
+        ) from error
 
 
 def _objection(x: Any, y: Any, training: bool) -> str:

@@ -19,7 +19,7 @@ from esper.execution.passes.batches import OnCopies
 from esper.execution.passes.counterfactual import evaluate
 from esper.execution.passes.isolation import LossFn
 from esper.execution.passes.probes import probe
-from esper.execution.passes.reach import reached
+from esper.execution.passes.reach import reached, refusing
 from esper.execution.passes.trial import try_passes
 from esper.execution.seeded import Seeded
 from esper.execution.shapes import observe_shapes
@@ -39,6 +39,8 @@ from esper.stores.memory import MemoryStore
 from esper.strategies import STRATEGIES, SelectionStrategy
 
 logger = logging.getLogger(__name__)
+
+_ONCE = "holdout is an iterator and can be read only once; give a list of batches, or a DataLoader"
 
 
 def config_of(config: Config | Mapping[str, Any] | str | Path | None) -> Config:
@@ -119,8 +121,9 @@ def try_out(training: Training, layers: Mapping[str, Seeded]) -> dict[str, str]:
             left_out |= {name: why for name, why in found.items() if why}
         _tell(layers, left_out)
         for function in filter(None, (training.loss_fn, training.accuracy_fn)):
-            evaluate(training.model, function, [batch])
-            _require_examples(training.model, function, batch)
+            with refusing(batch):
+                evaluate(training.model, function, [batch])
+                _require_examples(training.model, function, batch)
             if isinstance(function, OnCopies):
                 function.settle()
         _require_gradients(training, {n: la for n, la in layers.items() if n not in left_out})
@@ -215,12 +218,15 @@ def _require_gradients(training: Training, layers: Mapping[str, Seeded]) -> None
     """Refuse a model whose losses in training depend on none of the layers that they call.
 
     Raises:
+        ConfigError: if the holdout has no batches any more.
         KernelError: that names the first of them, losses without gradients, or reentrant
             checkpointing.
     """
     deaf: dict[str, None] = {}
+    empty = True
     with side_effect_free(training.model, reads=training.holdout):
         for batch in training.holdout:
+            empty = False
             given: dict[str, Any] = {"loss_fn": training.loss_fn, "batch": batch}
             with suppress(*FAULTS):  # data that only evaluation takes
                 deaf |= dict.fromkeys(reached(training.model, layers, training=True, **given))
@@ -231,6 +237,8 @@ def _require_gradients(training: Training, layers: Mapping[str, Seeded]) -> None
                 raise
             except FAULTS:  # as under vmap: no gradient can be taken
                 continue
+    if empty:
+        raise ConfigError(_ONCE)
     for name in deaf:
         raise KernelError(
             f"layer {name!r} cannot grow: no loss of the holdout depends on it in training, as "
@@ -261,11 +269,13 @@ def _check(layers: Mapping[str, Seeded], holdout: Iterable[Any]) -> None:
             f"holdout is a {type(holdout).__name__}, and iterating over it gives its keys; give "
             f"one list of batches or DataLoader, as holdout[{first!r}]"
         )
-    if not _can_be_read_again(holdout):
+    if not any(hasattr(type(holdout), name) for name in ("__iter__", "__getitem__")):
         raise ConfigError(
-            "holdout is an iterator and can be read only once; give a list of batches, or a "
-            "DataLoader"
+            f"holdout is {holdout!r}, and cannot be iterated; give a list of batches that are "
+            "never trained on, or a DataLoader"
         )
+    if not _can_be_read_again(holdout):
+        raise ConfigError(_ONCE)
 
 
 def _can_be_read_again(holdout: Iterable[Any]) -> bool:
