@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from esper.execution.concealed import every_module
-from esper.execution.passes.batches import copied
+from esper.execution.passes.batches import copied, tensors_in
 from esper.execution.passes.isolation import LossFn
 from esper.execution.side_effect_free import freeze_statistics, side_effect_free, training_like_mode
 
@@ -45,6 +45,19 @@ class Example:
             batch = copied(self.batch, tensors=True)
             with inside or nullcontext():
                 return self._call(batch)
+
+    def fault(self, outputs: Any) -> str:
+        """What the batch holds that leaves nothing to see in these outputs; empty if they tell."""
+        found = list(tensors_in(outputs))
+        if all(t.numel() and not (t.is_floating_point() and t.isnan().any()) for t in found):
+            return ""
+        for tensor in tensors_in(self.batch):
+            held = "no elements" if not tensor.numel() else ""
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                held = "values that are NaN or infinite"
+            if held:
+                return f"has {held}, in a tensor of shape {tuple(tensor.shape)}"
+        return ""
 
     def _call(self, batch: Any) -> Any:
         if self.loss_fn is not None:

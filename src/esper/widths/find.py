@@ -36,7 +36,8 @@ def sites(model: nn.Module, batch: Any, loss_fn: LossFn | None = None) -> Sites:
             model's outputs cannot grow; without it, nothing that the model returns can.
 
     Raises:
-        ConfigError: if the model does not run on the batch, or a layer is not initialised.
+        ConfigError: if the model does not run on the batch, the batch is empty or not finite, or a
+            layer is not initialised.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -85,6 +86,10 @@ def _watch(example: Example, trace: Trace, *, training: bool) -> None:
             f"{'training' if training else 'evaluation'} mode: {type(error).__name__}: {error}. "
             "Give a batch, and if need be a loss_fn, that it runs with"
         ) from error
+    if fault := example.fault(outputs):
+        raise ConfigError(
+            f"the example {fault}, so no width can be proved on it; give a batch of training data"
+        )
     trace.refuse_tensors(
         outputs, "the model returns it" if returned else "the loss has a value for each unit"
     )

@@ -21,6 +21,30 @@ Pair = namedtuple("Pair", "inputs targets")
 TARGETS = torch.tensor([0, 1, 2, 3, 0, 1])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("with_loss", [False, True])
+def test_an_example_on_which_nothing_can_be_seen(value: float, *, with_loss: bool) -> None:
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6)), torch.ones(6, 4)
+    spoilt = x.clone()
+    spoilt[0, 0] = value
+    for wrong, held in ((spoilt, "values that are NaN or infinite"), (x[:0], "no elements")):
+        batch = (wrong, TARGETS[: len(wrong)]) if with_loss else wrong
+        told = rf"the example has {held}, in a tensor of shape \({len(wrong)}, 4\)"
+        with pytest.raises(esper.ConfigError, match=told):
+            esper.sites(model, batch, loss if with_loss else None)
+
+
+def test_an_example_may_hold_what_the_model_does_without() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
+    def masked(inner: nn.Module, batch: Any) -> Tensor:
+        return (inner(batch[0]) + batch[1]).softmax(-1)[:, 0]  # type: ignore[no-any-return]
+
+    mask = torch.tensor([[0.0, 0.0], [0.0, float("-inf")]]).repeat(3, 1)
+    (width, _) = esper.sites(model, (torch.randn(6, 4), mask), masked)
+    assert width.refused == ""
+
+
 def loss(model: nn.Module, batch: Any) -> Tensor:
     return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
 
