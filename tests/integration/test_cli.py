@@ -159,7 +159,8 @@ def test_inspect_says_how_each_seed_stands(place: Path) -> None:
         (line,) = [each for each in text.splitlines() if each.split()[:2] == _name(seed)]
         assert line.split()[-1] == str(now["pending"])
         assert line.split()[-2] == f"{now['propensity']:.2f}"
-        assert line.split()[4] == str(now["count"])
+        kept = [f"+{seed['kept']}"] if seed["kept"] else []
+        assert line.split()[4 : 5 + len(kept)] == [*kept, str(now["count"])]
     latest = [event["data"] for event in document["events"] if event["kind"] == "decision"][-1]
     assert document["latest_decision"]["reason"] == latest["reason"]
     assert latest["reason"] in text

@@ -187,7 +187,7 @@ class LiveView(Watch):
                 self._budget(report),
                 Text(),
                 self._seeds(tamiyo),
-                states_legend().append("+1 kernels kept", style="green"),
+                states_legend(),
                 Text(),
                 *self._decision(report),
             ]

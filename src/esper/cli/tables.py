@@ -71,12 +71,12 @@ def seed_sign(state: str, text: str, kept: int = 0) -> Text:
 
 
 def states_legend() -> Text:
-    """Legend of the signs of states."""
+    """Legend of the signs of states, and of kept kernels."""
     text = Text()
     for state in (s for s in STATES if s not in {SeedState.GERMINATED, SeedState.HOLDING}):
         sign, style = STATES[state]
         text.append(f"{sign} {'kept' if state == SeedState.FOSSILIZED else state}  ", style=style)
-    return text
+    return text.append("+1 kernels kept", style="green")
 
 
 def number(value: float | None, form: str = ",d") -> str:
@@ -250,7 +250,7 @@ class SeedRow:
     seed: int
     blueprint: str
     state: str = ""
-    kept: int | None = None
+    kept: int = 0
     preview: SeedPreview | None = None
 
 
@@ -263,18 +263,15 @@ def seeds_table(rows: Sequence[SeedRow], chooser: str, unit: str = "") -> Render
         unit: Unit of the rewards, as in ``", in nats"``.
     """
     of_run = any(row.state for row in rows)
-    columns = ("n", *(("kept",) if of_run else ()), "mean", "95 % interval", "score", "p", "open")
+    columns = ("n", "mean", "95 % interval", "score", "p", "open")
     title = f"Seeds, as {chooser} sees them now"
     made = table("layer", "seed", "blueprint", *columns, right=("seed", *columns), title=title)
     for row in rows:
-        count, *cells = _cells(row.preview)
         made.add_row(
             row.layer,
             str(row.seed),
-            seed_sign(row.state, row.blueprint) if row.state else row.blueprint,
-            count,
-            *([number(row.kept)] if of_run else []),
-            *cells,
+            seed_sign(row.state, row.blueprint, row.kept) if row.state else row.blueprint,
+            *_cells(row.preview),
         )
     note = legend(
         f"mean: of the last n rewards{unit}, with its t interval; p: probability of being chosen "
