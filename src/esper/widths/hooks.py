@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from copy import deepcopy
 from typing import Any, NamedTuple, final
 
 import torch
@@ -24,6 +25,11 @@ from esper.widths.widened import placed
 Values = dict[tuple[nn.Module, str], Any]
 
 
+@final
+class Missing(nn.Module):
+    """Stands for a member in a copy of a part of the model that does not have it."""
+
+
 class Acting(NamedTuple):
     """Kernel that has a part in the output, and the weight of its columns; ``None`` for one."""
 
@@ -36,13 +42,34 @@ class Hooks:
     """Hooks on the modules of a width, which are there only while a kernel acts.
 
     Before a module runs, its tensors are replaced by longer ones, and put back afterwards.
+
+    Args:
+        members: Modules that grow with the units, and how.
+        cut: Modules that have some of those inside, and not all. A deep copy of such a part has no
+            copies of the others.
     """
 
-    def __init__(self, members: Sequence[tuple[Member, nn.Module]]) -> None:
+    def __init__(
+        self, members: Sequence[tuple[Member, nn.Module]], cut: Sequence[nn.Module] = ()
+    ) -> None:
         self.members = tuple(members)
+        self._cut = tuple(cut)
         self._acting: list[Acting] = []
         self._isolated = False
         self._entered: list[tuple[nn.Module, Values, AbstractContextManager[None]]] = []
+
+    def copied_part(self, memo: dict[int, Any]) -> nn.Module | None:
+        """The part that is being copied, of those that do not have all members inside."""
+        root = next(iter(memo), 0)  # what is copied is the first in its memo
+        return next((part for part in self._cut if id(part) == root), None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Hooks":
+        if (part := self.copied_part(memo)) is not None:
+            for one in {one for _, one in self.members}.union(self._cut) - set(part.modules()):
+                memo[id(one)] = Missing()
+        twin = memo[id(self)] = Hooks.__new__(Hooks)
+        vars(twin).update(deepcopy(vars(self) | {"_entered": []}, memo))
+        return twin
 
     def compute_with(self, acting: Iterable[Acting], *, isolated: bool) -> None:
         """Compute with these kernels from now on, in the order of their units.

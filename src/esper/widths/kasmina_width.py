@@ -26,8 +26,8 @@ from esper.execution.fast_paths import drop_compiled_graphs
 from esper.execution.kernel import Join, Kernel, count_parameters
 from esper.execution.seeded import Seeded
 from esper.widths.found import Width
-from esper.widths.hooks import Acting, Hooks
-from esper.widths.members import counts, first_units, join, parts_of, place, tensor_of
+from esper.widths.hooks import Acting, Hooks, Missing
+from esper.widths.members import Member, counts, first_units, join, parts_of, place, tensor_of
 
 CHILD = "width"
 """Name of the module inside the layer that gives the units."""
@@ -45,7 +45,6 @@ class KasminaWidth(Seeded):
         seeds: One blueprint name for each seed.
 
     Attributes:
-        members: Modules that grow with the units, and how; they stay where they are in the model.
         units: Units that the host has now.
         born: Units that it had when it was wrapped.
         heads: True if they are heads of attention.
@@ -58,18 +57,28 @@ class KasminaWidth(Seeded):
         self, width: Width, modules: Mapping[str, nn.Module], *, seeds: Sequence[str]
     ) -> None:
         super().__init__()
-        # A tuple, because what is assigned as it is would become a submodule.
-        self.members = tuple((member, modules[member.name]) for member in width.members)
         self.units = self.born = width.units
         self.heads = width.heads
         self.crossings: tuple[Crossing, ...] = ()
         self._merged = 0
-        self._hooks = Hooks(self.members)
+        members = [(member, modules[member.name]) for member in width.members]
+        self._hooks = Hooks(members, _cut(width, modules))
         self._plant(str(width.site), seeds, next(self.host_parameters()))
         self.training = self.producer.training
         self.seeds.train(self.training)
 
+    @override
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        if self._hooks.copied_part(memo) is not None:
+            memo[id(self.crossings)] = ()  # they would have all of the other widths copied
+        return super().__deepcopy__(memo)
+
     # --- what the site says of itself -------------------------------------------------------------
+
+    @property
+    def members(self) -> tuple[tuple[Member, nn.Module], ...]:
+        """Modules that grow with the units, and how; they stay where they are in the model."""
+        return self._hooks.members
 
     @property
     def producer(self) -> nn.Module:
@@ -140,6 +149,12 @@ class KasminaWidth(Seeded):
     @override
     def misfit(self, model: nn.Module) -> str:
         there = set(model.modules())
+        missing = next((m.name for m, one in self.members if isinstance(one, Missing)), "")
+        if missing:
+            return (
+                f"{self.name!r} cannot grow: it is in a copy of a part of its model, and "
+                f"{missing!r}, which grows with it, is in the rest; copy the whole model"
+            )
         for part in parts_of(self.members):
             expected = self.units * part.member.places
             found = tensor_of(part.module, part.tensor).shape[part.dim]
@@ -302,6 +317,15 @@ class KasminaWidth(Seeded):
             self.merge(kernel)
         self._hooks.compute_with([], isolated=False)
         del self.producer._modules[CHILD]
+
+
+def _cut(width: Width, modules: Mapping[str, nn.Module]) -> list[nn.Module]:
+    """Modules that have some of a width's members inside, and not all."""
+    paths = []
+    for member in width.members:
+        steps = member.name.split(".")
+        paths.append({".".join(steps[: i + 1]) for i in range(len(steps))})
+    return [modules[path] for path in set().union(*paths) - paths[0].intersection(*paths)]
 
 
 def _units(kernel: Kernel) -> UnitsKernel:

@@ -119,10 +119,10 @@ def growing(module: nn.Module, role: Role) -> list[tuple[str, int]]:
     if role == "count":
         return []
     transposed = isinstance(module, _ConvTransposeNd) or _is_conv1d(module)
-    if role == "consumer":
-        return [("weight", 0 if transposed else 1)]
     named = {"weight": int(transposed and role == "producer"), "bias": 0}
-    if role == "norm":
+    if role == "consumer":
+        named = {"weight": 0 if transposed else 1}
+    elif role == "norm":
         named |= {"running_mean": 0, "running_var": 0}
     held = module._parameters | module._buffers
     return [(name, dim) for name, dim in named.items() if held.get(name) is not None]

@@ -1,17 +1,20 @@
 """Kernels in widths: what the model computes with them, before a merge and behind it."""
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD
+from typing_extensions import override
 
 import esper
 from esper.contracts.seeds import SeedState
 from esper.execution.passes.batches import tensors_in
 from esper.execution.passes.counterfactual import counterfactual
 from esper.execution.passes.isolation import shadow_step
+from esper.widths.hooks import Missing
 from tests.unit.widths.grown import exact, far, grow, made, outputs, widths, wrapped
 from tests.unit.widths.test_found import CASES, ROWS
 
@@ -145,6 +148,44 @@ def test_statistics_of_new_channels() -> None:
     width.merge(kernel)
     assert torch.equal(host.running_mean, torch.cat(kept))
     assert host.num_features == 8
+
+
+class Halves(nn.Module):
+    """Widths inside each half, and one between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lower = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 5))
+        self.upper = nn.Sequential(nn.ReLU(), nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 4))
+
+    @override
+    def forward(self, x: Tensor) -> Any:
+        return self.upper(self.lower(x))
+
+
+@pytest.mark.parametrize("awake", [False, True])
+@pytest.mark.parametrize("part", ["lower", "upper", "lower.0", "lower.2", "upper.1", ""])
+def test_a_deep_copy_of_a_part_has_that_part_alone(part: str, *, awake: bool) -> None:
+    torch.manual_seed(0)
+    model = esper.wrap(Halves(), widen="auto", example=ROWS)
+    assert len(widths(model)) == 3
+    for width in widths(model) if awake else ():
+        grow(width)
+    origin = model.get_submodule(part)
+    memo: dict[int, Any] = {}
+    twin = deepcopy(origin, memo)
+    hosts = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    assert {m for m in hosts if id(m) in memo and isinstance(memo[id(m)], nn.Linear)} == {
+        m for m in origin.modules() if isinstance(m, nn.Linear)
+    }
+    first = next(m for m in origin.modules() if isinstance(m, nn.Linear))
+    x = torch.randn(3, first.in_features + 2 * (awake and first is not hosts[0]))
+    assert torch.equal(twin(x), origin(x))
+    for width in widths(twin):
+        whole = not any(isinstance(one, Missing) for _, one in width.members)
+        assert whole or "in a copy of a part of its model" in width.misfit(twin)
+        assert not whole or width.misfit(twin) == ""
+    assert torch.equal(deepcopy(twin)(x), origin(x))
 
 
 def test_a_pass_on_the_side_leaves_what_acts() -> None:
