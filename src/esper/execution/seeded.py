@@ -205,6 +205,9 @@ class Seeded(Sited):
             self._isolated = _NOTHING
             self._refresh()
 
+    def learn_statistics(self) -> None:
+        """Let what an isolated kernel knows of its inputs follow the last shadow pass."""
+
     @contextmanager
     def showing(self, seed_idx: int, *, on: bool) -> Iterator[None]:
         """Counterfactual pass: this seed at full strength or absent, in any state."""

@@ -54,6 +54,7 @@ class Hooks:
     ) -> None:
         self.members = tuple(members)
         self._cut = tuple(cut)
+        self._seen: list[tuple[Tensor, Tensor, float]] = []
         self._acting: list[Acting] = []
         self._isolated = False
         self._entered: list[tuple[nn.Module, Values, AbstractContextManager[None]]] = []
@@ -68,7 +69,7 @@ class Hooks:
             for one in {one for _, one in self.members}.union(self._cut) - set(part.modules()):
                 memo[id(one)] = Missing()
         twin = memo[id(self)] = Hooks.__new__(Hooks)
-        vars(twin).update(deepcopy(vars(self) | {"_entered": []}, memo))
+        vars(twin).update(deepcopy(vars(self) | {"_entered": [], "_seen": []}, memo))
         return twin
 
     def compute_with(self, acting: Iterable[Acting], *, isolated: bool) -> None:
@@ -80,6 +81,8 @@ class Hooks:
                 statistics of new channels are those of the batch.
         """
         self._acting, self._isolated = list(acting), isolated
+        if isolated:
+            self._seen.clear()
         for module in {module: None for _, module in self.members}:
             there = self._enter in module._forward_pre_hooks.values()
             if self._acting and not there:
@@ -122,7 +125,9 @@ class Hooks:
                     piece = alpha * piece
                 if kernel is isolated and part.tensor.startswith("running_"):
                     of_batch = _of_batch(module, part.member, part.tensor, args[0], kernel.units)
-                    piece = piece if of_batch is None else of_batch
+                    if of_batch is not None:
+                        self._seen.append((piece, of_batch, getattr(module, "momentum", 0) or 0.1))
+                        piece = of_batch
                 whole = join(whole, piece.to(whole.dtype), part.dim, part.member)
             values[module, part.tensor] = whole
         units = sum(kernel.units for kernel, _ in self._acting)
@@ -131,6 +136,12 @@ class Hooks:
                 for name, count in counts(module, member, units).items():
                     values[module, name] = count
         return values
+
+    def learn_statistics(self) -> None:
+        """Let a kernel's channels have the statistics of the last shadow pass, in part."""
+        for own, of_batch, momentum in self._seen:
+            own.lerp_(of_batch.to(own.dtype), momentum)
+        self._seen.clear()
 
     def _write_back(self, module: nn.Module, values: Values) -> None:
         """Give statistics that a pass in training has moved to whom they belong."""

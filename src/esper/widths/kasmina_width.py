@@ -226,6 +226,10 @@ class KasminaWidth(Seeded):
         isolated += [] if tried is None else [tried]
         self._hooks.compute_with([*kernels, *blended, *isolated], isolated=bool(isolated))
 
+    @override
+    def learn_statistics(self) -> None:
+        self._hooks.learn_statistics()
+
     # --- units that become the host's -------------------------------------------------------------
 
     @override

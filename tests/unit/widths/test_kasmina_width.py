@@ -150,6 +150,27 @@ def test_statistics_of_new_channels() -> None:
     assert host.num_features == 8
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_statistics_of_new_channels_follow_a_training_in_isolation(*, frozen: bool) -> None:
+    model, x = normed()
+    host: Any = model.train()[1]
+    host.train(not frozen)
+    (width,) = widths(model)
+    kernel: Any = grow(width, to="training")
+    norm, before = kernel.get_submodule("norm1"), host.running_mean.clone()
+
+    def losses(inner: nn.Module, batch: Tensor) -> Tensor:
+        return inner(batch).square().mean(1)  # type: ignore[no-any-return]
+
+    for _ in range(80):
+        still = SGD(kernel.parameters(), lr=0.0)
+        shadow_step(model, width, 0, loss_fn=losses, batch=x, optimizer=still)
+    new = x @ kernel.producer0.weight.T + kernel.producer0.bias
+    torch.testing.assert_close(norm.running_mean, new.mean(0), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(norm.running_var, new.var(0), rtol=1e-3, atol=1e-3)
+    assert torch.equal(host.running_mean, before)
+
+
 class Halves(nn.Module):
     """Widths inside each half, and one between them."""
 

@@ -135,6 +135,7 @@ def shadow_step(
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         optimizer.step()
+        layer.learn_statistics()
         optimizer.zero_grad(set_to_none=True)
         return loss.detach()
     return None
