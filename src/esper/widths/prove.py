@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from esper.widths.found import Width
 from esper.widths.members import Member
 from esper.widths.widened import Leaf, Widened, placed, spread
 
+_PLAIN = (int, float, str, type(None))
 _DRAWS = 2  # a unit, and the same turned round
 
 
@@ -76,6 +77,7 @@ class _Proof:
         }
         self._example = example
         self._modules = modules
+        self._common: dict[frozenset[type[nn.Module]], set[tuple[type[nn.Module], str, Any]]] = {}
         # Alike ones are side by side, so that halves fail or pass together.
         self._widths = sorted(widths, key=lambda width: width.heads)
         self._tolerance = tolerance
@@ -93,7 +95,8 @@ class _Proof:
     def check(self, widths: Sequence[Width], draw: int) -> None:
         """Prove these widths all at once; if that fails, each half of them.
 
-        What the code of one attention cannot do, no other of its class is tried with.
+        What two attentions of a class cannot do, no other is tried with that is as they are where
+        the two agree.
         """
         fault = self._attempt(widths, draw) if widths else ""
         half = len(widths) // 2
@@ -102,14 +105,28 @@ class _Proof:
             self.check([w for w in widths[half:] if w.name not in self.faults], draw)
         elif fault:
             self.faults[widths[0].name] = fault
-            classes = self._classes(widths[0])
-            alike = [w for w in self.left() if classes and self._classes(w) == classes]
-            told = f"as in {widths[0].name!r}, {fault}"
+            self._refuse_alike(widths[0], f"as in {widths[0].name!r}, {fault}")
+
+    def _refuse_alike(self, refuted: Width, told: str) -> None:
+        traits = self._traits(refuted)
+        classes = frozenset(kind for kind, name, _ in traits if not name)
+        first = self._common.get(classes)
+        self._common[classes] = common = traits if first is None else first & traits
+        if classes and first is not None:
+            alike = (width for width in self.left() if common <= self._traits(width))
             self.faults |= {width.name: told for width in alike}
 
-    def _classes(self, width: Width) -> set[type[nn.Module]]:
-        """Classes of the modules that say how many heads there are."""
-        return {type(self._modules[m.name]) for m in width.members if m.role == "count"}
+    def _traits(self, width: Width) -> set[tuple[type[nn.Module], str, Any]]:
+        """Classes, attributes and children of the modules that say how many heads there are."""
+        modules = [self._modules[m.name] for m in width.members if m.role == "count"]
+        found: set[tuple[type[nn.Module], str, Any]] = {(type(one), "", None) for one in modules}
+        for one in modules:
+            held: dict[str, Any] = {name: type(child) for name, child in one.named_children()}
+            for name, value in vars(one).items():
+                told = isinstance(value, _PLAIN)
+                held[name] = value if told else getattr(value, "__code__", type(value))
+            found |= {(type(one), name, value) for name, value in held.items()}
+        return found
 
     def _attempt(self, widths: Sequence[Width], draw: int) -> str:
         """Fault of these widths, or ``""``; members whose new weights matter are crossed off."""
@@ -119,15 +136,14 @@ class _Proof:
                 with widened.in_place(), torch.enable_grad():
                     outputs = self._outputs()
                     fault = "" if read else _difference(self._base, outputs, self._tolerance)
-                    # With zero columns, only those have gradients; rows get theirs from the others.
-                    found = [] if fault else _moving(widened.leaves, outputs)
+                    # Rows have no gradients behind columns of zeros; a second pass shows them all.
+                    found = _moving(widened.leaves, outputs) if read else []
             except FAULTS as error:
                 return f"the model fails with one more unit: {error}"
             if fault:
                 return fault
             for name, member, _ in found:
-                if (member.role == "consumer") is not read:
-                    self.missing[name].discard(member)
+                self.missing[name].discard(member)
         return ""
 
     def _outputs(self) -> list[Tensor]:

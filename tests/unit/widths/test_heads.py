@@ -99,7 +99,7 @@ def test_two_attentions_that_read_one_attribute_grow_together() -> None:
     assert both.consumers == ("a_out", "b_out")
 
 
-def test_what_one_attention_cannot_do_no_other_is_tried_with() -> None:
+def test_what_two_attentions_cannot_do_no_other_is_tried_with() -> None:
     torch.manual_seed(0)
     mlps = [nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 8)) for _ in range(3)]
     pairs = [(mlp, width_of_the_input()) for mlp in mlps]
@@ -108,9 +108,23 @@ def test_what_one_attention_cannot_do_no_other_is_tried_with() -> None:
     refused = {w.name: w.refused for w in found}
     first = "the model fails with one more unit: shape '[3, 5, 8]' is invalid"
     assert refused["1.qkv"].startswith(first)
-    assert all(refused[name].startswith(f"as in '1.qkv', {first}") for name in ("3.qkv", "5.qkv"))
+    assert refused["3.qkv"].startswith(first)
+    assert refused["5.qkv"].startswith(f"as in '3.qkv', {first}")
     able = [w.name for w in found if not w.refused]
     assert able == ["0.0", "0.2", "1.out", "2.0", "2.2", "3.out", "4.0", "4.2"]
+
+
+@pytest.mark.parametrize("wrong", [(1,), (0, 3), (0, 2, 4)])
+def test_an_attention_that_works_is_not_refused_with_others_of_its_class(
+    wrong: tuple[int, ...],
+) -> None:
+    torch.manual_seed(0)
+    works = [models.attention(num_heads=2, embed_dim=8, layer=index) for index in range(6)]
+    for index in wrong:
+        works[index] = width_of_the_input(layer=index)
+    found = esper.sites(nn.Sequential(*works), TOKENS)
+    heads = {name[0]: w.refused for w in found for name in w.producers if name[2] == "q"}
+    assert {int(name) for name, refused in heads.items() if refused} == set(wrong)
 
 
 def test_first_rows_have_the_size_of_the_hosts() -> None:

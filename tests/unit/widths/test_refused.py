@@ -120,14 +120,14 @@ def placed_by_a_table() -> Any:
     return model
 
 
-def width_of_the_input() -> Any:
+def width_of_the_input(**said: int) -> Any:
     """The input's shape stands for that of all heads, as in nanoGPT."""
 
     def mix(m: Any, y: Any) -> Any:
         q, k, v = (p.view(3, 5, m.n_head, 4).transpose(1, 2) for p in y.split(m.n_embd, 2))
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(3, 5, 8)
 
-    return models.fused_attention(mix, n_head=2, n_embd=8)
+    return models.fused_attention(mix, n_head=2, n_embd=8, **said)
 
 
 ALL = "in the model reads all its units at once"
