@@ -1,7 +1,6 @@
 """Hooks with which the modules of a width compute with more units than they have."""
 
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
 from copy import deepcopy
 from typing import Any, NamedTuple, final
 
@@ -20,9 +19,7 @@ from esper.widths.members import (
     tensor_of,
     unit_axis,
 )
-from esper.widths.widened import placed
-
-Values = dict[tuple[nn.Module, str], Any]
+from esper.widths.widened import Values, exchanged
 
 
 @final
@@ -57,7 +54,7 @@ class Hooks:
         self._seen: list[tuple[Tensor, Tensor, float]] = []
         self._acting: list[Acting] = []
         self._isolated = False
-        self._entered: list[tuple[nn.Module, Values, AbstractContextManager[None]]] = []
+        self._entered: list[tuple[nn.Module, Values, Values]] = []
 
     def copied_part(self, memo: dict[int, Any]) -> nn.Module | None:
         """The part that is being copied, of those that do not have all members inside."""
@@ -99,15 +96,13 @@ class Hooks:
             # The shadow pass arrives under no_grad, and everything before this is constant.
             torch.set_grad_enabled(True)
         values = self._longer(module, args)
-        context = placed(values)
-        context.__enter__()
-        self._entered.append((module, values, context))
+        self._entered.append((module, values, exchanged(values)))
 
     def _leave(self, module: nn.Module, _args: Any, _output: Any) -> None:
         if not self._entered or self._entered[-1][0] is not module:
             return  # it failed before it was entered
-        _, values, context = self._entered.pop()
-        context.__exit__(None, None, None)
+        _, values, kept = self._entered.pop()
+        exchanged(kept)
         if module.training and not self._isolated:
             self._write_back(module, values)
 

@@ -12,6 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from esper.widths.found import Width
 from esper.widths.members import Member, Role, counts, growing, join
 
+Values = dict[tuple[nn.Module, str], Any]
+"""Parameters, buffers or attributes of modules."""
+
 Leaf = tuple[str, Member, str]
 """Name of a width, one of its members, and the name of a parameter of that."""
 
@@ -44,7 +47,7 @@ class Widened:
         read: bool,
     ) -> None:
         self.leaves: dict[Leaf, Tensor] = {}
-        self._new: dict[tuple[nn.Module, str], Any] = {}
+        self._new: Values = {}
         members = [(width, member) for width in widths for member in width.members]
         # Columns last: those of a layer that gives units too are as long as its rows are then.
         for width, member in sorted(members, key=lambda pair: pair[1].role == "consumer"):
@@ -75,15 +78,20 @@ class Widened:
 @contextmanager
 def placed(values: Mapping[tuple[nn.Module, str], Any]) -> Iterator[None]:
     """Give modules other parameters, buffers or attributes, and put theirs back on leaving."""
-    before = [(_held(module, name), name) for module, name in values]
-    kept = [held[name] for held, name in before]
+    kept = exchanged(values)
     try:
-        for (held, name), value in zip(before, values.values(), strict=True):
-            held[name] = value
         yield
     finally:
-        for (held, name), value in zip(before, kept, strict=True):
-            held[name] = value
+        exchanged(kept)
+
+
+def exchanged(values: Mapping[tuple[nn.Module, str], Any]) -> Values:
+    """Give modules other parameters, buffers or attributes; those that they had before."""
+    kept = {}
+    for (module, name), value in values.items():
+        held = _held(module, name)
+        kept[module, name], held[name] = held[name], value
+    return kept
 
 
 def spread(tensor: Tensor) -> float:

@@ -71,10 +71,11 @@ def test_compiled_once_for_every_change(case: str) -> None:
     assert graphs() == graphs() == 3
 
 
-def test_compiled_training() -> None:
-    model, x = blended("resnet")
+@pytest.mark.parametrize("case", ["resnet", "heads"])
+def test_compiled_training(case: str) -> None:
+    model, x = blended(case)
     twin = copy.deepcopy(model)
-    ours = gradients(model, x, torch.compile(model, backend="aot_eager"))
+    ours = gradients(model, x, torch.compile(model, fullgraph=True, backend="aot_eager"))
     for one, other in zip(ours, gradients(twin, x), strict=True):
         torch.testing.assert_close(one, other)
     for one, other in zip(model.buffers(), twin.buffers(), strict=True):
