@@ -122,8 +122,9 @@ class _Chooser:
             normed = any(member.role == "norm" for member, _ in self.width.members)
             if len(producers) != 1 or normed:
                 return  # a batch norm sets thresholds itself
-            bias = tensor_of(kernel.get_submodule(producers[0].key), "bias")
-            seen = self._outputs(kernel, producers[0].module, producers[0].member)
+            (part,) = producers
+            bias = tensor_of(kernel.get_submodule(part.key), "bias")
+            seen = self._values(kernel, part.module, part.member, of_output=True)
             low, high = _QUANTILES
             drawn = torch.rand(seen.shape[1], generator=self.generator) * (high - low) + low
             ordered = seen.sort(dim=0).values
@@ -132,7 +133,9 @@ class _Chooser:
 
     def select(self, kernel: UnitsKernel) -> None:
         """For each unit the best of many candidates; the first is what it is."""
-        many = UnitsKernel(self._pieces(), _CANDIDATES * kernel.units)
+        spec = self.width.spec
+        assert spec is not None
+        many = UnitsKernel(spec.pieces, _CANDIDATES * kernel.units)
         like = next(kernel.parameters())
         with torch.no_grad():
             Units().initialise(many, self.generator)
@@ -172,17 +175,12 @@ class _Chooser:
         """Give the channels of batch norms the statistics of the data."""
         for number, (member, module) in enumerate(self.width.members):
             if isinstance(module, _BatchNorm) and module.running_mean is not None:
-                x = self._inputs(kernel, module, member)
+                x = self._values(kernel, module, member, of_output=False)
                 part = kernel.get_submodule(f"{member.role}{number}")
                 tensor_of(part, "running_mean").copy_(x.mean(dim=0))
                 tensor_of(part, "running_var").copy_(x.var(dim=0))
 
     # --- passes on the side -----------------------------------------------------------------------
-
-    def _pieces(self) -> Any:
-        spec = self.width.spec
-        assert spec is not None
-        return spec.pieces
 
     @contextmanager
     def _passing(self, kernel: UnitsKernel) -> Iterator[None]:
@@ -195,17 +193,10 @@ class _Chooser:
             freeze_statistics(self.model)
             yield
 
-    def _outputs(self, kernel: UnitsKernel, module: nn.Module, member: Member) -> Tensor:
-        """Values (N, places) that new units have where a module gives them."""
-        return self._watched(kernel, module, member, of_output=True)
-
-    def _inputs(self, kernel: UnitsKernel, module: nn.Module, member: Member) -> Tensor:
-        """Values (N, places) that new units have where a module reads them."""
-        return self._watched(kernel, module, member, of_output=False)
-
-    def _watched(
+    def _values(
         self, kernel: UnitsKernel, module: nn.Module, member: Member, *, of_output: bool
     ) -> Tensor:
+        """Values (N, places) that new units have where a module gives them, or reads them."""
         found: list[Tensor] = []
 
         def watch(_: nn.Module, args: Any, output: Tensor) -> None:
