@@ -15,8 +15,8 @@ Made from the strategies themselves by `python scripts/strategy_docs.py`; edit t
 
 `seed_selection.strategy` names the strategy. Choose it by what is known of the rewards; if that is
 nothing, `auto`. Rewards are standardised before a strategy sees them, so no setting depends on
-their units. Every seed is tried once first, whatever the strategy, except those that it has
-evidence on already.
+their units. A strategy that learns tries every seed once first, except those that it has evidence
+on already; a baseline, which does not learn, makes all its choices itself.
 
 `esper study regret` compares them in simulation ([results](../benchmarks/RESULTS.md)),
 `esper replay` estimates from your own logs what another one would have earned, and an A/B test

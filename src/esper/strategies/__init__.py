@@ -29,6 +29,7 @@ STRATEGIES: Registry[SelectionStrategy] = Registry(
         "random": "esper.strategies.uniform:Uniform",
         "round_robin": "esper.strategies.baselines:RoundRobin",
         "fixed": "esper.strategies.baselines:Fixed",
+        "always_biggest": "esper.strategies.baselines:AlwaysBiggest",
         "linucb": "esper.strategies.contextual.linear:LinUCB",
         "lin_ts": "esper.strategies.contextual.linear:LinTS",
         "neural": "esper.strategies.contextual.neural:Neural",

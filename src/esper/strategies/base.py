@@ -67,7 +67,7 @@ class SelectionStrategy(ABC):
     """Recommended use, in a few words, for the table of strategies."""
 
     learns: ClassVar[bool] = True
-    """Claim to do better than chance; false for a baseline."""
+    """Claim to do better than chance; false for a baseline, which gets no first tries."""
 
     @abstractmethod
     def decide(

@@ -1,7 +1,8 @@
-"""Baselines that do not learn: every seed in its turn, and always the same seed."""
+"""Baselines that do not learn: every seed in its turn, always the same seed, or the biggest."""
 
 from dataclasses import dataclass
 from functools import partial
+from math import isfinite
 from typing import final
 
 from typing_extensions import override
@@ -67,6 +68,37 @@ class Fixed(SelectionStrategy):
             chosen = min(viable)
             why = f"seed {self.seed_idx} is not viable; the lowest viable seed instead"
         return self.chosen(chosen, {seed: float(seed == chosen) for seed in viable}, 1.0, why)
+
+
+@final
+class AlwaysBiggest(SelectionStrategy):
+    """Take the seed whose kernel has most parameters; scores are those parameters.
+
+    Among equals the lowest. A seed of unknown size counts as 0; where no size is known, the lowest
+    seed is taken, and the reason says so.
+
+    Example:
+        >>> sizes = SelectionContext(parameters={0: 32, 1: 243, 2: 37})
+        >>> chosen, reason = AlwaysBiggest().decide([2, 1, 0], {}, sizes, Draws(0, "fc1", 0))
+        >>> chosen, reason.reason
+        (1, 'the biggest kernel, 243 parameters')
+    """
+
+    name = "always_biggest"
+    when = "the control for reports in which kernels of a layer differ in size"
+    learns = False
+
+    @override
+    def decide(
+        self, viable: Seeds, metrics: Metrics, context: SelectionContext, rng: Draws
+    ) -> Choice:
+        sizes = {seed: size for seed, size in context.parameters.items() if isfinite(size)}
+        scores = {seed: float(sizes.get(seed, 0)) for seed in viable}
+        chosen = min(viable, key=lambda seed: (-scores[seed], seed))
+        why = f"the biggest kernel, {scores[chosen]:,.0f} parameters"
+        if not any(seed in sizes for seed in viable):
+            why = "no kernel's size is known; the lowest viable seed instead"
+        return self.chosen(chosen, scores, 1.0, why)
 
 
 def _its_turn(times: int) -> str:

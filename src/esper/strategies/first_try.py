@@ -21,9 +21,10 @@ def first_try(
 ) -> Choice | None:
     """Choice of a seed never tried, drawn; ``None`` if there is none and ``strategy`` decides.
 
-    Seeds that the strategy `knows` from elsewhere are left to it.
+    Seeds that the strategy `knows` from elsewhere are left to it. A strategy that does not learn
+    decides from the first choice on: forced tries would make one baseline a copy of another.
     """
-    if _all_tried(viable, metrics):
+    if not strategy.learns or _all_tried(viable, metrics):
         return None
     untried = [
         seed

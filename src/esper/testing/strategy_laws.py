@@ -191,7 +191,21 @@ class StrategyLaws:
         assert reason.seed_idx == chosen
         assert strategy.select([0, 1, 2, 3], _metrics(), CONTEXT) == chosen
 
+    def test_a_baseline_makes_its_first_choices_itself(self, make: Make) -> None:
+        if make().learns:
+            return
+        selector, context = SeedSelector(make(), seed=8), SelectionContext(parameters={1: 30, 2: 9})
+        for number in range(6):
+            layer = selector.performance_tracker.layer(LAYER)
+            known = layer.seeds if layer else {}
+            by_itself = make().decide([0, 1, 2, 3], known, context, Draws(8, LAYER, number))
+            seed_idx, reason = selector.select_seed_now(LAYER, [0, 1, 2, 3], context)
+            assert (seed_idx, reason.propensity) == (by_itself[0], by_itself[1].propensity)
+            selector.release(LAYER, seed_idx)
+
     def test_no_seed_starves(self, make: Make) -> None:
+        if not make().learns:
+            return
         tracker = PerformanceTracker()
         selector = SeedSelector(make(), tracker=tracker, seed=3)
         _loop(selector, (0.5, 0.0, -0.5, -9.0, -9.0), choices=5)

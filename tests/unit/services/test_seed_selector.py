@@ -269,7 +269,7 @@ def test_a_selector_s_parts_are_what_they_should_be(given: dict[str, Any], says:
 
 
 def test_a_new_blueprint_is_untried_and_the_old_record_waits() -> None:
-    selector = fixed()
+    selector = SeedSelector(UCB())
     selector.decide("fc1", [0], at(0, blueprints={0: "glu"}))
     tracker = selector.performance_tracker
     tracker.update_metrics_now("fc1", 0, PerformanceDelta(reward=0.5))

@@ -33,8 +33,9 @@ _DECAY = Performance().decay_factor
 class Bandit:
     """Chooses among arms by any strategy, and learns from their rewards.
 
-    Every arm is tried once first. Rewards are remembered as a `PerformanceTracker` does by default:
-    the last 20 of each arm. Not safe to use from several threads at once.
+    Every arm is tried once first, if the strategy learns. Rewards are remembered as a
+    `PerformanceTracker` does by default: the last 20 of each arm. Not safe to use from several
+    threads at once.
 
     Args:
         strategy: Who decides; a name stands for the strategy with its defaults.

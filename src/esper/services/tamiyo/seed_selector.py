@@ -44,10 +44,10 @@ _NONE: list[int] = []
 class SeedSelector:
     """Chooses seeds by a strategy, within constraints.
 
-    What all strategies share lives here: every viable seed is tried once before the strategy is
-    asked, but for those that it has evidence on already; a seed that was chosen is reserved until
-    `release`, or until its first outcome; once committed it is busy until `free`. Safe to use from
-    several threads and asyncio tasks.
+    What all strategies share lives here: every viable seed is tried once before a strategy that
+    learns is asked, but for those that it has evidence on already; a seed that was chosen is
+    reserved until `release`, or until its first outcome; once committed it is busy until `free`.
+    Safe to use from several threads and asyncio tasks.
 
     Args:
         strategy: Who decides among seeds that have been tried; or an A/B test of several.
@@ -58,7 +58,7 @@ class SeedSelector:
 
     Example:
         >>> from esper.strategies import STRATEGIES
-        >>> selector = SeedSelector(STRATEGIES.create("round_robin"))
+        >>> selector = SeedSelector(STRATEGIES.create("ucb"))
         >>> seed_idx, reason = selector.select_seed_now("fc1", [0, 1], SelectionContext())
         >>> reason.score, reason.propensity, reason.reason
         (inf, 0.5, 'untried, like 2 of 2 viable seeds; drawn')

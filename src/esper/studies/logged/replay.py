@@ -144,7 +144,7 @@ def _first_tries_left_out(count: int, name: str) -> dict[str, str]:
         return {}
     tries = "1 first try" if count == 1 else f"{count} first tries"
     return {
-        "first tries": f"{tries} of seeds of which {name} would have known, and might have chosen "
+        "first tries": f"{tries} of seeds that {name} need not have tried: it might have chosen "
         "another"
     }
 
@@ -159,7 +159,8 @@ def _left_out(found: Sequence[Step], name: str) -> dict[str, str]:
         theirs = [step for step in found if step.chooser == chooser]
         gap = _mean_gap(theirs)
         if gap > LARGEST_GAP:
-            certain = all(step.propensity >= 1 - 1e-9 for step in theirs if not step.shared)
+            own = [step for step in theirs if not (step.shared or step.first_try)]
+            certain = all(step.propensity >= 1 - 1e-9 for step in own)
             because = "it is deterministic" if certain else "their logged probability is 0"
             why[chooser] = (
                 f"{gap:.1%} of what {name} would have chosen could never stand in the log of "

@@ -180,11 +180,11 @@ class _Player:
         metrics: Mapping[int, SeedRecord] = known.seeds if known else {}
         context = self._context(layer, data)
         logged = _first_tries(data)
-        if logged:
+        if logged and self.strategy.learns:
             # As logged: events of other runs at that time may come later in the log.
             sure = self.strategy.knows(viable, metrics, context)
             untried = [seed for seed in logged if seed not in sure]
-        else:  # by a strategy that needs none; this one may
+        else:  # the strategy of the log, or this one, needs none
             first = first_try(self.strategy, viable, metrics, Draws(0, layer, 0), context)
             untried = list(first[1].scores) if first else []
         if untried:

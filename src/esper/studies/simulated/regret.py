@@ -179,10 +179,11 @@ def study(
 def play(
     strategy: SelectionStrategy, environment: Environment, problem: Problem, seed: int
 ) -> list[int]:
-    """Run a strategy on a problem; every arm is tried once first, as `SeedSelector` has it.
+    """Run a strategy on a problem; if it learns, every arm is tried once first.
 
-    Where choices are epochs apart, a `SeedSelector` with the default constraints chooses, elsewhere
-    a `Bandit`: the same records and strategy without store, events and constraints.
+    As in training. Where choices are epochs apart, a `SeedSelector` with the default constraints
+    chooses, elsewhere a `Bandit`: the same records and strategy without store, events and
+    constraints.
 
     Args:
         strategy: The strategy.
