@@ -1,43 +1,13 @@
-"""Counting of floating-point operations: matrix products, convolutions and attention.
-
-A multiplication and its addition are two, as in ``torch.utils.flop_counter``, whose formulas these
-are; elementwise operations and optimizers are not counted. The counter of PyTorch, which also keeps
-a table by module, gives the same sum and takes two and a half times as long.
-"""
+"""Counted operations of a plain epoch."""
 
 from collections import Counter
 from copy import deepcopy
-from typing import Any, final
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
-from typing_extensions import override
 
+from esper.studies.trained.counting import Counting
 from esper.tasks.base import Batch, Task
-
-
-@final
-class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Count what runs inside, forward and backward; no value changes.
-
-    Attributes:
-        flops: Operations so far.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.flops = 0
-
-    @override
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        formula = flop_registry.get(func.overloadpacket)
-        if formula is not None:
-            self.flops += formula(*args, **kwargs, out_val=out)
-        return out
 
 
 def of_an_epoch(task: Task, model: nn.Module) -> int:

@@ -19,11 +19,11 @@ from gromo.containers.growing_mlp import GrowingMLP
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.growth.arms.counting import Counting
 from benchmarks.growth.arms.outcome import Outcome
 from esper.execution.passes.counterfactual import evaluate
 from esper.runs.references import train_epoch
 from esper.runs.result import SCORED_EPOCHS, mean_scores, score
+from esper.studies.trained.counting import Counting
 from esper.tasks import TASKS
 from esper.tasks.base import Task
 

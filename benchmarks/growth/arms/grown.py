@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import nn
 
-from benchmarks.growth.arms.counting import Counting
 from benchmarks.growth.arms.outcome import Outcome
 from esper.execution.harden import harden
 from esper.execution.kernel import count_parameters
@@ -20,6 +19,7 @@ from esper.runs import train as product
 from esper.runs.result import Progress, Result, Scores, score
 from esper.runs.run_folder import RunFolder
 from esper.runs.spec import RunSpec
+from esper.studies.trained.counting import Counting
 from esper.tasks import TASKS
 from esper.tasks.base import Task
 

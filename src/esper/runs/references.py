@@ -3,6 +3,8 @@
 All train alike: same seed, batches, epochs and schedule.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from itertools import count
 from typing import Any
@@ -91,14 +93,19 @@ def train_epoch(
     epoch: int,
     seed: int,
     tamiyo: Tamiyo | None = None,
+    around: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> None:
-    """Train for one epoch; torch's random state is a function of seed and epoch."""
+    """Train for one epoch; torch's random state is a function of seed and epoch.
+
+    ``around`` makes what each batch is trained inside of, to measure it.
+    """
     # So a resumed run draws what it would have drawn.
     torch.manual_seed(seed * 1_000_003 + epoch)
     model.train()
     for batch in task.train_batches(epoch, seed):
-        optimizer.zero_grad()
-        task.loss_fn(model, batch).mean().backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        if tamiyo is not None:
-            tamiyo.on_batch_end(batch)
+        with around():
+            optimizer.zero_grad()
+            task.loss_fn(model, batch).mean().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if tamiyo is not None:
+                tamiyo.on_batch_end(batch)

@@ -54,7 +54,7 @@ def train(spec: RunSpec, folder: RunFolder, *, on_progress: OnProgress) -> Resul
         StoreError: if the event log cannot be opened or the checkpoint read.
         ConfigError: if a setting is wrong, or an older version began the run.
     """
-    with _one_thread():
+    with one_thread():
         return _train(spec, folder, on_progress)
 
 
@@ -183,7 +183,7 @@ def _held_out_loss(task: Task, model: nn.Module, report: EpochReport) -> float |
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Use one thread: the hosts are too small for more, and no result depends on the machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.growth.arms.anew import anew
-from benchmarks.growth.arms.counting import Counting, of_an_epoch
+from benchmarks.growth.arms.counting import of_an_epoch
 from benchmarks.growth.arms.outcome import Outcome
 from benchmarks.growth.arms.widths import gated, nearest_width, static, static_gated
 from benchmarks.growth.goals import goals
@@ -23,6 +23,7 @@ from esper.execution.harden import harden
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.kernel import Kernel, Recipe, count_parameters
 from esper.execution.surgery import kasmina_layers, wrap
+from esper.studies.trained.counting import Counting
 from esper.tasks import TASKS
 
 SPEC = LayerSpec(kind="features", in_size=6, out_size=3)

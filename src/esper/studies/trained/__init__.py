@@ -1,0 +1,1 @@
+"""Studies in real trainings: what choosing is worth."""

@@ -1,0 +1,168 @@
+"""Cells of the effect study, and the runs that fill them.
+
+A cell is a strategy, its settings and the earlier runs that it inherits. Runs of one run seed are
+paired: the same initial weights, batches and draws, and the same initial values for the n-th kernel
+of a site where the blueprint is the same.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any, final
+
+from esper.contracts.config import SeedSelection
+from esper.contracts.errors import ConfigError
+from esper.studies.trained.setups import Setup
+
+CONTROL = "control"
+RANDOM = "random"
+HOMOGENEOUS = ("homogeneous", "homogeneous-fixed")
+WARM = ("warm1", "warm3")
+"""Cells that earlier runs have taught."""
+
+LEAST_TEACHER = 1000
+"""Run seeds of the study are below; teaching runs have seeds of their own from here on."""
+
+_TEACHERS = 3
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One way of choosing.
+
+    Attributes:
+        name: Name in tables and files.
+        what: One line for reports.
+        selection: Section ``seed_selection`` of the settings; empty for the un-grown control.
+        after: Cell whose run, and those before it, it has the history of; empty for none.
+        homogeneous: True if all seeds of a site have the set-up's first blueprint.
+        teacher: Number, from 1, of a run that only teaches; 0 for the others.
+    """
+
+    name: str
+    what: str
+    selection: Mapping[str, Any] = field(default_factory=dict)
+    after: str = ""
+    homogeneous: bool = False
+    teacher: int = 0
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class EffectRun:
+    """One training of the study: a cell of a task, for one run seed.
+
+    Attributes:
+        setup: Set-up of the task.
+        cell: The cell.
+        seed: Run seed that pairs it with the other cells.
+        teacher: Run whose history it inherits.
+    """
+
+    setup: Setup
+    cell: Cell
+    seed: int
+    teacher: "EffectRun | None" = None
+
+    @property
+    def name(self) -> str:
+        """Name in the study, as ``letter-s0-warm1``."""
+        return f"{self.setup.task}-s{self.seed}-{self.cell.name}"
+
+    @property
+    def run_seed(self) -> int:
+        """Seed of weights, batches and choices; a teaching run has one of its own."""
+        if not self.cell.teacher:
+            return self.seed
+        return LEAST_TEACHER + _TEACHERS * self.seed + self.cell.teacher - 1
+
+    @property
+    def seeds(self) -> list[str]:
+        """Blueprint of each seed of every site."""
+        names = self.setup.seeds
+        return [names[0]] * len(names) if self.cell.homogeneous else list(names)
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """All that determines the run beside the sources, as JSON data."""
+        return {
+            "setup": asdict(replace(self.setup, seeds=tuple(self.seeds))),
+            "cell": self.cell.name,
+            "selection": dict(self.cell.selection),
+            "run_seed": self.run_seed,
+            "teacher": self.teacher.spec if self.teacher else None,
+        }
+
+
+def slot_names(setup: Setup) -> list[str]:
+    """Names of the cells that take one seed always."""
+    return [f"seed{index}" for index in range(len(setup.seeds))]
+
+
+def cells(setup: Setup) -> list[Cell]:
+    """All cells of a task, in the order of the report."""
+    found = [Cell(name=CONTROL, what="the host, un-grown")]
+    for index, blueprint in enumerate(setup.seeds):
+        selection = {"strategy": "fixed", "fixed": {"seed_idx": index}}
+        name = slot_names(setup)[index]
+        found.append(Cell(name=name, what=f"always {blueprint}", selection=selection))
+    auto = {"strategy": "auto"}
+    found += [
+        Cell(name=RANDOM, what="a seed at random", selection={"strategy": "random"}),
+        Cell(
+            name="always-biggest",
+            what="the seed with most parameters",
+            selection={"strategy": "always_biggest"},
+        ),
+        Cell(
+            name=HOMOGENEOUS[0],
+            what=f"auto, every seed is {setup.seeds[0]}",
+            selection=auto,
+            homogeneous=True,
+        ),
+        Cell(
+            name=HOMOGENEOUS[1],
+            what=f"seed 0, every seed is {setup.seeds[0]}",
+            selection={"strategy": "fixed"},
+            homogeneous=True,
+        ),
+        Cell(name="cold", what="auto, no history", selection=auto),
+    ]
+    for number in range(1, _TEACHERS + 1):
+        found.append(
+            Cell(
+                name=f"teacher{number}",
+                what=f"auto, teaching run {number}",
+                selection=auto,
+                after=f"teacher{number - 1}" if number > 1 else "",
+                teacher=number,
+            )
+        )
+    for name in WARM:
+        runs = int(name.removeprefix("warm"))
+        what = f"auto, after {runs} earlier run{'s' if runs > 1 else ''}"
+        found.append(Cell(name=name, what=what, selection=auto, after=f"teacher{runs}"))
+    # A version without auditions has no such cell.
+    if "audition" in SeedSelection.model_fields:
+        selection = {**auto, "audition": "always"}
+        found.append(
+            Cell(name="audition", what="auto, an audition at each graft", selection=selection)
+        )
+    return found
+
+
+def runs(setup: Setup, seed: int) -> list[EffectRun]:
+    """Runs of all cells of a task for one run seed; those that teach stand before their pupils.
+
+    Raises:
+        ConfigError: if ``seed`` is negative, or one of those that teaching runs have.
+    """
+    if not 0 <= seed < LEAST_TEACHER:
+        raise ConfigError(f"run seed {seed} of the study; it must be >= 0 and < {LEAST_TEACHER}")
+    made: dict[str, EffectRun] = {}
+    for cell in cells(setup):
+        made[cell.name] = EffectRun(
+            setup=setup, cell=cell, seed=seed, teacher=made[cell.after] if cell.after else None
+        )
+    return list(made.values())
