@@ -4,9 +4,10 @@ from typing import Annotated
 
 import typer
 
-from esper.cli import ab, inspect, lists, replay, runs, study, train
+from esper.cli import ab, inspect, lists, replay, runs, train
 from esper.cli.errors import ErrorHandler
 from esper.cli.options import Help, group
+from esper.cli.study import commands
 
 app = group(name="esper", epilog="Begin with: esper train letter", cls=ErrorHandler)
 
@@ -47,4 +48,4 @@ app.command()(lists.strategies)
 app.command()(lists.policies)
 app.command()(lists.blueprints)
 app.command()(lists.tasks)
-app.add_typer(study.app, name="study")
+app.add_typer(commands.app, name="study")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
+from time import monotonic
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,7 +15,6 @@ from esper.studies.logged.ab import AbResult, Comparison
 from esper.studies.logged.ab_log import ArmResult
 from esper.studies.logged.off_policy import Estimate
 from esper.studies.logged.replay import Replay
-from esper.studies.simulated.environments import Environment
 from esper.studies.simulated.regret import StudySpec, Trial
 
 # --- replay ---------------------------------------------------------------------------------------
@@ -132,29 +132,57 @@ def _guardrails_table(one: Comparison) -> Table:
 
 
 @contextmanager
-def progress(console: Console) -> Iterator[Callable[[int, int, Environment], None]]:
-    """Progress of a regret study: a bar in a terminal, ten lines in a log."""
+def progress(console: Console, unit: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Progress of a study: a bar in a terminal, ten lines in a log; both with the time left.
+
+    Args:
+        console: Console of the display.
+        unit: What is counted, as ``"runs"``.
+
+    Yields:
+        Callback with what is done, all, and where the study is.
+    """
     if not console.is_interactive:
         tenths: set[int] = set()
+        began, first = monotonic(), 0
 
-        def print_line(done: int, total: int, environment: Environment) -> None:
+        def print_line(done: int, total: int, where: str) -> None:
+            nonlocal first
             tenth = done * 10 // total
+            first = first or done - 1  # what an earlier start had done took no time in this one
             if tenth not in tenths:
                 tenths.add(tenth)
-                line = f"{done} of {total} blocks of runs done, now at {environment.name}"
+                left = (monotonic() - began) / (done - first) * (total - done)
+                line = f"{done} of {total} {unit} done, now at {where}, about {minutes(left)} left"
                 console.print(Text(line), soft_wrap=True)
 
         yield print_line
         return
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.completed} of {task.total} " + unit),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, expand=True, transient=True) as bars:
         task = bars.add_task("starting", total=None)
 
-        def move_bar(done: int, total: int, environment: Environment) -> None:
-            where = f"environment {environment.name}"
+        def move_bar(done: int, total: int, where: str) -> None:
             bars.update(task, completed=done, total=total, description=where)
 
         yield move_bar
+
+
+def minutes(seconds: float) -> str:
+    """Time in words.
+
+    Example:
+        >>> minutes(40), minutes(400), minutes(8000)
+        ('40 s', '7 min', '2.2 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def show_regret(

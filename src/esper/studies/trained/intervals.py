@@ -27,6 +27,19 @@ class Estimate:
     low: float | None = None
     high: float | None = None
 
+    def text(self, form: str) -> str:
+        """Figure and interval in a format; ``-`` where the figure is not defined.
+
+        Example:
+            >>> Estimate(value=1.2, low=1.0, high=1.5).text(".2f"), Estimate(value=2.0).text("+.1f")
+            ('1.20 [1.00, 1.50]', '+2.0')
+        """
+        if self.value is None:
+            return "-"
+        if self.low is None or self.high is None:
+            return format(self.value, form)
+        return f"{self.value:{form}} [{self.low:{form}}, {self.high:{form}}]"
+
 
 def mean(values: Array) -> Estimate:
     """Mean over run seeds.

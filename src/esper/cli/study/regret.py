@@ -8,26 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from esper.cli.options import Help, Json, Picture, group, strategy_from
+from esper.cli.options import Json, Picture, strategy_from
 from esper.contracts.errors import ConfigError
 
 if TYPE_CHECKING:
     from esper.studies.simulated.regret import Contestant, StudySpec, Trial
-
-app = group()
 
 _BASELINE = "random"
 _SLOW = ("neural",)
 """Strategies that take a hundred times as long; they take part only where they are named."""
 
 
-@app.callback()
-def main(show_help: Help = False) -> None:
-    """Repeat the experiments that Esper's defaults rest on."""
-    del show_help  # dealt with by its callback
-
-
-@app.command()
 def regret(  # noqa: PLR0913, PLR0917 (one for each option)
     strategy: Annotated[
         list[str] | None,
@@ -75,7 +66,7 @@ def regret(  # noqa: PLR0913, PLR0917 (one for each option)
     """
     from esper.cli import study_tables, tables
     from esper.pictures import style
-    from esper.studies.simulated.environments import environments
+    from esper.studies.simulated.environments import Environment, environments
     from esper.studies.simulated.regret import FULL_RUNS, FULL_STEPS, RUNS, STEPS, StudySpec, study
 
     if full and steps is not None:
@@ -90,7 +81,11 @@ def regret(  # noqa: PLR0913, PLR0917 (one for each option)
     if jobs is not None and jobs < 1:
         raise ConfigError(f"--jobs is {jobs}; it must be a whole number >= 1")
     style.check(picture)  # now, not after minutes of work
-    with study_tables.progress(tables.err()) as done:
+    with study_tables.progress(tables.err(), "blocks of runs") as told:
+
+        def done(count: int, total: int, environment: Environment) -> None:
+            told(count, total, f"environment {environment.name}")
+
         trials = study(spec, jobs=jobs or os.cpu_count() or 1, done=done)
     if json:
         tables.print_json(_document(spec, trials))

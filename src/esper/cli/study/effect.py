@@ -1,0 +1,124 @@
+"""``esper study effect``: what choosing the seed is worth in real training."""
+
+# ruff: noqa: PLC0415 (imports inside commands: --help must not wait for torch)
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from esper.cli.options import Json, Picture
+
+if TYPE_CHECKING:
+    from esper.pictures.effect_report import About
+    from esper.studies.trained.effect import EffectSpec
+    from esper.studies.trained.figures import TaskFigures
+
+FOLDER = Path("effect-study")
+
+
+def effect(  # noqa: PLR0913, PLR0917 (one for each option)
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Task: letter, digits, mnist1d, mnist5k, kjv, resmlp or resnet; may be repeated. "
+            " [default: all]",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(metavar="N", help="Run seeds of each cell.  [default: 8]")
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Epochs of a run, instead of the task's 24 or 34."),
+    ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", help="A look: digits and letter, 3 run seeds; minutes on two cores."
+        ),
+    ] = False,
+    engine: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="What trains the runs: processes or ray; changes no figure."
+        ),
+    ] = "processes",
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Runs at once; changes no figure.  [default: one for each core, or for each of "
+            "the cluster]",
+        ),
+    ] = None,
+    folder: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of the runs; what is in it is not repeated.")
+    ] = FOLDER,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a report into this file, .html, pictures inside."),
+    ] = None,
+    picture: Picture = None,
+    json: Json = False,
+) -> None:
+    """Measure in real training what choosing the seed is worth.
+
+    Trains networks of the same initial weights on the same batches that differ in who chooses: one
+    seed always, chance, auto without and with the history of earlier runs. Shows what growth took
+    off the test loss over the first ten grafts, relative to one seed always and to chance, with
+    bootstrap 95 % intervals over run seeds. All takes hours; Ctrl-C and a kill lose nothing but the
+    runs under way.
+    """
+    from esper.cli import study_tables, tables
+    from esper.cli.study import effect_tables
+    from esper.pictures import effect_report, style
+    from esper.studies.trained.effect import make_spec, study
+    from esper.studies.trained.engines import engine as engine_of
+    from esper.studies.trained.figures import figures
+    from esper.studies.trained.study_folder import StudyFolder
+
+    spec = make_spec(task or (), seeds=seeds, quick=quick, epochs=epochs)
+    style.check(picture)  # now, not after hours of work
+    effect_report.check(report)
+    trainer = engine_of(engine, jobs, os.cpu_count() or 1)
+    kept = StudyFolder(folder)
+    with study_tables.progress(tables.err(), "runs") as done:
+        results = study(spec, kept, trainer, done)
+    found = [figures(setup, results) for setup in spec.setups]
+    files = {run.name: kept.file(run) for run in spec.runs()}
+    about = effect_report.about(" ".join(["esper", *sys.argv[1:]]), spec, results)
+    if json:
+        tables.print_json(_document(spec, found, about, files))
+    else:
+        effect_tables.show(tables.out(), spec, found)
+    if others := kept.others(spec.runs()):
+        tables.note(f"{folder} has {others} runs of other settings or sources, which are not read")
+    if report is not None:
+        effect_report.write(report, found, results, about, files)
+        tables.note(f"report: {report}")
+    if picture is not None:
+        from esper.pictures.effect import draw_effect
+
+        draw_effect(found, picture)
+        tables.note(f"picture: {picture}")
+
+
+def _document(
+    spec: "EffectSpec",
+    found: Sequence["TaskFigures"],
+    about: "About",
+    files: dict[str, Path],
+) -> dict[str, Any]:
+    return {
+        "about": asdict(about),
+        "seeds": spec.seeds,
+        "quick": spec.quick,
+        "tasks": [{**asdict(one), "sound": one.sound} for one in found],
+        "runs": {name: str(path) for name, path in files.items()},
+    }
