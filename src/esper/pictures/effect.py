@@ -33,6 +33,7 @@ _COLOURS = {
     "warm1": ORANGE,
     "warm3": VERMILION,
     "audition": GREEN,
+    "where": BLUE,
 }
 _SEED = PALE
 
@@ -61,7 +62,7 @@ def _draw_effects(axes: "Axes", one: TaskFigures) -> None:
         shown = row.effect.over_slots if row.effect else None
         if shown is None or shown.value is None:
             continue
-        colour = _COLOURS.get(row.cell, BLUE)
+        colour = _COLOURS.get(row.cell, GREY)
         if shown.low is not None and shown.high is not None:
             axes.plot([shown.low, shown.high], [y, y], color=colour, linewidth=1.5)
         axes.plot([shown.value], [y], "o", color=colour, markersize=5)

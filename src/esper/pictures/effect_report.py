@@ -31,7 +31,8 @@ auto } svg { max-width: 100%; height: auto } code { background: #f3f3f3; padding
 
 _EFFECTS = ("cell", "", "area, nats", "÷ slots", "÷ random")
 _REST = ("cell", *[f"gain after {n}" for n in AFTER], "reward", "test accuracy", "parameters",
-         "compute ÷ control", "processor s", "kept", "judged", "least share", "tried")  # fmt: skip
+         "compute ÷ control", "processor s", "kept", "judged", "auditioned", "least share",
+         "tried")  # fmt: skip
 _RUNS = ("run", "run seed", "area, nats", "test loss", "test accuracy", "parameters", "GFLOP",
          "grafts", "file")  # fmt: skip
 
@@ -169,6 +170,7 @@ def _task(one: TaskFigures) -> list[str]:
             f"{row.seconds:.1f}",
             f"{row.kept:.1f}",
             f"{row.judged:.1f}",
+            f"{row.auditioned:.1f}",
             _number(row.least_share, ".1%"),
             _number(row.tried, ".0%"),
         )

@@ -99,6 +99,11 @@ def test_each_cell_chooses_as_it_says(results: dict[str, Trained]) -> None:
         assert {one["blueprint"] for one in results[name].choices} == {DIGITS.seeds[0]}
     assert results["homogeneous"].test_losses == results["homogeneous-fixed"].test_losses
     assert {one["strategy"] for one in results["random"].choices} == {"random"}
+    for name in ("audition", "homogeneous-audition"):
+        assert [one["seed"] for one in results[name].choices] == [0, 1, 2, 3]
+        assert len(results[name].auditions) == 4
+        assert len(results[name].grafts) == 1, "the best of the four"
+    assert not results["homogeneous"].auditions
 
 
 @pytest.mark.trains
@@ -181,7 +186,7 @@ def test_every_seed_of_a_set_up_fits_every_site(setup: Setup) -> None:
         task.optimizer(model),
         loss_fn=task.loss_fn,
         holdout=[next(iter(task.validation_batches()))],
-        config=config_from(setup.settings({"strategy": "auto"})),
+        config=config_from(setup.settings({"strategy": "auto"}, "heuristic")),
     )
     assert len(set(setup.seeds)) == 4
     for layer in tamiyo.layers.values():

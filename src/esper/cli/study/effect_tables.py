@@ -12,7 +12,7 @@ from esper.studies.trained.effect import EffectSpec
 from esper.studies.trained.figures import SLOTS, CellFigures, TaskFigures
 from esper.studies.trained.setups import GRAFTS
 
-_JUDGED = ("cold", "warm1", "warm3", "audition")
+_JUDGED = ("cold", "audition", "warm1", "warm3", "where")
 """Cells of the summary."""
 
 
@@ -73,12 +73,12 @@ def _gains(one: TaskFigures) -> Table:
 
 
 def _costs(one: TaskFigures) -> Table:
-    right = ("compute", "seconds", "kept", "of", "least share", "tried")
+    right = ("compute", "seconds", "kept", "of", "auditioned", "least share", "tried")
     made = table("cell", *right, right=right, title="Cost, and what was chosen")
     for row in one.cells:
         made.add_row(row.cell, f"{row.compute:.2f} x", f"{row.seconds:.1f}", f"{row.kept:.1f}",
-                     f"{row.judged:.1f}", percent(row.least_share), percent(row.tried),
-                     style=_style(row))  # fmt: skip
+                     f"{row.judged:.1f}", f"{row.auditioned:.1f}", percent(row.least_share),
+                     percent(row.tried), style=_style(row))  # fmt: skip
     return made
 
 
@@ -107,7 +107,8 @@ def _legend(spec: EffectSpec) -> str:
         "mean of the cells that take one seed always, which is seed 0 over the orders of the "
         "slots; after 3, 5, 10: grafts; reward: mean of a graft's; accuracy: of the test part, "
         "last three epochs; compute: operations relative to the control's plain loop, passes on "
-        "the side included; seconds: of processor; least share: of a seed among the choices at "
-        "its site; tried: seeds that were chosen at all. Teachers are the earlier runs of the "
-        "warm cells; their cost is theirs alone."
+        "the side included; seconds: of processor; auditioned: kernels that took part in "
+        "auditions; least share: of a seed among the grafts at its site; tried: seeds that were "
+        "chosen, or auditioned, at all. Teachers are the earlier runs of the warm cells; their "
+        "cost is theirs alone."
     )

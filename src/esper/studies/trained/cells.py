@@ -8,9 +8,9 @@ of a site where the blueprint is the same.
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, final
 
-from esper.contracts.config import SeedSelection
 from esper.contracts.errors import ConfigError
 from esper.studies.trained.setups import Setup
 
@@ -24,6 +24,8 @@ LEAST_TEACHER = 1000
 """Run seeds of the study are below; teaching runs have seeds of their own from here on."""
 
 _TEACHERS = 3
+_AUTO: Mapping[str, Any] = MappingProxyType({"strategy": "auto"})
+_ALWAYS: Mapping[str, Any] = MappingProxyType({"strategy": "auto", "audition": "always"})
 
 
 @final
@@ -35,6 +37,7 @@ class Cell:
         name: Name in tables and files.
         what: One line for reports.
         selection: Section ``seed_selection`` of the settings; empty for the un-grown control.
+        policy: Policy that says where; the same for cells that are compared in which seed.
         after: Cell whose run, and those before it, it has the history of; empty for none.
         homogeneous: True if all seeds of a site have the set-up's first blueprint.
         teacher: Number, from 1, of a run that only teaches; 0 for the others.
@@ -43,6 +46,7 @@ class Cell:
     name: str
     what: str
     selection: Mapping[str, Any] = field(default_factory=dict)
+    policy: str = "heuristic"
     after: str = ""
     homogeneous: bool = False
     teacher: int = 0
@@ -90,6 +94,7 @@ class EffectRun:
             "setup": asdict(replace(self.setup, seeds=tuple(self.seeds))),
             "cell": self.cell.name,
             "selection": dict(self.cell.selection),
+            "policy": self.cell.policy,
             "run_seed": self.run_seed,
             "teacher": self.teacher.spec if self.teacher else None,
         }
@@ -107,7 +112,6 @@ def cells(setup: Setup) -> list[Cell]:
         selection = {"strategy": "fixed", "fixed": {"seed_idx": index}}
         name = slot_names(setup)[index]
         found.append(Cell(name=name, what=f"always {blueprint}", selection=selection))
-    auto = {"strategy": "auto"}
     found += [
         Cell(name=RANDOM, what="a seed at random", selection={"strategy": "random"}),
         Cell(
@@ -115,41 +119,45 @@ def cells(setup: Setup) -> list[Cell]:
             what="the seed with most parameters",
             selection={"strategy": "always_biggest"},
         ),
-        Cell(
-            name=HOMOGENEOUS[0],
-            what=f"auto, every seed is {setup.seeds[0]}",
-            selection=auto,
-            homogeneous=True,
-        ),
-        Cell(
-            name=HOMOGENEOUS[1],
-            what=f"seed 0, every seed is {setup.seeds[0]}",
-            selection={"strategy": "fixed"},
-            homogeneous=True,
-        ),
-        Cell(name="cold", what="auto, no history", selection=auto),
+        *_homogeneous(setup),
+        Cell(name="cold", what="auto, no history", selection=_AUTO),
+        Cell(name="audition", what="auto, no history, auditions always", selection=_ALWAYS),
     ]
     for number in range(1, _TEACHERS + 1):
         found.append(
             Cell(
                 name=f"teacher{number}",
                 what=f"auto, teaching run {number}",
-                selection=auto,
+                selection=_AUTO,
                 after=f"teacher{number - 1}" if number > 1 else "",
                 teacher=number,
             )
         )
     for name in WARM:
-        runs = int(name.removeprefix("warm"))
-        what = f"auto, after {runs} earlier run{'s' if runs > 1 else ''}"
-        found.append(Cell(name=name, what=what, selection=auto, after=f"teacher{runs}"))
-    # A version without auditions has no such cell.
-    if "audition" in SeedSelection.model_fields:
-        selection = {**auto, "audition": "always"}
-        found.append(
-            Cell(name="audition", what="auto, an audition at each graft", selection=selection)
-        )
+        count = int(name.removeprefix("warm"))
+        what = f"auto, after {count} earlier run{'s' if count > 1 else ''}"
+        found.append(Cell(name=name, what=what, selection=_AUTO, after=f"teacher{count}"))
+    what = "auto, after 1 earlier run; it says where, too"
+    found.append(Cell(name="where", what=what, selection=_AUTO, policy="learned", after="teacher1"))
     return found
+
+
+def _homogeneous(setup: Setup) -> list[Cell]:
+    """Placebos: nothing to choose but, in an audition, the luckiest of four initial values."""
+    by_name = (
+        (HOMOGENEOUS[0], "auto, no auditions", {**_AUTO, "audition": "never"}),
+        (HOMOGENEOUS[1], "seed 0", {"strategy": "fixed"}),
+        ("homogeneous-audition", "auto, auditions always", _ALWAYS),
+    )
+    return [
+        Cell(
+            name=name,
+            what=f"{who}; every seed is {setup.seeds[0]}",
+            selection=selection,
+            homogeneous=True,
+        )
+        for name, who, selection in by_name
+    ]
 
 
 def runs(setup: Setup, seed: int) -> list[EffectRun]:

@@ -68,7 +68,8 @@ class CellFigures:
         seconds: Processor time.
         kept: Kernels that were kept.
         judged: Grafts that ended.
-        least_share: Least share of a seed among the choices at its site, over all run seeds.
+        auditioned: Kernels that took part in auditions.
+        least_share: Least share of a seed among the grafts at its site, over all run seeds.
         tried: Share of all seeds of all sites that were chosen, or auditioned, in some run.
     """
 
@@ -82,6 +83,7 @@ class CellFigures:
     seconds: float
     kept: float
     judged: float
+    auditioned: float
     least_share: float | None
     tried: float | None
 
@@ -189,6 +191,7 @@ def _row(
         seconds=fmean(run.seconds for run in runs),
         kept=fmean(sum(graft["kept"] for graft in run.grafts) for run in runs),
         judged=fmean(len(run.grafts) for run in runs),
+        auditioned=fmean(len(run.auditions) for run in runs),
         least_share=_least_share(setup, runs),
         tried=_tried(setup, runs),
     )
@@ -208,13 +211,14 @@ def _slots_row(rows: Sequence[CellFigures], effect: Effect) -> CellFigures:
         seconds=fmean(row.seconds for row in rows),
         kept=fmean(row.kept for row in rows),
         judged=fmean(row.judged for row in rows),
+        auditioned=fmean(row.auditioned for row in rows),
         least_share=None,
         tried=None,
     )
 
 
 def _least_share(setup: Setup, runs: Sequence[Trained]) -> float | None:
-    chosen = Counter((one["layer"], one["seed"]) for run in runs for one in run.choices)
+    chosen = Counter((one["layer_name"], one["seed_idx"]) for run in runs for one in run.grafts)
     shares = []
     for layer in {layer for layer, _ in chosen}:
         counts = [chosen[layer, seed] for seed in range(len(setup.seeds))]
@@ -225,7 +229,7 @@ def _least_share(setup: Setup, runs: Sequence[Trained]) -> float | None:
 def _tried(setup: Setup, runs: Sequence[Trained]) -> float | None:
     if not any(run.choices for run in runs):
         return None
-    seen = {(one["layer"], one["seed"]) for run in runs for one in (*run.choices, *run.auditions)}
+    seen = {(one["layer"], one["seed"]) for run in runs for one in run.choices}
     return len(seen) / (len(setup.layers) * len(setup.seeds))
 
 

@@ -77,13 +77,15 @@ class Setup:
         """
         return range(self.warmup_epochs, self.verdict(GRAFTS) + 1)
 
-    def settings(self, selection: Mapping[str, Any]) -> dict[str, Any]:
+    def settings(self, selection: Mapping[str, Any], policy: str) -> dict[str, Any]:
         """Settings of a run as ``esper.Tamiyo`` takes them.
 
         Args:
             selection: Section ``seed_selection`` without its constraints.
+            policy: Policy that says where.
         """
         return {
+            "policy": policy,
             "seed_selection": {**selection, "constraints": {"min_dormant_epochs": 0}},
             "growth": {
                 "budget": AMPLE,

@@ -49,8 +49,9 @@ class Trained:
         flops: Operations of each epoch, all passes on the side included, as `Meter` counts them.
         seconds: Processor time of the training, counting included and test evaluations not.
         grafts: Grafts that ended, in order, as `Verdict` has them.
-        choices: Choices, in order: layer, seed, blueprint, epoch, strategy, propensity.
-        auditions: Events of auditions, if there are any.
+        choices: Choices, in order: layer, seed, blueprint, epoch, strategy, propensity; those that
+            lost an audition too.
+        auditions: Events of auditions: what each seed earned beside the others.
         machine: Versions and processor.
     """
 
@@ -115,7 +116,8 @@ class _Loop:
         self.optimizer: Optimizer = task.optimizer(self.model)
         self.scheduler: LRScheduler = task.scheduler(self.optimizer, run.setup.epochs)
         if run.cell.name != CONTROL:
-            config = config_from(run.setup.settings(run.cell.selection), source=run.name)
+            settings = run.setup.settings(run.cell.selection, run.cell.policy)
+            config = config_from(settings, source=run.name)
             self.tamiyo = Tamiyo(
                 self.model,
                 self.optimizer,
