@@ -140,7 +140,7 @@ def test_goals_are_for_whole_runs() -> None:
 def test_what_cannot_be_asked_for() -> None:
     with pytest.raises(ConfigError, match=r"unknown environment 'Z'.*known: A, B"):
         environments(["Z"])
-    assert [one.name for one in environments([])] == list("ABCDEF")
+    assert [one.name for one in environments([])] == [*"ABCDEF", "G1", "G2"]
     assert len(environments(["all"])) == len(ENVIRONMENTS)
     with pytest.raises(ConfigError, match="runs is 0"):
         StudySpec(contestants=(), environments=(), runs=0)
