@@ -121,30 +121,28 @@ class ActiveGrafts:
         Returns:
             Why it cannot be trained, its decision being withdrawn; empty if it can.
         """
+        name, seed_idx, epoch = decision.layer_name, decision.seed_idx, decision.epoch
         with self.aside("the optimizer of a kernel") as attempt:
             graft = self._graft(decision, kernel, baseline)
         if attempt.failed:
-            layer = self.layers[decision.layer_name]
-            change = (layer.seed_states[decision.seed_idx], SeedState.CULLED)
-            layer.unload(decision.seed_idx)
-            self._note(
-                decision.layer_name, decision.seed_idx, change, attempt.why, epoch=decision.epoch
-            )
+            change = (self.layers[name].seed_states[seed_idx], SeedState.CULLED)
+            self.layers[name].unload(seed_idx)
+            self._note(name, seed_idx, change, attempt.why, epoch=epoch)
             self.tracker.withdraw(decision)
-            self.selector.free(decision.layer_name, decision.seed_idx, decision.epoch)
+            self.selector.free(name, seed_idx, epoch)
             return attempt.why
         with self.aside("the first values of a kernel"):
             model, loss_fn = self.training.model, self.training.loss_fn
-            choose_rows(graft.layer, decision.seed_idx, model, loss_fn, batches)
+            choose_rows(graft.layer, seed_idx, model, loss_fn, batches)
         why = f"{kernel.blueprint} of {graft.parameters} parameters: {decision.reason.reason}"
         change = (SeedState.DORMANT, SeedState.GERMINATED)
-        self._note_graft(graft, change, why, epoch=decision.epoch)
+        self._note(name, seed_idx, change, why, epoch=epoch, graft=graft)
         self.grafts.append(graft)
         isolated = self.config.growth.train_epochs > 0 or bool(decision.audition)
         why = "it trains in the shadow of the host" if isolated else "it trains with the host"
-        self._step(graft, SeedState.TRAINING, why, decision.epoch)
+        self._step(graft, SeedState.TRAINING, why, epoch)
         if not isolated:
-            self._blend(graft, decision.epoch)
+            self._blend(graft, epoch)
         return ""
 
     def move_on(
@@ -295,10 +293,11 @@ class ActiveGrafts:
         reward: float | None = None,
         stderr: float | None = None,
     ) -> Verdict:
-        decision = graft.decision
+        decision, name = graft.decision, graft.decision.layer_name
+        seed_idx = decision.seed_idx
         verdict = Verdict(
-            layer_name=decision.layer_name,
-            seed_idx=decision.seed_idx,
+            layer_name=name,
+            seed_idx=seed_idx,
             blueprint=graft.kernel.blueprint,
             kernel_id=graft.kernel.kernel_id,
             parameters=graft.parameters,
@@ -319,26 +318,16 @@ class ActiveGrafts:
                 graft.forget()
         self.grafts.remove(graft)
         with self.aside("the record of a graft's end"):
-            self.tracker.record_end(
-                decision.layer_name,
-                decision.seed_idx,
-                kept,
-                decision=decision,
-                facts=finite({name: getattr(verdict, name) for name in _FACTS}),
-            )
-        self.selector.free(decision.layer_name, decision.seed_idx, epoch)
+            facts = finite({fact: getattr(verdict, fact) for fact in _FACTS})
+            self.tracker.record_end(name, seed_idx, kept, decision=decision, facts=facts)
+        self.selector.free(name, seed_idx, epoch)
         return verdict
 
     def _step(self, graft: Graft, state: SeedState, why: str, epoch: int) -> None:
         change = (graft.state, state)
-        graft.layer.advance(graft.decision.seed_idx, state)
-        self._note_graft(graft, change, why, epoch=epoch)
-
-    def _note_graft(
-        self, graft: Graft, change: tuple[SeedState, SeedState], why: str, *, epoch: int
-    ) -> None:
-        decision = graft.decision
-        self._note(decision.layer_name, decision.seed_idx, change, why, epoch=epoch, graft=graft)
+        name, seed_idx = graft.decision.layer_name, graft.decision.seed_idx
+        graft.layer.advance(seed_idx, state)
+        self._note(name, seed_idx, change, why, epoch=epoch, graft=graft)
 
     def _note(
         self,
