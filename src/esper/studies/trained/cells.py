@@ -8,7 +8,6 @@ of a site where the blueprint is the same.
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any, final
 
 from esper.contracts.errors import ConfigError
@@ -24,8 +23,8 @@ LEAST_TEACHER = 1000
 """Run seeds of the study are below; teaching runs have seeds of their own from here on."""
 
 _TEACHERS = 3
-_AUTO: Mapping[str, Any] = MappingProxyType({"strategy": "auto"})
-_ALWAYS: Mapping[str, Any] = MappingProxyType({"strategy": "auto", "audition": "always"})
+_AUTO: Mapping[str, Any] = {"strategy": "auto"}
+_ALWAYS: Mapping[str, Any] = {**_AUTO, "audition": "always"}
 
 
 @final
