@@ -117,17 +117,11 @@ def test_a_changed_blueprint_in_a_slot_does_not_inherit(place: Callable[[], Any]
     assert back.engine.tracker.get_layer_metrics("fc1")[2].total_activations >= 1
 
 
-def test_what_was_learnt_also_says_where_to_grow(place: Callable[[], Any]) -> None:
-    run = a_run(place(), scope="both", layers=("fc1", "fc2"))
-    judged = dict.fromkeys(("fc1", "fc2"), 0)
-    for decision in decided(run):
-        judged[decision["layer"]] += 1
-    judged[decided(run)[-1]["layer"]] -= len(run.engine.grafts.grafts)
+def test_the_grafts_of_earlier_runs_do_not_say_where_to_grow(place: Callable[[], Any]) -> None:
+    a_run(place(), scope="both", layers=("fc1", "fc2"))
     again = a_run(place(), scope="both", seed=1, epochs=3, layers=("fc1", "fc2"))
     reason = next(report.reason for report in again.reports if report.decision)
-    layer = decided(again)[0]["layer"]
-    assert judged[layer] == min(judged.values())
-    assert f"{layer} has had fewest grafts, {judged[layer]} (" in reason
+    assert f"{decided(again)[0]['layer']} has had fewest grafts, 0 (0 kept)" in reason
 
 
 def test_a_store_that_was_handed_in_open_stays_open() -> None:

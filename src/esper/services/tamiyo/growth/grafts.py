@@ -64,6 +64,8 @@ class ActiveGrafts:
         self.log = log
         self.aside = aside
         self.grafts: list[Graft] = []
+        self.ended: dict[str, tuple[int, int]] = {}
+        """By layer, the grafts of this run that came to a verdict, and those of them kept."""
         self._steps: list[Step] = []
         self._batches = 1
 
@@ -71,6 +73,11 @@ class ActiveGrafts:
         """Grafts under way in one layer; an audition is one."""
         here = [graft.decision for graft in self.grafts if graft.layer.name == layer_name]
         return len({one.audition or one.decision_id for one in here})
+
+    def count_end(self, layer_name: str, *, kept: bool) -> None:
+        """Count a graft of this run that came to a verdict, or whose kernel failed."""
+        judged, stayed = self.ended.get(layer_name, (0, 0))
+        self.ended[layer_name] = judged + 1, stayed + kept
 
     def take_steps(self) -> tuple[Step, ...]:
         """Changes of state since the last call, in order."""
@@ -270,6 +277,7 @@ class ActiveGrafts:
             decision=decision,
             kernel_id=graft.kernel.kernel_id,
         )
+        self.count_end(decision.layer_name, kept=kept)
         return self._end(
             graft, kept=kept, why=why, epoch=epoch, reward=reward, stderr=effect.stderr
         )
@@ -278,6 +286,7 @@ class ActiveGrafts:
         """End a graft without a measurement; only the kernel's own fault is an outcome."""
         with self.aside("the record of an outcome"):
             if fault.of_kernel:
+                self.count_end(graft.decision.layer_name, kept=False)
                 self.selector.fail(graft.decision, fault.why)
             else:
                 self.tracker.withdraw(graft.decision)
@@ -362,11 +371,13 @@ class ActiveGrafts:
                 {"decision": decision_data(graft.decision), "graft": graft.state_dict()}
                 for graft in self.grafts
             ],
+            "ended": {name: list(counts) for name, counts in self.ended.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo ``state_dict``; the model has been restored before."""
-        self.grafts = []
+        self.grafts, ended = [], state.get("ended", {})  # a checkpoint of 0.1.0 has none
+        self.ended = {name: (judged, kept) for name, (judged, kept) in ended.items()}
         for saved in state["grafts"]:
             decision = decision_from(saved["decision"])
             seed = self.layers[decision.layer_name].seed(decision.seed_idx)
@@ -383,14 +394,6 @@ class ActiveGrafts:
                 self.tracker.record_selection(
                     decision.layer_name, decision.seed_idx, decision=decision
                 )
-
-    def missing(self, state: Mapping[str, Any]) -> str:
-        """A kernel that a state has a graft of and the model does not; empty if there is none."""
-        for saved in state["grafts"]:
-            name, seed_idx = (saved["decision"][key] for key in ("layer", "seed"))
-            if self.layers[name].seed(seed_idx).kernel is None:
-                return f"a kernel in seed {seed_idx} of layer {name!r}"
-        return ""
 
     def _graft(self, decision: Decision, kernel: Kernel, baseline: Baseline) -> Graft:
         layer = self.layers[decision.layer_name]

@@ -178,6 +178,8 @@ class Grower:
             ]
         except (NoViableSeedError, KernelError) as error:
             logger.warning("no graft at epoch %d: %s", request.epoch, error)
+            if isinstance(error, KernelError):
+                self.grafts.count_end(layer.name, kept=False)
             self.log.refusal(request, error)
             return None, str(error)
         begun, objection = list[Decision](), ""
@@ -246,11 +248,11 @@ class Grower:
             )
 
     def _record_of(self, layer_name: str) -> LayerGrowth:
-        metrics = self.tracker.get_layer_metrics(layer_name).values()
+        judged, kept = self.grafts.ended.get(layer_name, (0, 0))
         sizes = self._sizes_of(layer_name)
         return LayerGrowth(
-            kept=sum(m.successful_grafts for m in metrics),
-            judged=sum(m.total_outcomes for m in metrics),
+            kept=kept,
+            judged=judged,
             active=self.grafts.count(layer_name),
             smallest_kernel=sizes[0] if sizes else None,
             roomy_kernel=sizes[-1] if sizes else 0,

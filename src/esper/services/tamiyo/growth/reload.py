@@ -53,7 +53,7 @@ class Reloads:
         Raises:
             ConfigError: if the model has not the kernels that the state is of.
         """
-        missing = self.grafts.missing(state["grafts"]) or self._untrained(state["groups"])
+        missing = self._missing(state["grafts"]) or self._untrained(state["groups"])
         if missing:
             raise ConfigError(
                 f"the state is of a model with {missing}, which this one does not have; load the "
@@ -65,6 +65,14 @@ class Reloads:
         held = [p for part in parts for p in part.parameters()]
         isolated = [p for layer in layers for p in _isolated(layer)]
         return [*gone, *held, *isolated]
+
+    def _missing(self, state: Mapping[str, Any]) -> str:
+        """A kernel that a state has a graft of and the model does not; empty if there is none."""
+        for saved in state["grafts"]:
+            name, seed_idx = (saved["decision"][key] for key in ("layer", "seed"))
+            if self.grafts.layers[name].seed(seed_idx).kernel is None:
+                return f"a kernel in seed {seed_idx} of layer {name!r}"
+        return ""
 
     def _untrained(self, groups: Any) -> str:
         """A parameter that the model does not have and a state's optimizers do, if there is one."""

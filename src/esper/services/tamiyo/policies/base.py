@@ -16,8 +16,8 @@ class LayerGrowth:
     """The growth of a layer so far, and the kernels that fit it.
 
     Attributes:
-        kept: Grafts of this layer that were kept, ever.
-        judged: Grafts of this layer that came to a verdict, kept or culled or failed.
+        kept: Grafts of this layer that were kept, in this run.
+        judged: Those that came to a verdict, kept or culled or failed.
         active: Grafts under way.
         smallest_kernel: Parameters of the smallest kernel that fits it; ``None`` if none does.
         roomy_kernel: Parameters with which every blueprint that fits it can build a kernel.
