@@ -12,7 +12,7 @@ from esper.studies.trained.effect import EffectSpec
 from esper.studies.trained.figures import SLOTS, CellFigures, TaskFigures
 from esper.studies.trained.setups import GRAFTS
 
-_JUDGED = ("cold", "audition", "warm1", "warm3", "where")
+_JUDGED = ("cold", "audition", "warm1", "warm3", "where-cold", "where")
 """Cells of the summary."""
 
 

@@ -136,9 +136,27 @@ def cells(setup: Setup) -> list[Cell]:
         count = int(name.removeprefix("warm"))
         what = f"auto, after {count} earlier run{'s' if count > 1 else ''}"
         found.append(Cell(name=name, what=what, selection=_AUTO, after=f"teacher{count}"))
-    what = "auto, after 1 earlier run; it says where, too"
-    found.append(Cell(name="where", what=what, selection=_AUTO, policy="learned", after="teacher1"))
-    return found
+    return [*found, *_where()]
+
+
+def _where() -> list[Cell]:
+    """Cells whose policy compares the seeds of all sites, so that what was learnt says where."""
+    by_name = (
+        ("where-cold", "no history", "", 0),
+        ("teacher-where", "teaching run", "", 1),
+        ("where", "after 1 earlier run", "teacher-where", 0),
+    )
+    return [
+        Cell(
+            name=name,
+            what=f"auto, {when}; it says where, too",
+            selection=_AUTO,
+            policy="learned",
+            after=after,
+            teacher=teacher,
+        )
+        for name, when, after, teacher in by_name
+    ]
 
 
 def _homogeneous(setup: Setup) -> list[Cell]:
