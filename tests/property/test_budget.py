@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from esper.contracts.seeds import SeedState
 from esper.execution.concealed import every_module
 from esper.strategies import STRATEGIES
 from tests.unit.services import small_run
@@ -63,11 +64,18 @@ def test_the_budget_is_never_exceeded(
         report = run.engine.on_epoch_end(epoch)
         # Counted by hand, not by those who keep count.
         seen = {id(p): p for m in every_module(run.model) for p in m.parameters(recurse=False)}
-        grown = sum(p.numel() for p in seen.values()) - plain
+        cohorts: dict[str, list[int]] = {}
+        for graft in run.engine.grafts.grafts:
+            alone = graft.state is not SeedState.TRAINING
+            point = graft.decision.decision_id if alone else graft.decision.audition
+            cohorts.setdefault(point or graft.decision.decision_id, []).append(graft.parameters)
+        # Of those that audition one will stay, at most the largest.
+        leave = sum(sum(sizes) - max(sizes) for sizes in cohorts.values())
+        grown = sum(p.numel() for p in seen.values()) - plain - leave
         assert report.used == grown <= growth["budget"]
-        active = [graft.layer.name for graft in run.engine.grafts.grafts]
-        assert len(active) <= growth["max_active"]
+        assert len(cohorts) <= growth["max_active"]
         if growth["kernel_budget"] is not None:
             assert all(g.parameters <= growth["kernel_budget"] for g in run.engine.grafts.grafts)
-    begun = [data["epoch"] for data in run.facts("decision")]
+    points = {data.get("audition") or data["decision"]: data for data in run.facts("decision")}
+    begun = [data["epoch"] for data in points.values()]
     assert all(b - a >= growth["cooldown_epochs"] for a, b in pairwise(begun))
