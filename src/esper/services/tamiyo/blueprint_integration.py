@@ -24,7 +24,7 @@ from esper.execution import lifecycle
 from esper.execution.kernel import FAULTS, Kernel, Recipe, count_parameters
 from esper.execution.seeded import Seeded
 from esper.execution.side_effect_free import side_effect_free
-from esper.services.tamiyo.cohort import reserve_cohort
+from esper.services.tamiyo.cohort import may_audition, reserve_cohort
 from esper.services.tamiyo.seed_selector import SeedSelector
 
 logger = logging.getLogger(__name__)
@@ -96,6 +96,8 @@ class BlueprintIntegration:
         Returns:
             Decisions and kernels; none if no audition is worth it, or no kernel could be loaded.
         """
+        if not may_audition(self.selector, always=always):
+            return []
         by_name, asked = {layer.name: layer for layer in layers}, {}
         for name, layer in by_name.items():
             with suppress(NoViableSeedError):  # `graft_now` says why

@@ -17,11 +17,18 @@ Asked = Mapping[str, tuple[Sequence[int], SelectionContext]]
 _EVEN: Mapping[str, float] = MappingProxyType({})
 
 
-def worths_of(selector: SeedSelector, asked: Asked, scale: Mapping[str, float] = _EVEN) -> Worths:
-    """What each viable seed is expected to earn; nothing if the strategy does not know.
+def may_audition(selector: SeedSelector, *, always: bool = False) -> bool:
+    """True of a strategy that learns from auditions; of any, if seeds always audition.
 
-    In an A/B test it is empty too: its arms are to choose.
+    In an A/B test there are none: its arms are to choose.
     """
+    kind = type(selector.strategy)
+    learns = issubclass(kind, SelectionStrategy) and kind.worths is not SelectionStrategy.worths
+    return learns or (always and issubclass(kind, SelectionStrategy))
+
+
+def worths_of(selector: SeedSelector, asked: Asked, scale: Mapping[str, float] = _EVEN) -> Worths:
+    """What each viable seed is expected to earn; nothing if the strategy does not know."""
     with selector.performance_tracker.lock:
         return _worths(selector, asked, _situations(selector, asked)).scaled(scale)
 

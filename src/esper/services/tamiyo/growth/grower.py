@@ -21,7 +21,7 @@ from esper.services.tamiyo.blueprint_integration import (
     known_spec,
     smallest_kernels,
 )
-from esper.services.tamiyo.cohort import worths_of
+from esper.services.tamiyo.cohort import may_audition, worths_of
 from esper.services.tamiyo.growth.auditions import surplus_of
 from esper.services.tamiyo.growth.graft import Baseline
 from esper.services.tamiyo.growth.grafts import ActiveGrafts
@@ -215,7 +215,8 @@ class Grower:
     ) -> Worths:
         """What the seeds of layers are expected to earn, with kernels within these budgets."""
         asked: dict[str, tuple[Sequence[int], SelectionContext]] = {}
-        for name, budget in budgets.items() if self._may_audition else ():
+        known = self._may_audition and may_audition(self.integration.selector)
+        for name, budget in budgets.items() if known else ():
             request = GraftRequest(
                 site=Site.parse(name), epoch=epoch, urgency=0.0, kernel_budget=budget, reason=""
             )
