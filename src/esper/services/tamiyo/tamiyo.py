@@ -159,6 +159,7 @@ class Tamiyo:
             aside=self.aside,
             observe=lambda batch: observe(self.training, self.layers, batch, self._left_out),
         )
+        self._probe = self.prober.probe
         self.grower = Grower(
             self.policy,
             self.integration,
