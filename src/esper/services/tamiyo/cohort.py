@@ -28,7 +28,7 @@ def may_audition(selector: SeedSelector, *, always: bool = False) -> bool:
 
 
 def worths_of(selector: SeedSelector, asked: Asked, scale: Mapping[str, float] = _EVEN) -> Worths:
-    """What each viable seed is expected to earn; nothing if the strategy does not know."""
+    """Expected worths of the viable seeds; nothing if the strategy does not know."""
     with selector.performance_tracker.lock:
         return _worths(selector, asked, _situations(selector, asked)).scaled(scale)
 

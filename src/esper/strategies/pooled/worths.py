@@ -143,7 +143,8 @@ class RelativeWorths:
 
 
 def _covariance(one: Sequence[Pair], two: Sequence[Pair]) -> Numbers:
-    layers = np.array([[a[0] == b[0] for b in two] for a in one])
-    kinds = np.array([[a[1] == b[1] for b in two] for a in one])
+    layers, kinds = (
+        np.array([a[at] for a in one])[:, None] == np.array([b[at] for b in two]) for at in (0, 1)
+    )
     same: Numbers = OF_LAYER * layers + OF_KIND * kinds + OF_BOTH * (layers & kinds)
     return same.reshape(len(one), len(two))

@@ -230,7 +230,7 @@ class Graft:
         )
 
     def outcome(self, now: Baseline, effect: Effect, settings: Reward) -> PerformanceDelta:
-        """What is told of the graft: its effect, and the naive deltas since it began."""
+        """Measurement of the graft: its effect, and the naive deltas since it began."""
         return PerformanceDelta(
             accuracy_delta=_difference(now.accuracy, self.baseline.accuracy),
             loss_delta=self.baseline.loss - now.loss,

@@ -213,7 +213,7 @@ class Grower:
     def _worths(
         self, epoch: int, health: Mapping[str, HealthSignal], budgets: Mapping[str, int]
     ) -> Worths:
-        """What the seeds of layers are expected to earn, with kernels within these budgets."""
+        """Expected worths of the seeds of layers, with kernels within these budgets."""
         asked: dict[str, tuple[Sequence[int], SelectionContext]] = {}
         known = self._may_audition and may_audition(self.integration.selector)
         for name, budget in budgets.items() if known else ():
@@ -232,7 +232,7 @@ class Grower:
         return mode != "auto" or self.policy.growth.train_epochs > 0
 
     def _fading(self, budgets: Mapping[str, int]) -> dict[str, float]:
-        """What the seeds of layers are worth after the kernels that they have."""
+        """Factors on the worths of layers, for the kernels that they have."""
         return {
             name: FADING ** (self.layers[name].grown_parameters / budget)
             for name, budget in budgets.items()
