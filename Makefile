@@ -2,6 +2,8 @@
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
+# A process for each core. They get stretches of the tests, so that few fixtures are made twice.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal --benchmark-disable
 
 .PHONY: default run test test-portable test-lowest bench bench-peers check fix clean
 default: test
@@ -23,12 +25,12 @@ run: .venv/.run
 	$(BIN)/esper train letter
 
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest
+	$(PYTEST)
 
 # What trains a network, as on a processor without vector instructions: no test may hang on the last
 # digits of a training.
 test-portable: .venv/.dev
-	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default $(BIN)/pytest -q -m trains tests
+	ATEN_CPU_CAPABILITY=default $(PYTEST) -q -m trains tests
 
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks

@@ -101,10 +101,15 @@ class Loop:
         host: What to train.
         growth: Settings of growth; ``None`` for the plain loop.
         held_out: Batches of the holdout.
+        replicate: Puts a wrapper around the model, as that of replicas, which the loop trains.
     """
 
     def __init__(
-        self, host: Host, growth: dict[str, Any] | None = None, held_out: int = TENTH
+        self,
+        host: Host,
+        growth: dict[str, Any] | None = None,
+        held_out: int = TENTH,
+        replicate: Callable[[nn.Module], nn.Module] = lambda model: model,
     ) -> None:
         torch.manual_seed(0)
         self.batch = host.batch
@@ -112,12 +117,13 @@ class Loop:
         self.model = host.make()
         if growth is not None:
             esper.wrap(self.model, list(host.layers))
+        self.trained = replicate(self.model)
         self.optimizer = torch.optim.Adam(self.model.parameters())
         self.tamiyo: esper.Tamiyo | None = None
         self.epoch = 0
         if growth is not None:
             self.tamiyo = esper.Tamiyo(
-                self.model,
+                self.trained,
                 self.optimizer,
                 loss_fn=loss_fn,
                 holdout=self.holdout,
@@ -127,7 +133,7 @@ class Loop:
     def step(self) -> None:
         """Train on a batch."""
         self.optimizer.zero_grad()
-        loss_fn(self.model, self.batch).mean().backward()
+        loss_fn(self.trained, self.batch).mean().backward()
         self.optimizer.step()
         if self.tamiyo is not None:
             self.tamiyo.on_batch_end(self.batch)

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+NAMES = ("train", "runs", "inspect", "replay", "ab", "serve", "store", "study", "study effect")
 
 
 def bounds() -> dict[str, str]:
@@ -95,7 +96,7 @@ def command_line(folder: Path) -> None:
     commands = (
         "--help",
         "--version",
-        *(f"{name} --help" for name in ("train", "runs", "inspect", "replay", "ab", "study")),
+        *(f"{name} --help" for name in NAMES),
         "strategies",
         f"train digits --epochs 3 --runs {folder}",
         f"inspect digits-s0 --runs {folder}",

@@ -10,6 +10,40 @@ import pytest
 
 from tests.servers import RedisServer, server_binary
 
+_WITHOUT_GPU = pytest.StashKey[int]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", choices=["cuda", "cpu"], help="where tests/gpu runs")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the checks of GPUs out where there is none, unless a device is given."""
+    left_out = [item for item in items if item.get_closest_marker("gpu")]
+    if not left_out or config.getoption("--device"):
+        return
+    import torch  # noqa: PLC0415 (only where it is needed)
+
+    if not torch.cuda.is_available():
+        config.stash[_WITHOUT_GPU] = len(left_out)
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if config.stash.get(_WITHOUT_GPU, 0):
+        terminalreporter.line(
+            "tests/gpu was left out: there is no CUDA here; --device cpu runs it on the processor"
+        )
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> str:
+    """Where the checks of GPUs run."""
+    return str(request.config.getoption("--device") or "cuda")
+
 
 def pytest_collection_finish() -> None:
     """Have less garbage collected: a sixth of the time went into looking at PyTorch's modules."""

@@ -67,7 +67,7 @@ def measure(asked: argparse.Namespace, names: Sequence[str]) -> None:
     from benchmarks.growth import picture, tables  # noqa: PLC0415
     from benchmarks.growth.kept import Arms, Kept  # noqa: PLC0415
     from benchmarks.growth.measure import PEERS, Measuring  # noqa: PLC0415
-    from esper.pictures import style  # noqa: PLC0415
+    from esper.drawing import style  # noqa: PLC0415
 
     torch.set_num_threads(1)
     asked.json.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.growth.goals import Tasks
 from benchmarks.growth.kept import Arms
-from esper.pictures.style import (
+from esper.drawing.style import (
     BLUE,
     DASHED,
     GREEN,
@@ -41,7 +41,7 @@ def draw(tasks: Tasks, path: Path) -> None:
     """Draw the mean over seeds, epoch by epoch, of every arm; a dot is the end.
 
     Raises:
-        ConfigError: as `esper.pictures.style.check` does.
+        ConfigError: as `esper.drawing.style.check` does.
     """
     across = min(_ACROSS, len(tasks))
     down = -(-len(tasks) // across)

@@ -1,18 +1,23 @@
 """Auditions: seeds train side by side in the shadow, and the best goes on."""
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from esper.cli.main import app
 from esper.contracts.config import Config
 from esper.contracts.seeds import SeedState
 from esper.records.fold import KINDS
+from esper.runs.placebos import of_events
 from esper.services.tamiyo.settings import config_from
 from esper.stores.memory import MemoryStore
-from tests.unit.services.small_run import LAYERS, SEEDS, SmallRun, same
+from tests.unit.services.small_run import CULLED, KEPT, LAYERS, SEEDS, SmallRun, same
 
 pytestmark = pytest.mark.trains
 
@@ -167,6 +172,48 @@ def test_kernels_that_fail_leave_the_others_to_audition(monkeypatch: pytest.Monk
     assert [fact["seed"] for fact in run.facts("failure")][:1] == [0]
 
 
+def test_placebos_are_judged_and_never_kept() -> None:
+    """Each would be kept, by what is told of it; one wins an audition only among its like."""
+    config = _settings(constraints={"min_dormant_epochs": 0})
+    run = SmallRun(config=config, seeds=["placebo"] * 2, worth=(KEPT, CULLED)).run(8)
+    ends = run.facts("graft")
+    assert len(ends) >= 2
+    assert {(end["seed"], end["kept"], end["passed"]) for end in ends} == {(0, False, True)}
+    assert "a placebo, which is never kept; it would have been kept: worth" in ends[0]["why"]
+    judged = [(fact["seed"], fact["passed"]) for fact in run.facts("audition")]
+    assert set(judged) == {(0, True), (1, False)}
+    found = of_events(run.events())
+    assert (found.blended.judged, found.blended.passed) == (len(ends), len(ends))
+    assert found.shadow.judged == 2 * found.shadow.passed == len(judged)
+    assert not any(layer.fossils for layer in run.engine.layers.values())
+
+
+def test_a_placebo_does_not_win_over_others() -> None:
+    config = _settings(constraints={"min_dormant_epochs": 0})
+    run = SmallRun(config=config, seeds=["placebo", "glu"], worth=(2 * KEPT, KEPT)).run(8)
+    assert {(end["seed"], end["kept"]) for end in run.facts("graft")} == {(1, True)}
+    assert not any("passed" in end for end in run.facts("graft"))
+    assert {fact["seed"] for fact in run.facts("audition") if "passed" in fact} == {0}
+    lost = next(step for step in run.facts("lifecycle") if step["why"].startswith("lost"))
+    assert lost["why"].startswith("lost its audition: a placebo, worth +0.1000")
+
+
+def test_placebos_of_a_store_are_shown(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/h.db"
+    options = {"store": url, "scope": "s", "run": "r"}
+    config = _settings(constraints={"min_dormant_epochs": 0})
+    run = SmallRun(config=config, seeds=["placebo", "placebo", "glu"], options=options).run(6)
+    judged = sum("passed" in fact for fact in run.facts("audition"))
+    run.engine.close()
+    (scope,) = json.loads(CliRunner().invoke(app, ["inspect", url, "--json"]).stdout)
+    assert scope["placebos"]["shadow"]["judged"] == judged > 0
+    assert scope["placebos"]["blended"]["share"] is None
+    text = CliRunner().invoke(app, ["inspect", url], env={"COLUMNS": "200"}).stdout
+    assert "Placebos that would have been kept: in the shadow " in text
+    assert f" of {judged}, " in text
+    assert "blended in none judged; 1 % is expected." in text
+
+
 def test_an_ab_test_has_no_auditions() -> None:
     arms = {"a": {"strategy": "auto"}, "b": {"strategy": "ucb"}}
     data = _settings("always").model_dump(mode="json")
@@ -174,3 +221,17 @@ def test_an_ab_test_has_no_auditions() -> None:
     run = SmallRun(config=config_from({k: v for k, v in data.items() if v is not None})).run(6)
     assert run.facts("decision")
     assert not run.facts("audition")
+
+
+def test_decisions_carry_the_depth_of_their_layer_and_a_cohort_is_no_larger_than_set() -> None:
+    config = _settings(policy="learned", constraints={"min_dormant_epochs": 0})
+    limited = config.seed_selection.model_copy(update={"most_auditioned": 3})
+    run = SmallRun(config=config.model_copy(update={"seed_selection": limited})).run(8)
+    order = {name: (at + 0.5) / len(LAYERS) for at, name in enumerate(LAYERS)}
+    decisions = run.facts("decision")
+    assert decisions
+    assert all(fact["depth"] == pytest.approx(order[fact["layer"]]) for fact in decisions)
+    assert {len(cohort) for cohort in _cohorts(run).values()} == {3}
+    assert {fact["depth"] for fact in run.facts("health") if fact["epoch"] == 5} == {
+        *order.values()
+    }

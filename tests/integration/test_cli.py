@@ -158,7 +158,8 @@ def test_inspect_says_how_each_seed_stands(place: Path) -> None:
             assert now["mean"] == pytest.approx(seed["mean_reward"])
         (line,) = [each for each in text.splitlines() if each.split()[:2] == _name(seed)]
         assert line.split()[-1] == str(now["pending"])
-        assert line.split()[-2] == f"{now['propensity']:.2f}"
+        assert line.split()[-2] == str(now["choices"])
+        assert line.split()[-3] == f"{now['propensity']:.2f}"
         kept = [f"+{seed['kept']}"] if seed["kept"] else []
         assert line.split()[4 : 5 + len(kept)] == [*kept, str(now["count"])]
     latest = [event["data"] for event in document["events"] if event["kind"] == "decision"][-1]
@@ -183,8 +184,8 @@ def test_a_store_is_inspected_by_its_address(place: Path) -> None:
     )
     text = inside("inspect", url, "--scope", "digits", cwd=place).stdout
     assert "as auto (default settings) sees them now" in text
-    told = inside("inspect", url, "--events", cwd=place, code=2).stderr
-    assert "--events and --picture show a run" in told
+    rows = inside("inspect", url, "--events", cwd=place).stdout.splitlines()
+    assert json.loads(rows[0])["kind"] == "run"
 
 
 def test_a_run_on_a_shared_store_stands_as_it_stood_at_its_end(tmp_path: Path) -> None:

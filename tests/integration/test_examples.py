@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from esper.cli.main import app
+from tests.frameworks import OF_THEIR_OWN
+from tests.rays import under_ray
 
 pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -47,6 +50,25 @@ def test_plain_loop(printed: Callable[[str], str]) -> None:
     assert number(r"parameters: 460 (\d+)", text) > 460
 
 
+@pytest.mark.trains
+def test_adapt_pretrained(printed: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["adapt_pretrained.py", "--steps", "24"])
+    text = printed("adapt_pretrained.py")
+    rows = re.findall(r"^(\S.*?) +([\d,]+) +([\d.]+) +([\d.]+)%$", text, flags=re.MULTILINE)
+    assert [row[0] for row in rows] == [
+        *("linear probe", "LoRA, rank 1", "grown, a third of LoRA", "grown, as many as LoRA"),
+        "full fine-tuning",
+    ]
+    sizes = [int(row[1].replace(",", "")) for row in rows]
+    assert sizes[0] < sizes[2] <= 490 + 0.33 * 2592 < sizes[3] <= sizes[1] < sizes[4]
+    losses = [float(row[2]) for row in rows]
+    assert losses[3] < losses[0]
+    assert number(r"of weights, ([\d.]+) x parameters", text) <= 1.1
+    assert "loaded onto a fresh host: outputs are equal, bit for bit" in text
+    assert "switched off: the host is what it was, bit for bit" in text
+    assert "merged: a plain VisionTransformer" in text
+
+
 def test_frozen_host(printed: Callable[[str], str]) -> None:
     text = printed("frozen_host.py")
     before = number(r"trained and frozen: test loss ([\d.]+)", text)
@@ -54,6 +76,44 @@ def test_frozen_host(printed: Callable[[str], str]) -> None:
     assert 0 < number(r", (\d+) parameters added", text) <= 800
     assert "the host is what it was, bit for bit" in text
     assert "saved and loaded: outputs are equal" in text
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize("name", ["lightning_loop.py", "accelerate_loop.py"])
+@pytest.mark.filterwarnings(*OF_THEIR_OWN)
+def test_digits_in_a_framework(name: str, printed: Callable[[str], str]) -> None:
+    text = printed(name)
+    assert int(re.findall(r", (\d+) of \d+ parameters grown", text)[-1]) > 0
+    assert number(r"test loss: ([\d.]+)", text) < 0.5
+
+
+@pytest.mark.trains
+def test_a_transformer_in_a_trainer(printed: Callable[[str], str]) -> None:
+    text = printed("trainer_loop.py")
+    assert "epoch 7: held-out loss" in text
+    assert "saved and loaded: outputs are equal" in text
+
+
+SWEPT = r"(\d+) epochs, grafts: \d+ kept, \d+ ended otherwise; finished"
+
+
+@pytest.mark.trains
+def test_an_optuna_sweep_beside_one_store(printed: Callable[[str], str]) -> None:
+    text = printed("optuna_sweep.py")
+    epochs = [int(count) for count in re.findall(SWEPT, text)]
+    states = re.findall(r"trial \d (\w+):", text)
+    assert len(epochs) == len(states) == 4
+    assert all((state == "pruned") == (n < 6) for state, n in zip(states, epochs, strict=True))
+    assert number(r"best held-out loss: ([\d.]+)", text) < 2
+
+
+@pytest.mark.dist
+@pytest.mark.trains
+def test_a_ray_sweep_beside_one_store(tmp_path: Path) -> None:
+    example = str(EXAMPLES / "ray_sweep.py")
+    text = under_ray(f"import runpy; runpy.run_path({example!r}, run_name='__main__')", tmp_path)
+    assert re.findall(SWEPT, text) == ["5", "5"]
+    assert number(r"best held-out loss: ([\d.]+)", text) < 2
 
 
 def test_a_width_beside_a_wrapped_layer_is_refused(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_a_counterfactual_that_fails_is_not_held_against_the_blueprint(
         raise RuntimeError("calibration")
 
     run = side_run(loss_fn).run(3)
-    monkeypatch.setattr("esper.services.tamiyo.growth.graft.counterfactual", broken)
+    monkeypatch.setattr("esper.services.tamiyo.growth.graft.counterfactuals", broken)
     (verdict,) = run.run(4, first=3).reports[-1].verdicts
     assert verdict.why == f"{SIDE}the counterfactual of a kernel failed: RuntimeError: calibration"
     assert not run.facts("failure", "outcome")

@@ -430,7 +430,7 @@ def test_a_host_that_falls_ill_is_rolled_back_over_a_merge() -> None:
             assert "rolled back" in str(report)
             now = run.model.state_dict()
             assert all(torch.equal(now[k], v) for k, v in before.items() if "extra" not in k)
-            run.engine._epoch = epoch
+            run.engine.progress.epoch = epoch
     assert done
     check_trained(run)
 

@@ -259,7 +259,10 @@ def test_an_unwrapped_model_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("wrong", "found"),
     [
-        (lambda model, batch: loss_fn(model, batch).mean(), r"returned \(\)"),
+        (
+            lambda model, batch: loss_fn(model, batch).mean(),
+            "returned one number, as a mean of the batch",
+        ),
         (lambda model, batch: loss_fn(model, batch)[:, None], r"returned \(32, 1\)"),
         (lambda model, batch: float(loss_fn(model, batch).sum()), "returned float"),
     ],

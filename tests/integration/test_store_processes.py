@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from esper.stores import open_store
-from esper.testing.store_laws import numbers
+from esper.testing.writer_laws import numbers
 from tests.servers import RedisServer
 
 # Waits for a line, so that all start together; says each number once it is stored.

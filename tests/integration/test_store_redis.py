@@ -1,5 +1,6 @@
 """Redis as it fails in life: killed, stalled, restarted, locked, full, newer."""
 
+import random  # noqa: TID251 (to see that nobody else draws from it)
 import re
 import threading
 import time
@@ -9,12 +10,12 @@ import pytest
 import redis
 import redis.asyncio
 
-from esper.contracts.errors import ConfigError, StoreError
-from esper.contracts.events import Event
+from esper.contracts.errors import ConfigError, LossError, StoreError
+from esper.contracts.events import LOST, Event
 from esper.stores import open_store
 from esper.stores.journal import Journal
 from esper.stores.redis import RedisStore
-from esper.testing.store_laws import event, numbers
+from esper.testing.writer_laws import event, numbers, told
 from tests.servers import RedisServer
 
 pytestmark = pytest.mark.redis
@@ -75,21 +76,31 @@ def test_a_write_repeated_at_a_stalled_server_counts_once(own_redis_server: Star
 @pytest.mark.parametrize("how", ["killed", "stalled"])
 def test_a_journal_goes_on_without_its_server(own_redis_server: Start, how: str) -> None:
     server = own_redis_server()
-    now = [0.0]
     store = open_store(f"{server.url}?socket_timeout=0.05&socket_connect_timeout=0.05")
-    with Journal(store, clock=lambda: now[0]) as journal:
+    with Journal(store) as journal:
         journal.append(event(0))
+        journal.flush()
         server.kill() if how == "killed" else server.stall()
         for i in range(1, 1000):
             journal.append(event(i))
         assert journal.waiting == 999
-        assert journal.error is not None
-        assert server.url in str(journal.error)
+        with pytest.raises(StoreError, match=f"999 events are not stored yet: .*{server.url}"):
+            journal.flush()
         server.start() if how == "killed" else server.resume()
-        now[0] += 1
         journal.append(event(1000))
+        journal.flush()
         assert journal.waiting == 0
         assert numbers(journal.read()) == list(range(1001))
+
+
+def test_an_outage_draws_no_random_number(own_redis_server: Start) -> None:
+    server = own_redis_server()
+    with open_store(server.url) as store:
+        server.kill()
+        before = random.getstate()
+        with pytest.raises(StoreError):
+            store.append([event(1)])
+        assert random.getstate() == before
 
 
 def test_passwords_open_and_are_never_shown(own_redis_server: Start) -> None:
@@ -122,7 +133,7 @@ def test_an_async_client_lends_address_login_and_database(own_redis_server: Star
         store.append([event(0)])
         assert store.address == f"redis://localhost:{server.port}/5"
     with redis.Redis(port=server.port, db=5, password="s3cret") as plain:
-        assert plain.xlen("{esper}:events") == 1
+        assert plain.xlen("{esper}:scope:s") == 1
 
 
 def test_an_async_client_with_tls_keeps_it(redis_server: RedisServer) -> None:
@@ -135,13 +146,13 @@ def test_an_async_client_with_tls_keeps_it(redis_server: RedisServer) -> None:
 def test_a_newer_schema_is_refused_also_in_mid_run(
     redis_server: RedisServer, redis_key: str
 ) -> None:
-    newer = "schema version 2, not the 1 that this Esper knows; upgrade"
+    newer = "schema version 3, not the 2 that this Esper knows; upgrade"
     with (
         redis.Redis(port=redis_server.port) as client,
         RedisStore(client, key=redis_key) as store,
     ):
         store.append([event(0)])
-        client.set(f"{{{redis_key}}}:schema", 2)
+        client.set(f"{{{redis_key}}}:schema", 3)
         with pytest.raises(StoreError, match=newer):
             store.append([event(1)])
         with pytest.raises(StoreError, match=newer):
@@ -149,7 +160,7 @@ def test_a_newer_schema_is_refused_also_in_mid_run(
         assert numbers(store.read()) == [0]
 
 
-@pytest.mark.parametrize("part", ["events", "op_ids"])
+@pytest.mark.parametrize("part", ["meta", "ids", "scope:s"])
 def test_a_key_of_another_program_is_left_alone(
     redis_server: RedisServer, redis_key: str, part: str
 ) -> None:
@@ -158,7 +169,8 @@ def test_a_key_of_another_program_is_left_alone(
         with RedisStore(client, key=redis_key) as store:
             with pytest.raises(StoreError, match=f"WRONGTYPE.*{part} is a string"):
                 store.append([event(0)])
-            assert client.keys(f"{{{redis_key}}}:*") == [f"{{{redis_key}}}:{part}"]
+            kept = {f"{{{redis_key}}}:{name}" for name in (part, "schema", "meta")}
+            assert set(client.keys(f"{{{redis_key}}}:*")) <= kept
             assert client.get(f"{{{redis_key}}}:{part}") == "theirs"
 
 
@@ -167,9 +179,100 @@ def test_an_entry_of_another_program_is_named(redis_server: RedisServer, redis_k
         redis.Redis(port=redis_server.port) as client,
         RedisStore(client, key=redis_key) as store,
     ):
-        client.xadd(f"{{{redis_key}}}:events", {"op_id": "x"})
-        with pytest.raises(StoreError, match="is no event: it has no field b'kind'"):
-            list(store.read())
+        store.append([event(0)])
+        client.xadd(f"{{{redis_key}}}:scope:s", {"op_id": "x"})
+        assert numbers(store.read()) == [0]
+        (why,) = store.quarantined.values()
+        assert "it has no field b'kind'" in why
+
+
+def test_a_place_of_the_first_schema_is_taken_over(
+    redis_server: RedisServer, redis_key: str
+) -> None:
+    with redis.Redis(port=redis_server.port, decode_responses=True) as client:
+        key = f"{{{redis_key}}}:"
+        client.set(f"{key}schema", 1)
+        for number in range(3):
+            fields = {"op_id": f"op-{number}", "kind": "outcome", "scope": "s", "run": "r"}
+            client.xadd(f"{key}events", fields | {"data": f'{{"number":{number}}}', "schema": 1})
+            client.sadd(f"{key}op_ids", f"op-{number}")
+        for _ in range(2):
+            with RedisStore(client, key=redis_key) as store:
+                assert [found for _, found in store.read()] == [event(i) for i in range(3)]
+                store.append([event(1)])
+        assert not client.exists(f"{key}events", f"{key}op_ids")
+        assert client.get(f"{key}schema") == "2"
+
+
+# A server that forgets
+
+
+@pytest.mark.parametrize("part", ["meta", "ids", "writers", "scopes", "scope:s", "scope:*", "*"])
+def test_evicted_keys_are_missed_and_told_again(
+    redis_server: RedisServer, redis_key: str, part: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with redis.Redis(port=redis_server.port) as client:
+        journal = Journal(RedisStore(client, key=redis_key))
+        journal.append_all([*told("w", *range(8)), event(100, scope="t")])
+        journal.flush()
+        for key in client.scan_iter(match=f"{{{redis_key}}}:{part}"):
+            client.delete(key)
+        journal.append_all(told("w", 8))
+        journal.flush()
+        stored = sorted(numbers(journal.read()))
+        assert stored == [*range(9), 100]
+        assert sorted(numbers(journal.read(scope="s"))) == list(range(9))
+        journal.append_all(told("w", 9))
+        journal.flush()
+        assert len(list(journal.read())) == 11
+        assert journal.store.next_number("w") == 10
+        assert "told again" in caplog.text
+        journal.close()
+
+
+def test_a_server_that_restarts_without_its_file_is_noticed(
+    own_redis_server: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = own_redis_server("--appendonly", "no")
+    with Journal(open_store(server.url)) as journal:
+        for first in range(0, 1500, 100):
+            journal.append_all(told("w", *range(first, first + 100)))
+            journal.flush()
+        server.kill()
+        server.start()
+        journal.append_all(told("w", 1500))
+        journal.flush()
+        found = [found for _, found in journal.read()]
+        (lost,) = [one for one in found if one.kind == LOST]
+        assert (lost.data["first"], lost.number) == (0, 499)
+        assert numbers(journal.read(kinds=["outcome"])) == list(range(500, 1501))
+    assert "is not the store that it was: the server was restarted without" in caplog.text
+    assert "0 are told again, 500 are lost" in caplog.text
+
+
+def test_a_reader_misses_what_it_read(own_redis_server: Start) -> None:
+    server = own_redis_server("--appendonly", "no")
+    with open_store(server.url) as store:
+        store.append([event(0)])
+        server.kill()
+        server.start()
+        with pytest.raises(LossError, match="not the store that it was"):
+            store.read()
+        assert list(store.read()) == []
+
+
+def test_settings_that_lose_events_are_told(own_redis_server: Start) -> None:
+    with open_store(own_redis_server().url) as store:
+        assert store.advice() == []
+    server = own_redis_server("--appendonly", "no", "--maxmemory-policy", "allkeys-lru")
+    with open_store(server.url) as store:
+        assert [line.partition("; ")[2] for line in store.advice()] == [
+            "start the server with: appendonly yes",
+            "set: maxmemory-policy noeviction",
+        ]
+        with redis.Redis(port=server.port) as client:
+            client.execute_command("REPLICAOF", "127.0.0.1", server.port + 1)
+        assert "is a replica, which takes no events" in store.advice()[2]
 
 
 def test_a_full_server_takes_a_batch_whole_or_not_at_all(own_redis_server: Start) -> None:
@@ -192,7 +295,7 @@ def test_nothing_expires_and_keys_share_a_slot(redis_server: RedisServer, redis_
     ):
         store.append([event(0)])
         keys = client.keys(f"*{redis_key}*")
-        assert len(keys) == 3
+        assert len(keys) == 5
         assert all(client.ttl(key) == -1 for key in keys)
         assert len({client.execute_command("CLUSTER KEYSLOT", key) for key in keys}) == 1
 
@@ -224,9 +327,9 @@ def test_a_users_client_is_left_open(redis_server: RedisServer, redis_key: str) 
 
 def test_a_batch_too_long_for_one_command(redis_server: RedisServer, redis_key: str) -> None:
     with RedisStore.from_url(redis_server.url, key=redis_key) as store:
-        many = [Event(str(i), "k") for i in range(100_001)]
-        with pytest.raises(StoreError, match="at most 100000 at once"):
+        many = [Event(str(i), "k") for i in range(50_001)]
+        with pytest.raises(StoreError, match="at most 50000 at once"):
             store.append(many)
         store.append(many[1:])
     with redis.Redis(port=redis_server.port) as client:
-        assert client.xlen(f"{{{redis_key}}}:events") == 100_000
+        assert client.xlen(f"{{{redis_key}}}:scope:") == 50_000

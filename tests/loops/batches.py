@@ -302,9 +302,9 @@ def contrast_within_the_batch(trial: Trial) -> None:
 
 
 @refused(
-    "loss_fn(model, batch) returned (); it must return one loss per example, shape (B,): use "
-    "reduction='none' and take the mean in your own loop. Losses per token, shape (B, T), go "
-    "with their mask: (losses, mask)"
+    "loss_fn(model, batch) returned one number, as a mean of the batch; it must return one loss "
+    "per example, shape (B,): use reduction='none' and take the mean in your own loop. Losses per "
+    "token, shape (B, T), go with their mask: (losses, mask)"
 )
 def mean_loss(trial: Trial) -> None:
     """`loss_fn` gives the mean over the batch, a number."""

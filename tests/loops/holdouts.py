@@ -169,6 +169,21 @@ def empty_list(trial: Trial) -> None:
     trial.train(Net(), holdout=[])
 
 
+@refused(
+    "holdout has 1 example, whose gain has no standard error, so that no kernel could ever be "
+    "kept; give at least 2, better hundreds"
+)
+def one_example(trial: Trial) -> None:
+    """The holdout is one example."""
+    trial.train(Net(), holdout=[(HELD_OUT[0][:1], HELD_OUT[1][:1])])
+
+
+@works
+def two_batches_of_one(trial: Trial) -> None:
+    """The holdout is two batches of one example each."""
+    trial.train(Net(), holdout=DataLoader(TensorDataset(*(x[:2] for x in HELD_OUT))))
+
+
 @refused("holdout has no batches; give a list or a DataLoader that has some")
 def empty_loader(trial: Trial) -> None:
     """The holdout is smaller than a batch, and its loader drops the last one."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import esper
 from tests.loops.models import LayerDrop
@@ -20,17 +18,13 @@ from tests.loops.trial import HOLDOUT, Engine, Net, Trial, adam, loss_fn
 
 
 @contextmanager
-def group(backend: str, store: Any, *, processes: int) -> Iterator[None]:
-    """A process group; of more than one process, one that only pretends."""
-    distributed.init_process_group(backend, store=store, rank=0, world_size=processes)
+def alone() -> Iterator[None]:
+    """A process group of one process."""
+    distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     try:
         yield
     finally:
         distributed.destroy_process_group()
-
-
-def alone() -> Any:
-    return group("gloo", HashStore(), processes=1)
 
 
 def check_inside(tamiyo: Engine) -> None:
@@ -73,21 +67,9 @@ def wrapped_before_the_replica(trial: Trial) -> None:
 
 
 @refused(
-    "torch.distributed runs 2 processes, and each would grow its replica of the model by "
-    "itself, so that they drift apart; grow in one process, and train esper.harden(model) in "
-    "several"
-)
-def two_processes(trial: Trial) -> None:
-    """`torch.distributed` is initialised with two processes, each of which grows its replica."""
-    with group("fake", FakeStore(), processes=2):
-        model = trial.wrap(Net())
-        trial.tamiyo(DistributedDataParallel(model), adam(model))
-
-
-@refused(
     "layer 'fc1' is sharded by FSDP, so this process holds a part of its parameters, and a "
-    "kernel stands beside the whole layer; grow the model without fully_shard or "
-    "FullyShardedDataParallel, in one process"
+    "kernel stands beside the whole layer; train the model with DistributedDataParallel, or in "
+    "one process"
 )
 def sharded_after_wrapping(trial: Trial) -> None:
     """The wrapped model is sharded by `fully_shard`, FSDP's second version."""
@@ -99,8 +81,8 @@ def sharded_after_wrapping(trial: Trial) -> None:
 
 @refused(
     "layer 'fc1' is sharded by FSDP, so this process holds a part of its parameters, and a "
-    "kernel stands beside the whole layer; grow the model without fully_shard or "
-    "FullyShardedDataParallel, in one process"
+    "kernel stands beside the whole layer; train the model with DistributedDataParallel, or in "
+    "one process"
 )
 def sharded_before_wrapping(trial: Trial) -> None:
     """A layer of a model that `fully_shard` has sharded is wrapped."""
@@ -112,8 +94,8 @@ def sharded_before_wrapping(trial: Trial) -> None:
 
 @refused(
     "the model is sharded by FSDP, so this process holds a part of its parameters, and a "
-    "kernel stands beside the whole layer; grow the model without fully_shard or "
-    "FullyShardedDataParallel, in one process"
+    "kernel stands beside the whole layer; train the model with DistributedDataParallel, or in "
+    "one process"
 )
 def flat_parameters(trial: Trial) -> None:
     """The wrapped model is in a `FullyShardedDataParallel`, FSDP's first version."""

@@ -346,8 +346,8 @@ def second_tamiyo_around(trial: Trial) -> None:
 @refused(
     "settings: unknown key in growth: 'bugdet'; known: budget, budget_share, kernel_budget, "
     "kernel_share, evenly, warmup_epochs, cooldown_epochs, plateau_window, plateau_threshold, "
-    "max_active, starts, train_epochs, blend_epochs, ramp, keep_stderrs, divergence_factor, "
-    "epochs, probe_every, measure_on. Did you mean 'budget'?"
+    "max_active, starts, train_epochs, blend_epochs, ramp, keep_stderrs, judge, every, "
+    "divergence_factor, epochs, probe_every, measure_on. Did you mean 'budget'?"
 )
 def misspelt_setting(trial: Trial) -> None:
     """A key of the settings is misspelt."""
@@ -361,8 +361,8 @@ def missing_file_of_settings(trial: Trial) -> None:
 
 
 @refused(
-    "unknown store 'mysql'; known: memory, sqlite, redis, rediss, unix. Write one of: "
-    "memory:, sqlite:///file.db, sqlite:////absolute/file.db, redis://host:6379/0"
+    "unknown store 'mysql'; known: memory, sqlite, redis, http, rediss, unix, https. Write one of: "
+    "memory:, sqlite:///file.db, sqlite:////absolute/file.db, redis://host:6379/0, http://host:8000/main"
 )
 def unknown_store(trial: Trial) -> None:
     """The store's URL names a kind that there is not."""

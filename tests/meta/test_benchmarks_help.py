@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
     [
         (("--help",), "train_letter *"),
         (("growth", "--help"), "quarter of an hour"),
+        (("lab", "--help"), "a minute or two"),
         (("--help", "selection"), "Processor time"),
     ],
 )
@@ -28,4 +29,4 @@ def test_an_unknown_file_is_refused_with_the_known_ones() -> None:
     command = [sys.executable, "-m", "benchmarks", "grwth"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "no benchmark 'grwth'; known: cli_start" in done.stderr
+    assert "no benchmark 'grwth'; known: auditions, cli_start" in done.stderr

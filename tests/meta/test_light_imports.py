@@ -19,6 +19,7 @@ HEAVY = ("torch", "numpy", "redis", "matplotlib", "scipy")
         "esper.stores",
         "esper.blueprints",
         "esper.tasks",
+        "esper.integrations",
         "esper.cli.main",
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 
 import esper
 from esper.blueprints import BLUEPRINTS
+from esper.integrations import INTEGRATIONS
 from esper.registry import Registry
 from esper.services.tamiyo.policies import POLICIES
 from esper.stores import STORES
@@ -21,6 +22,7 @@ TABLES: dict[str, tuple[Registry[Any], str]] = {
     "blueprints": (BLUEPRINTS, "esper.blueprints.base:Blueprint"),
     "stores": (STORES, "esper.stores.base:MetricsStore"),
     "tasks": (TASKS, "esper.tasks.base:Task"),
+    "integrations": (INTEGRATIONS, "esper.integrations.base:Integration"),
     "services.tamiyo.policies": (POLICIES, "esper.services.tamiyo.policies.base:Policy"),
 }
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from esper.contracts.errors import ConfigError
+from esper.contracts.errors import ConfigError, ConflictError
 from esper.contracts.events import Event
 from esper.stores import MetricsStore
 from esper.stores.memory import MemoryStore
-from esper.stores.payload import checked, decode, encode
+from esper.stores.payload import checked, decode, encode, same
 from esper.stores.redis import RedisStore
 from esper.stores.sqlite import SqliteStore
 from tests.servers import RedisServer
@@ -70,9 +70,13 @@ def check_like_a_list(make: Callable[[], MetricsStore], batches: Sequence[list[E
     expected: dict[str, Event] = {}
     with make() as store:
         for batch in batches:
+            told = dict(expected)
+            if any(not same(told.setdefault(event.op_id, event), event) for event in batch):
+                with pytest.raises(ConflictError):
+                    store.append(batch)
+                continue
             store.append(batch)
-            for event in batch:
-                expected.setdefault(event.op_id, event)
+            expected = told
         log = list(expected.values())
         read = list(store.read())
         assert [event for _, event in read] == log

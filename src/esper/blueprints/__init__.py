@@ -20,9 +20,11 @@ BLUEPRINTS: "Registry[Blueprint]" = Registry(
     "blueprint",
     {
         "lowrank": "esper.blueprints.lowrank:LowRank",
+        "lora": "esper.blueprints.lowrank:LoRA",
         "bottleneck": "esper.blueprints.bottleneck:Bottleneck",
         "glu": "esper.blueprints.glu:GLU",
         "gate": "esper.blueprints.gate:Gate",
+        "bias": "esper.blueprints.scale:Bias",
         "scale": "esper.blueprints.scale:Scale",
         "attention": "esper.blueprints.attention:Attention",
         "causal_mixer": "esper.blueprints.causal_mixer:CausalMixer",
@@ -35,19 +37,29 @@ BLUEPRINTS: "Registry[Blueprint]" = Registry(
         "units_select": "esper.blueprints.units:UnitsSelect",
         "units_split": "esper.blueprints.units:UnitsSplit",
         "heads": "esper.blueprints.units:Heads",
+        "placebo": "esper.blueprints.placebo:Placebo",
     },
     group="esper.blueprints",
 )
 
 
 def fitting(spec: LayerSpec) -> list[str]:
-    """Names of the blueprints that fit the layer, in the order of the table; may be empty."""
-    return [name for name in BLUEPRINTS.names() if not BLUEPRINTS.create(name).objection(spec)]
+    """Names of the blueprints that fit the layer, in the order of the table; may be empty.
+
+    Placebos are left out: they are no help to anyone.
+    """
+    recipes = {name: BLUEPRINTS.create(name) for name in BLUEPRINTS.names()}
+    return [name for name, it in recipes.items() if not (it.placebo or it.objection(spec))]
 
 
 def for_widths(name: str) -> bool:
     """True if a blueprint builds units for the width between layers."""
     return not {"width", "heads"}.isdisjoint(BLUEPRINTS.create(name).kinds)
+
+
+def is_placebo(name: str) -> bool:
+    """True if the kernels of a blueprint cannot help; a custom kernel, without a name, may."""
+    return bool(name) and BLUEPRINTS.load(name).placebo
 
 
 def smallest(name: str, spec: LayerSpec) -> int:

@@ -40,6 +40,7 @@ class Blueprint(ABC):
         kinds: Values of ``LayerSpec.kind`` that it fits.
         born_zero: Parameters or submodules of the kernel that start at zero: its last projection.
         fixed_size: True if the layer's shape alone determines the number of parameters.
+        placebo: True if its kernels cannot help: they are judged as others are, and never kept.
     """
 
     name: ClassVar[str]
@@ -47,6 +48,7 @@ class Blueprint(ABC):
     kinds: ClassVar[tuple[str, ...]]
     born_zero: ClassVar[tuple[str, ...]] = ("up",)
     fixed_size: ClassVar[bool] = False
+    placebo: ClassVar[bool] = False
 
     @abstractmethod
     def assemble(self, spec: LayerSpec, width: int) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Gain and offset of each unit."""
+"""Gain and offset of each unit, and the offset alone."""
 
 from dataclasses import dataclass
 from typing import final
@@ -10,7 +10,7 @@ from typing_extensions import override
 from esper.blueprints.base import ANY_CONV, ANY_VECTOR, Blueprint, shape_changes
 from esper.contracts.seeds import LayerSpec
 
-# F features, or C channels as (C, 1) or (C, 1, 1)
+# G features written, F features, or C channels as (C, 1) or (C, 1, 1)
 
 
 @final
@@ -52,3 +52,36 @@ class ScaleKernel(nn.Module):
     @override
     def forward(self, x: Tensor) -> Tensor:
         return x * self.scale + self.shift
+
+
+@final
+@dataclass(frozen=True)
+class Bias(Blueprint):
+    """``t_G``, the same for every input; zero at birth. Parameters: ``G`` at any budget.
+
+    Source:
+        Ben Zaken, Goldberg & Ravfogel (2022), BitFit, section 3.
+    """
+
+    name = "bias"
+    description = "offset of each unit (BitFit); for frozen layers"
+    kinds = ANY_VECTOR
+    born_zero = ("shift",)
+    fixed_size = True
+
+    @override
+    def assemble(self, spec: LayerSpec, width: int) -> nn.Module:
+        return BiasKernel(spec.out_size)
+
+
+@final
+class BiasKernel(nn.Module):
+    """Kernel of ``Bias``."""
+
+    def __init__(self, out_size: int) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(out_size))
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x[..., :1]) + self.shift

@@ -31,7 +31,7 @@ def ab(
     Look as often as you like: looking does not inflate the 5 % risk of a wrong decision.
     """
     from esper.cli import study_tables, tables
-    from esper.pictures import style
+    from esper.drawing import style
     from esper.studies.logged.ab import analyse
     from esper.studies.logged.logs import read_store
 

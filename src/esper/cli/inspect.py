@@ -33,6 +33,12 @@ def inspect(
     ] = False,
     picture: Picture = None,
     scope: Scope = None,
+    of: Annotated[
+        str | None,
+        typer.Option(
+            "--run", metavar="NAME", help="Run in the store, to draw or print.  [default: latest]"
+        ),
+    ] = None,
     runs: Runs = RUNS,
     json: Json = False,
 ) -> None:
@@ -42,18 +48,26 @@ def inspect(
     probability of being chosen next.
     """
     if "://" not in run and not Path(run).is_file():
-        if scope is not None:
-            raise ConfigError("--scope chooses from a store; a run has one scope")
-        _inspect_run(run, runs, events=events, picture=picture, json=json)
-    elif events or picture is not None:
-        raise ConfigError("--events and --picture show a run; leave them out for a store")
+        if scope is not None or of is not None:
+            raise ConfigError("--scope and --run choose from a store; leave them out for a run")
+        from esper.runs.run_folder import damaged
+
+        with damaged(f"run {run}"):
+            _inspect_run(run, runs, events=events, picture=picture, json=json)
     else:
-        _inspect_store(run, scope, json)
+        from esper.runs.run_folder import damaged
+        from esper.stores.addresses import shown
+
+        with damaged(f"store {shown(run)}"):
+            if events or picture is not None or of is not None:
+                _inspect_own_run(run, scope, of, events=events, picture=picture, json=json)
+            else:
+                _inspect_store(run, scope, json)
 
 
 def _inspect_run(name: str, runs: Path, *, events: bool, picture: Path | None, json: bool) -> None:
     from esper.cli import tables
-    from esper.runs import event_rows, run_reader
+    from esper.runs import event_rows, placebos, run_reader
 
     if events and json:
         raise ConfigError("--events and --json both want stdout; --json has the events too")
@@ -100,7 +114,43 @@ def _inspect_run(name: str, runs: Path, *, events: bool, picture: Path | None, j
         ),
         tables.choices_table(run_reader.decisions(log)),
         tables.refusals_table(run_reader.refusals(log)),
+        *tables.placebos(placebos.of_events(log)),
     ):  # fmt: skip
+        console.print()
+        console.print(part)
+
+
+def _inspect_own_run(
+    store: str,
+    scope: str | None,
+    name: str | None,
+    *,
+    events: bool,
+    picture: Path | None,
+    json: bool,
+) -> None:
+    from esper.cli import tables
+    from esper.runs import event_rows, own_runs, run_reader
+
+    if json:
+        raise ConfigError("--json shows all of a store; leave it out beside --run and --picture")
+    run, log = own_runs.read_run(store, scope, name)
+    if picture is not None:
+        from esper.drawing.run_log import draw_log
+
+        draw_log(log, picture)
+        tables.note(f"picture: {picture}")
+    if events:
+        for line in event_rows.as_lines(event_rows.rows(log)):
+            typer.echo(line)
+        return
+    console = tables.out()
+    console.print(tables.own_runs_table([run]))
+    for part in (
+        tables.grafts_table(run_reader.grafts(log)),
+        tables.choices_table(run_reader.decisions(log)),
+        tables.refusals_table(run_reader.refusals(log)),
+    ):
         console.print()
         console.print(part)
 
@@ -108,14 +158,14 @@ def _inspect_run(name: str, runs: Path, *, events: bool, picture: Path | None, j
 def _inspect_store(url: str, scope: str | None, json: bool) -> None:
     from esper.cli import tables
     from esper.runs.seed_previews import document, preview_store
-    from esper.runs.store_address import without_password
+    from esper.stores.addresses import shown
 
     found = preview_store(url, scope)
     if json:
         tables.print_json([document(one) for one in found])
         return
     console = tables.out()
-    console.print(tables.heading(f"Store {without_password(url)}"), soft_wrap=True)
+    console.print(tables.heading(f"Store {shown(url)}"), soft_wrap=True)
     for one in found:
         rows = [
             tables.SeedRow(layer, seed, one.blueprints[layer, seed], preview=preview)
@@ -126,6 +176,9 @@ def _inspect_store(url: str, scope: str | None, json: bool) -> None:
         console.print(tables.seeds_table(rows, f"{one.strategy} (default settings)"))
         console.print()
         console.print(tables.choices_table(one.decisions))
+        for said in tables.placebos(one.placebos):
+            console.print()
+            console.print(said)
 
 
 def _previews(run: "Run", log: list["Event"]) -> Mapping[tuple[str, int], "SeedPreview"]:

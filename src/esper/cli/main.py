@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from esper.cli import ab, inspect, lists, replay, runs, train
+from esper.cli import ab, inspect, lists, replay, runs, serve, store, train
 from esper.cli.errors import ErrorHandler
 from esper.cli.options import Help, group
 from esper.cli.study import commands
@@ -48,4 +48,7 @@ app.command()(lists.strategies)
 app.command()(lists.policies)
 app.command()(lists.blueprints)
 app.command()(lists.tasks)
+app.command()(serve.serve)
+app.command()(serve.key)
+app.add_typer(store.app, name="store")
 app.add_typer(commands.app, name="study")

@@ -73,6 +73,7 @@ def strategy_from(name: str, settings: Sequence[str]) -> "SelectionStrategy":
     """
     import yaml
 
+    from esper.services.tamiyo.settings import parse_yaml
     from esper.strategies import STRATEGIES
 
     values: dict[str, Any] = {}
@@ -83,7 +84,7 @@ def strategy_from(name: str, settings: Sequence[str]) -> "SelectionStrategy":
         if key in values:
             raise ConfigError(f"--set {key} is given twice")
         try:
-            values[key] = yaml.safe_load(value)
+            values[key] = parse_yaml(value)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {setting!r}: the value cannot be read: {error}") from error
     return STRATEGIES.create(name, **values)

@@ -16,15 +16,20 @@ from typing_extensions import override
 
 from esper.cli.tables import percent, seed_sign, states_legend
 from esper.contracts.config import chosen_by
-from esper.contracts.seeds import SeedState
+from esper.contracts.seeds import SeedState, seed_name
 from esper.contracts.selection import Decision
-from esper.runs.result import Progress
+from esper.runs.result import Progress, networks
 from esper.runs.spec import RunSpec
-from esper.services.tamiyo.report import EpochReport, Step, Verdict, seed_name
+from esper.services.tamiyo.report import EpochReport, Step, Verdict
 from esper.services.tamiyo.tamiyo import Tamiyo
 
-_NAMES = {"control": "control", "grown": "grown network", "static": "static network"}
-"""Parts of a run in their order, and their names in a sentence."""
+_NAMES = {
+    "control": "control",
+    "grown": "grown network",
+    "static": "static network",
+    "full": "host trained in full",
+}
+"""Parts of a run, and their names in a sentence."""
 
 
 class Watch(ABC):
@@ -168,8 +173,7 @@ class LiveView(Watch):
 
     def _next(self, part: str) -> str:
         """Part of the run that comes after this one; empty after the last."""
-        parts = [name for name in _NAMES if name != "static" or self.spec.static]
-        return dict(pairwise(parts)).get(part, "")
+        return dict(pairwise(networks(self.spec.task, static=self.spec.static))).get(part, "")
 
     def render(self) -> RenderableType:
         """Render the view."""

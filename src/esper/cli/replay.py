@@ -42,7 +42,7 @@ def replay(  # noqa: PLR0913, PLR0917 (one for each option)
     cannot tell, it says so, and exits with 1.
     """
     from esper.cli import study_tables, tables
-    from esper.pictures import style
+    from esper.drawing import style
     from esper.studies.logged import logs
     from esper.studies.logged.replay import replay as estimate
 

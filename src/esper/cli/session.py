@@ -17,12 +17,13 @@ from esper.cli.progress import watch
 from esper.contracts.errors import ConfigError, EsperError, StoreError
 from esper.pictures.run import draw
 from esper.runs import run_folder, run_lock
-from esper.runs.run_folder import RunFolder
+from esper.runs.run_folder import RunFolder, damaged
 from esper.runs.run_reader import Run, grafts, read_folder, read_run
 from esper.runs.spec import RunSpec, make_spec
-from esper.runs.store_address import absolute, check_store, without_password
+from esper.runs.store_address import absolute, check_store
 from esper.runs.train import train
 from esper.services.tamiyo.settings import load_config
+from esper.stores.addresses import remember, shown, without_secrets
 from esper.tasks import TASKS
 
 
@@ -70,12 +71,17 @@ def resume(name: str, options: TrainOptions, runs: Path, *, json: bool) -> None:
         StoreError: if the store cannot be used, or the run is damaged.
         typer.Exit: with code 130, if the run was interrupted.
     """
-    run = read_run(runs, name)
-    _check_options(options, run)
-    if run.result is None:
+    with damaged(f"run {name}"):
+        run = read_run(runs, name)
+        _check_options(options, run)
+    missing = 0 if run.result is None else _not_stored(run)
+    if run.result is None or missing:
         spec = _spec_of(run)
         _checked(spec.store, spec.task)
         _train(spec, run.folder, runs)
+        if missing:
+            tables.note(f"run {run.folder.name} had ended; {missing} events that its store had "
+                        "not were told again")  # fmt: skip
     else:
         tables.note(f"run {run.folder.name} has ended; there is nothing to resume")
         if not run.folder.picture.exists():  # stopped while it was drawn
@@ -83,18 +89,24 @@ def resume(name: str, options: TrainOptions, runs: Path, *, json: bool) -> None:
     _show(run.folder, runs, json)
 
 
+def _not_stored(run: Run) -> int:
+    try:
+        return run.not_stored()
+    except StoreError as error:
+        tables.note(f"whether all events are stored cannot be seen now: {error}", style="yellow")
+        return 0
+
+
 def _checked(url: str, scope: str) -> str:
     if not url:
         return url
-    with tables.err().status(f"opening {without_password(url)}"):  # a lock may take a while
+    with tables.err().status(f"opening {shown(url)}"):  # a lock may take a while
         return check_store(url, scope)
 
 
 def _spec_of(run: Run) -> RunSpec:
-    try:
+    with damaged(str(run.folder.path / "run.json")):
         return RunSpec.from_json(dict(run.spec))
-    except (KeyError, ValueError) as error:
-        raise StoreError(f"{run.folder.path / 'run.json'} is damaged: {error}") from error
 
 
 def _train(spec: RunSpec, folder: RunFolder, runs: Path) -> None:
@@ -111,7 +123,12 @@ def _train(spec: RunSpec, folder: RunFolder, runs: Path) -> None:
 
 
 def _draw(folder: RunFolder) -> None:
-    run = read_folder(folder)
+    with damaged(f"run {folder.name}"):
+        _draw_run(read_folder(folder))
+
+
+def _draw_run(run: Run) -> None:
+    folder = run.folder
     try:
         draw(run, run.events(), folder.picture)
     except EsperError as error:  # matplotlib is an extra; the run is complete without a picture
@@ -119,7 +136,12 @@ def _draw(folder: RunFolder) -> None:
 
 
 def _show(folder: RunFolder, runs: Path, json: bool) -> None:
-    run = read_folder(folder)
+    with damaged(f"run {folder.name}"):
+        _show_run(read_folder(folder), runs, json)
+
+
+def _show_run(run: Run, runs: Path, json: bool) -> None:
+    folder = run.folder
     picture = str(folder.picture) if folder.picture.exists() else None
     if json:
         tables.print_json(
@@ -127,7 +149,7 @@ def _show(folder: RunFolder, runs: Path, json: bool) -> None:
                 "run": folder.name,
                 "folder": str(folder.path),
                 "picture": picture,
-                "spec": {**run.spec, "store": without_password(run.spec["store"])},
+                "spec": {**run.spec, "store": shown(run.spec["store"])},
                 "result": run.result,
             }
         )
@@ -181,8 +203,8 @@ def _contradiction(option: str, given: Any, run: Run) -> str:
     if option == "static":
         return "--no-static (it has one)" if run.spec.get("static", True) else ""
     if option == "store":
-        given = without_password(absolute(given))
-        has = without_password(run.spec["store"])
+        given = remember(absolute(given))
+        has = without_secrets(run.spec["store"])
         return "" if given == has else f"--store {given} (it has {has or 'its own folder'})"
     has = {
         "task": run.spec["task"],

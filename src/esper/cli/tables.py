@@ -1,6 +1,7 @@
 """Tables of runs, grafts and seeds in a terminal; consoles, numbers and signs."""
 
 import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -11,10 +12,13 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from esper.cli.errors import escaping_console
 from esper.contracts.seeds import SeedState
+from esper.runs.own_runs import OwnRun
+from esper.runs.placebos import Placebos
 from esper.runs.run_reader import Run, RunSummary
-from esper.runs.store_address import without_password
 from esper.services.tamiyo.preview import SeedPreview
+from esper.stores.addresses import shown
 
 STATES: Mapping[str, tuple[str, str]] = {
     SeedState.DORMANT: ("·", "dim"),
@@ -35,12 +39,12 @@ _LATEST = 20
 
 def out() -> Console:
     """Console for results."""
-    return Console(highlight=False)
+    return escaping_console(highlight=False)
 
 
 def err() -> Console:
     """Console for progress and notes."""
-    return Console(stderr=True, highlight=False)
+    return escaping_console(stderr=True, highlight=False)
 
 
 def note(text: str, style: str = "") -> None:
@@ -155,7 +159,7 @@ def _comparison(found: Mapping[str, Any]) -> RenderableType:
     columns = ("parameters", *measures)
     title = "Grown network beside networks that do not grow (loss in nats)"
     made = table("", *columns, right=columns, title=title)
-    rows = {name: found[name] for name in ("control", "static", "grown") if found.get(name)}
+    rows = {name: found[name] for name in ("control", "static", "full", "grown") if found.get(name)}
     for name, row in rows.items():
         made.add_row(
             name,
@@ -174,6 +178,7 @@ def _comparison(found: Mapping[str, Any]) -> RenderableType:
             *[_difference(key, grown[key] - row[key]) for key in measures.values()],
         )
     static = "; static: of the grown one's size from the beginning" if "static" in rows else ""
+    static += "; full: the host, trained in full at a rate of its own" if "full" in rows else ""
     note = f"control: the host, un-grown{static}; less: grown less that one. All train alike"
     return Group(made, legend(f"{note}. {_scored(found)}"))
 
@@ -188,7 +193,7 @@ def _scored(found: Mapping[str, Any]) -> str:
 def spec(run: Run) -> RenderableType:
     """Settings of a run."""
     of_run = run.spec
-    store = without_password(of_run["store"])
+    store = shown(of_run["store"])
     made = Table.grid(padding=(0, 2))
     for name, value in (
         ("task", of_run["task"]),
@@ -201,6 +206,12 @@ def spec(run: Run) -> RenderableType:
     ):
         made.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
     return made
+
+
+def placebos(found: Placebos) -> list[RenderableType]:
+    """Sentence on the placebos, if any were judged; red if too many would have been kept."""
+    style = "red" if found.too_many else ""
+    return [Text(f"{found.text().capitalize()}.", style=style)] if found else []
 
 
 def refusals_table(found: Sequence[Mapping[str, Any]]) -> RenderableType:
@@ -241,6 +252,30 @@ def runs_table(found: Sequence[RunSummary]) -> RenderableType:
     return Group(made, legend(note), *problems)
 
 
+def own_runs_table(found: Sequence[OwnRun]) -> RenderableType:
+    """Table of the runs in a store, one line for each."""
+    right = ("seed", "epochs", "kept", "culled")
+    made = table("scope", "run", "model", *right, "end", "last seen", right=right)
+    for run in found:
+        seen = time.localtime(run.last_seen)
+        made.add_row(
+            run.scope,
+            run.run,
+            run.model or "-",
+            number(run.seed),
+            f"{run.epochs:,}",
+            f"{run.kept:,}",
+            f"{run.culled:,}",
+            run.end or "-",
+            "-" if run.last_seen is None else time.strftime("%Y-%m-%d %H:%M", seen),
+        )
+    note = (
+        "kept, culled: grafts that ended; end: finished, closed, or - while it goes on, and if it "
+        "was killed; last seen: when its last epoch ended"
+    )
+    return Group(made, legend(note))
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class SeedRow:
@@ -263,7 +298,10 @@ def seeds_table(rows: Sequence[SeedRow], chooser: str, unit: str = "") -> Render
         unit: Unit of the rewards, as in ``", in nats"``.
     """
     of_run = any(row.state for row in rows)
-    columns = ("n", "mean", "95 % interval", "score", "p", "open")
+    seen = [row.preview for row in rows if row.preview]
+    taught = any(one.worth not in {None, 1.0} for one in seen)
+    says = "worth" if taught else "score"
+    columns = ("n", "mean", "95 % interval", says, "p", "chosen", "open")
     title = f"Seeds, as {chooser} sees them now"
     made = table("layer", "seed", "blueprint", *columns, right=("seed", *columns), title=title)
     for row in rows:
@@ -271,12 +309,20 @@ def seeds_table(rows: Sequence[SeedRow], chooser: str, unit: str = "") -> Render
             row.layer,
             str(row.seed),
             seed_sign(row.state, row.blueprint, row.kept) if row.state else row.blueprint,
-            *_cells(row.preview),
+            *_cells(row.preview, taught=taught),
         )
+    least = max((one.least_share for one in seen), default=0.0)
     note = legend(
         f"mean: of the last n rewards{unit}, with its t interval; p: probability of being chosen "
-        "next, were all seeds of the layer free; score: the strategy's own, - for a first try; "
-        "open: choices whose outcome has not come"
+        "next, were all seeds of the layer free; "
+        + (
+            "worth: expected gain ÷ what an average seed of the run earns then; "
+            if taught
+            else "score: the strategy's own, - for a first try; "
+        )
+        + "chosen: how often, auditions included"
+        + (f", at least {100 * least:.3g} % of its layer's choices" if least else "")
+        + "; open: choices whose outcome has not come"
     )
     return Group(made, states_legend(), note) if of_run else Group(made, note)
 
@@ -307,15 +353,19 @@ def choices_table(decisions: Sequence[Mapping[str, Any]]) -> RenderableType:
     return Group(made, legend(note))
 
 
-def _cells(now: SeedPreview | None) -> tuple[str, ...]:
+def _cells(now: SeedPreview | None, *, taught: bool) -> tuple[str, ...]:
     if now is None:
-        return ("-",) * 6
+        return ("-",) * 7
+    says = number(now.score, ".2f")
+    if taught:
+        says = f"{number(now.worth, '.2f')} ± {number(now.worth_sd, '.2f')}"
     return (
         str(now.count),
         _reward(now.mean),
         "-" if now.interval is None else " to ".join(map(_reward, now.interval)),
-        number(now.score, ".2f"),
+        says,
         ("~" if now.propensity_error >= 0.005 else "") + f"{now.propensity:.2f}",
+        str(now.choices),
         str(now.pending),
     )
 

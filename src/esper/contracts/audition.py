@@ -11,11 +11,13 @@ Arm = tuple[str, int]
 Mode = Literal["auto", "always", "never"]
 """When seeds audition: where the strategy is not sure, at every graft, at none."""
 
-FADING = 0.6
+FADING = 0.85
 """Worth of a layer's seeds after one kernel there, relative to what it was."""
 
-PRICE = 0.1
-"""Expected gain, relative to what an average seed earns, for which a rival auditions."""
+PRICE = 0.2
+"""Expected gain, relative to what an average seed earns, for which a rival auditions: an epoch of a
+kernel in the shadow costs about 0.65 epochs of the host, a graft with an epoch there and one of
+blending about three."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,11 +54,15 @@ class Worths:
         arms: Layer and seed of each, n of them.
         means: Posterior mean of each.
         covariance: Posterior covariance, (n, n).
+        starved: Those that had less than their least share of the choices.
+        choices: Choices of these layers so far, all runs of the history together.
     """
 
     arms: tuple[Arm, ...]
     means: tuple[float, ...]
     covariance: tuple[tuple[float, ...], ...]
+    starved: tuple[Arm, ...] = ()
+    choices: int = 0
 
     @property
     def best(self) -> int:
@@ -75,14 +81,17 @@ class Worths:
             self.arms,
             tuple([mean * factor for mean, factor in zip(self.means, by, strict=True)]),
             tuple([tuple([a * b * c for b, c in zip(by, row, strict=True)]) for a, row in rows]),
+            self.starved,
+            self.choices,
         )
 
     def cohort(self, price: float = PRICE) -> list[Arm]:
         """Arms that should train side by side before one is chosen; empty if one is clearly best.
 
-        The one whose mean is the highest, and every rival that is expected to beat it by more than
-        an audition costs. The expected gain of knowing both is ``d (phi(z) - z (1 - Phi(z)))`` for
-        a rival that is ``z`` standard deviations ``d`` of their difference behind.
+        The one whose mean is the highest, and every rival that is starved, or expected to beat it
+        by more than an audition costs. The expected gain of knowing both is
+        ``d (phi(z) - z (1 - Phi(z)))`` for a rival that is ``z`` standard deviations ``d`` of their
+        difference behind.
 
         Args:
             price: That cost, relative to what an average seed earns.
@@ -92,17 +101,23 @@ class Worths:
             of the best population, Journal of Statistical Planning and Inference 54.
 
         Example:
-            The second might gain 0.2 by being half a standard deviation behind; the third never.
+            The second is expected to gain 0.27, being 0.3 standard deviations behind; the
+            third nothing.
 
             >>> arms = (("fc1", 0), ("fc1", 1), ("fc2", 0))
             >>> covariance = ((0.36, 0.0, 0.0), (0.0, 0.64, 0.0), (0.0, 0.0, 0.01))
-            >>> Worths(arms, (1.0, 0.5, 0.1), covariance).cohort()
+            >>> Worths(arms, (1.0, 0.7, 0.1), covariance).cohort()
             [('fc1', 0), ('fc1', 1)]
         """
         if not self.arms:
             return []
-        rivals = [at for at in range(len(self.arms)) if self._gain(at) > price]
-        return [self.arms[at] for at in (self.best, *rivals)] if rivals else []
+        best = self.arms[self.best]
+        rivals = [
+            arm
+            for at, arm in enumerate(self.arms)
+            if self._gain(at) > price or (arm in self.starved and arm != best)
+        ]
+        return [best, *rivals] if rivals else []
 
     def _gain(self, at: int) -> float:
         best = self.best

@@ -46,6 +46,11 @@ class SeedSelection(BaseModel):
         description="seeds of a layer train side by side and the best goes on: auto where kernels "
         "train in isolation and the strategy is not sure, always, or never",
     )
+    most_auditioned: int | None = Field(
+        None,
+        ge=2,
+        description="seeds of one audition at most, drawn where more may be the best; null: all",
+    )
     performance: Performance = Performance()
     constraints: SelectionConstraints = SelectionConstraints()
 
@@ -97,7 +102,11 @@ class Growth(_Section):
     plateau_threshold: float = Field(
         0.2, ge=0, description="grow when the held-out loss falls by less than this share an epoch"
     )
-    max_active: int = Field(2, ge=1, description="grafts under way at once, over all layers")
+    max_active: int = Field(
+        2,
+        ge=1,
+        description="grafts under way at once, over all layers; an audition is one in each layer",
+    )
     starts: int = Field(1, ge=1, description="grafts that may begin at the end of one epoch")
     train_epochs: int = Field(
         2, ge=0, description="epochs in isolation; 0: kernels train with the host from the start"
@@ -108,6 +117,16 @@ class Growth(_Section):
     )
     keep_stderrs: float = Field(
         2.0, ge=0, description="a kernel is kept if its counterfactual exceeds so many std. errors"
+    )
+    judge: Literal["each", "together", "never"] = Field(
+        "each",
+        description="kernels whose verdicts are due are judged one by one; all beside each other, "
+        "which costs half the passes; or never: they stay, and nothing is learnt from them",
+    )
+    every: int | None = Field(
+        None,
+        ge=1,
+        description="batches after which an epoch of growth ends by itself; null: on_epoch_end",
     )
     divergence_factor: float = Field(
         3.0, gt=1, description="held-out loss, in times the last healthy one, that is rolled back"

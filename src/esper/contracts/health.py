@@ -24,6 +24,8 @@ class HealthSignal:
         activation_mean: Mean of the layer's output.
         activation_sd: Standard deviation of the layer's output.
         dead_fraction: Share of output units, in [0, 1], never positive on the probed batch.
+        depth: Relative depth of the layer among those that may grow, in (0, 1): its place in the
+            order in which a forward pass leaves them.
 
     Raises:
         MeasurementError: if a measurement is no number at all.
@@ -38,6 +40,7 @@ class HealthSignal:
     activation_mean: float | None = None
     activation_sd: float | None = None
     dead_fraction: float | None = None
+    depth: float | None = None
 
     def __post_init__(self) -> None:
         for name in _MEASURED:
@@ -64,6 +67,7 @@ class GraftRequest:
         reason: One sentence.
         rivals: Sites whose seeds may audition beside those of ``site``; the best seed of all goes
             on. Without an audition ``site`` grows.
+        blueprint: Which of the site's seeds may be chosen; empty for all.
     """
 
     site: Site
@@ -72,3 +76,4 @@ class GraftRequest:
     kernel_budget: int
     reason: str
     rivals: tuple[Site, ...] = ()
+    blueprint: str = ""

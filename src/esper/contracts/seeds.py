@@ -185,3 +185,13 @@ class KernelCost:
 
     parameters: int
     latency_ms: float | None = None
+
+
+def seed_name(layer_name: str, seed_idx: int, blueprint: str = "") -> str:
+    """Name of a seed in a sentence.
+
+    Example:
+        >>> seed_name("fc1", 0, "glu")
+        'layer fc1, seed 0 (glu)'
+    """
+    return f"layer {layer_name}, seed {seed_idx}" + (f" ({blueprint})" if blueprint else "")

@@ -87,7 +87,8 @@ class SelectionConstraints:
     Attributes:
         min_dormant_epochs: Cooldown between two activations of one seed, in epochs, >= 0. *Soft*:
             ``fallback_to_zero`` may override it.
-        max_concurrent_seeds: Seeds of one layer that may be active at once, >= 1. *Hard*.
+        max_concurrent_seeds: Seeds of one layer that may be active at once, >= 1. *Hard*: at so
+            many no other is chosen; an audition begun below may train more of them side by side.
         fallback_to_zero: When only cooldowns stand in the way, take seed 0, or the lowest seed
             that is merely cooling down, rather than none.
 
@@ -139,6 +140,7 @@ class Decision:
         layer_type: Class name of the host layer, as ``"Linear"``; empty if unknown.
         ab: Its part in an A/B test; ``None`` outside of one.
         audition: Id of the audition that the seed takes part in; empty outside of one.
+        depth: Relative depth of the layer, as in `HealthSignal`; ``None`` if unknown.
     """
 
     decision_id: str
@@ -151,6 +153,7 @@ class Decision:
     layer_type: str = ""
     ab: Assigned | None = None
     audition: str = ""
+    depth: float | None = None
 
     def __init__(  # noqa: PLR0913 (its fields)
         self,
@@ -165,6 +168,7 @@ class Decision:
         layer_type: str = "",
         ab: Assigned | None = None,
         audition: str = "",
+        depth: float | None = None,
     ) -> None:
         # As for a reason: one is made at every choice.
         values = self.__dict__
@@ -172,6 +176,7 @@ class Decision:
         values["seed_idx"], values["blueprint"], values["epoch"] = seed_idx, blueprint, epoch
         values["reason"], values["random_key"] = reason, random_key
         values["layer_type"], values["ab"], values["audition"] = layer_type, ab, audition
+        values["depth"] = depth
 
     @property
     def site(self) -> Site:
@@ -184,6 +189,8 @@ def decision_data(decision: Decision) -> dict[str, Any]:
     rare: dict[str, Any] = {} if decision.ab is None else {"ab": asdict(decision.ab)}
     if decision.audition:
         rare["audition"] = decision.audition
+    if decision.depth is not None:
+        rare["depth"] = decision.depth
     return {
         "decision": decision.decision_id,
         "layer": decision.layer_name,
@@ -219,6 +226,7 @@ def decision_from(data: Mapping[str, Any]) -> Decision:
         layer_type=data.get("layer_type", ""),
         ab=Assigned(**data["ab"]) if data.get("ab") else None,
         audition=data.get("audition", ""),
+        depth=data.get("depth"),
         reason=reason_from(data),
     )
 

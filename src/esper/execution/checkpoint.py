@@ -1,41 +1,45 @@
 """Checkpoints: nested dictionaries of tensors and plain values, in one safetensors file, no pickle.
 
-Tensors are stored as such, everything else as JSON in the file's header, with numbers for tensors.
-A file is written beside the old one and then takes its place, so a process that dies while writing
-leaves the previous checkpoint whole.
+Tensors are stored as such, everything else as JSON in one more tensor, with numbers for tensors.
+A file is written beside the old one, has a checksum over all of it, and then takes its place, so a
+process that dies while writing, or a machine, leaves the previous checkpoint whole.
 """
 
 import json
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from esper.contracts.errors import StoreError
+from esper.stores.files import write_whole
 
-SCHEMA = 1
+SCHEMA = 2
+_TREE = "tree"
 
 
 def save(path: Path, tree: dict[str, Any]) -> None:
     """Write a tree of dictionaries, lists, tensors, numbers, strings, booleans and ``None``.
 
-    Dictionary keys may be integers, as in an optimizer's state; they come back as integers.
+    Dictionary keys may be integers, as in an optimizer's state; they come back as integers. When
+    this returns, the file is on the disk.
 
     Raises:
         TypeError: if the tree holds anything else.
         StoreError: if the file cannot be written; one that was there before is still there.
     """
     tensors: list[Tensor] = []
-    header = json.dumps(_pack(tree, tensors))
+    text = json.dumps(_pack(tree, tensors)).encode()
     stored = {str(i): t.detach().cpu().contiguous().clone() for i, t in enumerate(tensors)}
-    beside = path.with_suffix(path.suffix + ".new")
+    stored[_TREE] = torch.frombuffer(bytearray(text), dtype=torch.uint8)  # a header has a limit
+    facts = {"schema": str(SCHEMA), "checksum": _checksum(stored)}
     try:
-        save_file(stored, beside, metadata={"schema": str(SCHEMA), "tree": header})
-        beside.replace(path)
+        write_whole(path, to_bytes(stored, metadata=facts))
     except (OSError, SafetensorError) as error:
-        beside.unlink(missing_ok=True)
         raise StoreError(f"checkpoint {path} cannot be written: {error}") from error
 
 
@@ -49,21 +53,40 @@ def load(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise StoreError(f"checkpoint {path} cannot be read: {error}") from error
+    schema = metadata.get("schema", "")
+    if schema.isdecimal() and schema.isascii() and int(schema) > SCHEMA:
+        raise StoreError(
+            f"checkpoint {path} has schema {schema}, this version reads up to {SCHEMA}; upgrade "
+            "esper-morph"
+        )
+    if schema == "1":  # before there were checksums
+        text = metadata.get("tree", "").encode()
+    elif schema == str(SCHEMA) and metadata.get("checksum") == _checksum(tensors):
+        text = tensors.pop(_TREE, torch.zeros(0)).numpy().tobytes()
+    else:
+        raise StoreError(
+            f"{path} is not a checkpoint of Esper's, or a damaged one: its checksum is wrong; "
+            "begin the run anew, or restore the file from a copy"
+        )
     try:
-        schema = int(metadata["schema"])
-        if schema <= SCHEMA:
-            return _unpack(json.loads(metadata["tree"]), tensors)  # type: ignore[no-any-return]
-    except (KeyError, TypeError, ValueError) as error:
+        return _unpack(json.loads(text), tensors)  # type: ignore[no-any-return]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise StoreError(
             f"{path} is not a checkpoint of Esper's, or a damaged one "
             f"({type(error).__name__}: {error})"
         ) from error
-    raise StoreError(
-        f"checkpoint {path} has schema {schema}, this version reads up to {SCHEMA}; upgrade "
-        "esper-morph"
-    )
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    """Digest of names, types, shapes and every byte."""
+    digest = blake2b(digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _pack(value: Any, tensors: list[Tensor]) -> Any:

@@ -9,13 +9,16 @@ from typing import TypeVar, cast
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, symbolic_trace
 
+from esper.blueprints import is_placebo
 from esper.contracts.errors import KernelError
+from esper.execution.copies.folders import HARDENED, mark_folders
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.kernel import Contribution
 from esper.execution.surgery import forget_topology, kasmina_layers, replace_layers, seeded_modules
 
 M = TypeVar("M", bound=nn.Module)
 
+_GROWN = "GrownLayer"
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -24,7 +27,8 @@ def harden(model: M) -> M:
 
     A layer that has not grown is its host again. A grown one becomes a ``torch.fx.GraphModule``
     that adds up the host and its kernels, in the order and arithmetic of the wrapped layer; a
-    kernel that is still blending keeps its alpha as a buffer. Seeds in isolation are left out.
+    kernel that is still blending keeps its alpha as a buffer. Seeds in isolation are left out, and
+    placebos: what they add depends on the other examples of a batch.
     Nothing in the result is a class of Esper's, so ``torch.save``, ``torch.export`` and
     ``deepcopy`` need no Esper; a custom kernel stays the module that it is. The copy of a compiled
     model is not compiled. A model that reads attributes of a grown layer, as ``self.fc.weight``,
@@ -41,19 +45,21 @@ def harden(model: M) -> M:
     for layer in reversed(layers):
         plain = replace_layers(plain, {layer: _plain(layer)})
     forget_topology(plain)
+    mark_folders(plain, lambda module: type(module).__name__ == _GROWN, HARDENED)
     return plain
 
 
 def _plain(layer: KasminaLayer) -> nn.Module:
+    parts = [part for part in layer.contributions() if not is_placebo(part.blueprint)]
     host = layer.release_host()
-    if not layer.is_grown:
+    if not parts:
         return host
     root, graph = nn.Module(), Graph()
     root.add_module("host", host)
     x, *further = _arguments(graph, layer.host)
     seen = graph.call_method("clone", (x,)) if layer.mutates_input else x
     y = graph.call_module("host", (x,), {str(node.target): node for node in further})
-    for index, part in enumerate(layer.contributions()):
+    for index, part in enumerate(parts):
         root.add_module(f"kernel_{index}", _without_esper(part, layer.name))
         term = graph.call_module(f"kernel_{index}", (seen,))
         if part.alpha is not None:
@@ -61,7 +67,7 @@ def _plain(layer: KasminaLayer) -> nn.Module:
         dtype = graph.call_function(getattr, (y, "dtype"))
         y = graph.call_function(operator.add, (y, graph.call_method("to", (term, dtype))))
     graph.output(y)
-    grown = GraphModule(root, graph, class_name="GrownLayer")
+    grown = GraphModule(root, graph, class_name=_GROWN)
     grown.training = layer.training  # its parts keep the mode that they have
     return grown
 

@@ -14,11 +14,14 @@ from esper.execution import fast_paths, lifecycle, topology
 from esper.execution.concealed import assign_in_place, every_module
 from esper.execution.copies.followers import copied, followers
 from esper.execution.fast_paths import FusedPath
-from esper.execution.kernel import Contribution, Kernel, count_parameters
+from esper.execution.kernel import Contribution, Kernel, Recipe, count_parameters
 from esper.execution.seed import Seed
 from esper.execution.sited import Sited
 
 _NOTHING: tuple[Seed, ...] = ()
+
+Absorbed = tuple[nn.Module, dict[str, Any]]
+"""Absorbed kernel, and its id and recipe as JSON data."""
 
 
 class Seeded(Sited):
@@ -225,6 +228,40 @@ class Seeded(Sited):
             seed.alpha.copy_(alpha)
             self._refresh()
 
+    @contextmanager
+    def silenced(self) -> Iterator[None]:
+        """Let the model compute what its host does, bit for bit, whatever has grown."""
+        self._blended, self._grown = _NOTHING, False
+        self._act()
+        try:
+            yield
+        finally:
+            self._refresh()
+
+    @property
+    def absorbed(self) -> list[Absorbed]:
+        """Absorbed kernels with their ids and recipes, in the order in which they are added."""
+        return [
+            (kernel, dict(record))
+            for kernel, record in zip(self.fossils, self._fossil_records, strict=True)
+        ]
+
+    def put_absorbed(self, kernels: Sequence[Absorbed]) -> None:
+        """Have these kernels in place of all that are absorbed; they take on device and type.
+
+        Raises:
+            KernelError: if one does not map the layer's input to its output's shape.
+        """
+        like = self._slots()[0].alpha
+        for kernel, record in kernels:
+            kernel.to(like.device, like.dtype).train(self.training)
+            recipe = Recipe.from_json(record["recipe"]) if record["recipe"] else None
+            self.check(Kernel(module=kernel, kernel_id=record["kernel_id"], recipe=recipe))
+        self.fossils = nn.ModuleList(kernel for kernel, _ in kernels)
+        self._fossil_records = [dict(record) for _, record in kernels]
+        self._follow_up()
+        fast_paths.drop_compiled_graphs()
+
     # --- checkpoints: the topology travels with the state dict ------------------------------------
 
     @override
@@ -239,7 +276,7 @@ class Seeded(Sited):
     def plan(self, packed: Any) -> topology.Plan:
         """Rebuild the topology of a state dict beside the layer; raises as ``topology.plan``."""
         fossils = list(zip(self.fossils, self._fossil_records, strict=True))
-        return topology.plan(packed, self.name, self._slots(), fossils)
+        return topology.plan(packed, self.name, self._slots(), fossils, self.facts())
 
     @override
     def _load_from_state_dict(

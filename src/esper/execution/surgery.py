@@ -11,6 +11,7 @@ from esper.contracts.errors import ConfigError, LifecycleError, unknown_name
 from esper.contracts.patterns import matches, matching
 from esper.contracts.seeds import LayerSpec, SeedState
 from esper.execution import topology
+from esper.execution.copies.folders import WRAPPED, forget_folders, mark_folders
 from esper.execution.copies.followers import (
     copies_inside,
     follows,
@@ -38,7 +39,7 @@ _FAMILIES = {
 def wrap(
     model: M,
     layers: Sequence[str],
-    seeds: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+    seeds: Sequence[str] | Mapping[str, Sequence[str] | str] | None = None,
     *,
     seeds_per_layer: int | None = None,
     layout: Mapping[str, str] | None = None,
@@ -53,7 +54,8 @@ def wrap(
         layers: Dotted names, as in ``model.named_modules()``; each maps a tensor to a tensor.
             Patterns too: ``*`` stands for one part of a name, ``**`` for any number of them, a
             leading ``*.`` for any beginning, as ``"*.mlp"``. ``""`` is the whole model.
-        seeds: Blueprint of each seed, the same for all layers, or by layer or pattern.
+        seeds: Blueprint of each seed, the same for all layers, or by layer or pattern; a single
+            name is one seed.
         seeds_per_layer: Number of seeds instead: they take the default blueprints of the layer's
             kind (convolution or features) in turn. 4 if neither is given. The kind is corrected
             once the layer was observed.
@@ -105,13 +107,9 @@ def _put(model: nn.Module, name: str, seeds: Sequence[str]) -> KasminaLayer:
     known = [s for layer in kasmina_layers(model).values() for s in layer.fused_paths]
     known_ones = (p for p in model.parameters() if not is_lazy(p) and p.is_floating_point())
     parent, _, child = name.rpartition(".")
-    layer = KasminaLayer(
-        model.get_submodule(name),
-        name=name,
-        seeds=seeds,
-        like=next(known_ones, None),
-        fused_paths=fused_paths(model, name, known),
-    )
+    paths, like = fused_paths(model, name, known), next(known_ones, None)
+    host = model.get_submodule(name)
+    layer = KasminaLayer(host, name=name, seeds=seeds, like=like, fused_paths=paths)
     if name:
         setattr(model.get_submodule(parent), child, layer)
     return layer
@@ -170,7 +168,7 @@ def name_layers(model: nn.Module) -> dict[str, Seeded]:
         for name, layer in seeded_modules(model).items()
         if not follows(layer) and not is_frozen_copy(layer)
     }
-    layers = {layer.plain_name(_plain_name(model, path)): layer for path, layer in found.items()}
+    layers = {layer.plain_name(plain_name(model, path)): layer for path, layer in found.items()}
     for name, layer in layers.items():
         layer.rename(name)
         if why := layer.misfit(model):
@@ -180,7 +178,7 @@ def name_layers(model: nn.Module) -> dict[str, Seeded]:
     return layers
 
 
-def _plain_name(model: nn.Module, path: str) -> str:
+def plain_name(model: nn.Module, path: str) -> str:
     """Name of a wrapped layer in the model as it was before layers around it were wrapped."""
     parts, module = [], model
     for part in _parts(path):
@@ -224,8 +222,8 @@ def refuse_unready(
         if hasattr(module, "_fsdp_wrapped_module") or any(map(_is_sharded, held)):
             raise ConfigError(
                 f"{subject} is sharded by FSDP, so this process holds a part of its parameters, "
-                "and a kernel stands beside the whole layer; grow the model without "
-                "fully_shard or FullyShardedDataParallel, in one process"
+                "and a kernel stands beside the whole layer; train the model with "
+                "DistributedDataParallel, or in one process"
             )
 
 
@@ -301,10 +299,9 @@ def _host(model: nn.Module, name: str) -> nn.Module:
 
 
 def _refuse_shared(model: nn.Module, found: Mapping[str, nn.Module]) -> None:
+    named = list(model.named_modules(remove_duplicate=False))
     for name, host in found.items():
-        places = [
-            path for path, module in model.named_modules(remove_duplicate=False) if module is host
-        ]
+        places = [path for path, module in named if module is host]
         if len(places) > 1:
             others = ", ".join(path for path in places if path != name)
             raise ConfigError(
@@ -325,7 +322,7 @@ def _plan(
             raise ConfigError(f"seeds names no blueprints for layer {name!r}")
         seeds = seeds[name if name in fitting else fitting[0]]
     if isinstance(seeds, str):
-        raise ConfigError(f"seeds is the string {seeds!r}; give a list of blueprint names")
+        seeds = [seeds]
     if seeds is None:
         count = 4 if seeds_per_layer is None else seeds_per_layer
         if count < 1:
@@ -382,7 +379,8 @@ def _check_topology(model: nn.Module, state_dict: Mapping[str, Any], prefix: str
 
 
 def check_topology(model: nn.Module) -> None:
-    """Check from now on the topologies in state dicts that are loaded into this module."""
+    """Check from now on topologies in state dicts that are loaded, and mark folders as saved."""
+    mark_folders(model, lambda module: isinstance(module, Seeded), WRAPPED)
     if not _checks(model):
         model.register_load_state_dict_pre_hook(_check_topology)  # type: ignore[no-untyped-call]
 
@@ -393,7 +391,8 @@ def _checks(model: nn.Module) -> list[int]:
 
 
 def forget_topology(model: nn.Module) -> None:
-    """Remove the check of state dicts from a model without wrapped layers."""
+    """Undo `check_topology` of a model without wrapped layers."""
+    forget_folders(model)
     for module in model.modules():
         for key in _checks(module):
             del module._load_state_dict_pre_hooks[key]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from esper.contracts.errors import ConfigError
+from esper.contracts.errors import ConfigError, EsperError
 from esper.contracts.seeds import SeedState
 from esper.execution.kernel import Kernel, Recipe
 from esper.execution.seed import Seed
@@ -22,6 +22,10 @@ SCHEMA = 1
 KEY = "_extra_state"
 
 _OWN = ("schema", "seeds", "fossils")
+_DAMAGE = (
+    *(AttributeError, KeyError, TypeError, ValueError, IndexError),
+    *(OverflowError, RecursionError, RuntimeError),
+)
 
 
 @final
@@ -50,9 +54,15 @@ def pack(
 
 
 def plan(
-    packed: Any, layer: str, seeds: Sequence[Seed], fossils: Sequence[tuple[nn.Module, Any]]
+    packed: Any,
+    layer: str,
+    seeds: Sequence[Seed],
+    fossils: Sequence[tuple[nn.Module, Any]],
+    facts: Mapping[str, Any],
 ) -> Plan:
     """Rebuild a packed topology for a layer with these seeds, fossils and records; change nothing.
+
+    Those of the checkpoint must have ``facts`` of the same names and types.
 
     A kernel that the layer has already, of the same structure, is taken on as it is, so that an
     optimizer which holds its parameters goes on training them.
@@ -63,6 +73,28 @@ def plan(
         KernelError: if a blueprint no longer builds what it built.
     """
     state = _read(packed, layer)
+    try:
+        return _planned(state, layer, seeds, fossils, facts)
+    except EsperError:
+        raise
+    except _DAMAGE as error:
+        raise _damaged(layer, error) from error
+
+
+def _planned(
+    state: Mapping[str, Any],
+    layer: str,
+    seeds: Sequence[Seed],
+    fossils: Sequence[tuple[nn.Module, Any]],
+    facts: Mapping[str, Any],
+) -> Plan:
+    for name, value in facts.items():
+        if type(state[name]) is not type(value):
+            raise TypeError(f"{name} is {state[name]!r:.80}")
+    for saved in state["seeds"]:
+        named = saved["blueprint"], saved["kernel_id"]
+        if SeedState(saved["state"]) and not all(isinstance(one, str | None) for one in named):
+            raise TypeError(f"names of a seed are {named!r:.80}")
     if len(state["seeds"]) != len(seeds):
         raise ConfigError(
             f"layer {layer!r} has {len(seeds)} seeds and the checkpoint has "
@@ -88,6 +120,15 @@ def plan(
         records=records,
         facts={key: value for key, value in state.items() if key not in _OWN},
     )
+
+
+def blueprints(packed: Any, layer: str) -> list[str]:
+    """Blueprints of the seeds in a packed topology, by index; raises as ``plan``."""
+    state = _read(packed, layer)
+    try:
+        return [saved["blueprint"] for saved in state["seeds"]]
+    except _DAMAGE as error:
+        raise _damaged(layer, error) from error
 
 
 def twin(
@@ -163,17 +204,21 @@ def _read(packed: Any, layer: str) -> dict[str, Any]:
         # Rounded, because an average over a whole state dict leaves numbers beside the whole ones.
         state = json.loads(bytes(packed.cpu().double().round().int().tolist()))
         schema = int(state["schema"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"layer {layer!r}: the checkpoint's {KEY} is not the topology of a wrapped layer "
-            f"({type(error).__name__}: {error})"
-        ) from error
+    except _DAMAGE as error:
+        raise _damaged(layer, error) from error
     if schema > SCHEMA:
         raise ConfigError(
             f"layer {layer!r}: the checkpoint has schema {schema}, this version reads up to "
             f"{SCHEMA}; upgrade esper-morph"
         )
     return dict(state)
+
+
+def _damaged(layer: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"layer {layer!r}: the checkpoint's {KEY} is not the topology of a wrapped layer "
+        f"({type(error).__name__}: {' '.join(str(error).split())})"
+    )
 
 
 def _built(layer: str, part: _Part) -> nn.Module:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from esper.pictures.style import (
+from esper.drawing.style import (
     BLUE,
     DASHED,
     GREEN,

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import final
 
 from esper.contracts.errors import ConfigError
-from esper.pictures import style
+from esper.drawing import style
 from esper.pictures.effect import draw_effect
 from esper.studies.trained.cells import CONTROL
 from esper.studies.trained.effect import EffectSpec
@@ -22,7 +22,7 @@ from esper.studies.trained.setups import GRAFTS
 from esper.studies.trained.study_folder import sources
 from esper.studies.trained.training import Trained
 
-_STYLE = """body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 76rem;
+STYLE = """body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 76rem;
 margin: 2rem auto; padding: 0 1rem } table { border-collapse: collapse; margin: .5rem 0 1.5rem;
 font-size: 13px } td, th { padding: .15rem .7rem; border-bottom: 1px solid #ddd; text-align: right;
 vertical-align: top } td:first-child, th:first-child, td.text { text-align: left } caption {
@@ -99,7 +99,7 @@ def write(
     """
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
-        f"<title>Effect study</title><style>{_STYLE}</style>",
+        f"<title>Effect study</title><style>{STYLE}</style>",
         "<h1>What choosing the seed is worth</h1>",
         *_head(how, tasks),
         _picture(tasks),
@@ -111,13 +111,10 @@ def write(
 
 
 def _head(how: About, tasks: Sequence[TaskFigures]) -> list[str]:
-    seeds = tasks[0].seeds
-    machines = "; ".join(", ".join(f"{k} {v}" for k, v in one.items()) for one in how.machines)
     look = "<p class=warning>A look: too few runs for conclusions.</p>"
     return [
         look if how.look else "",
-        f"<p><code>{escape(how.command)}</code><br>Esper {escape(how.version)}, sources "
-        f"{how.sources}; {escape(machines)}; run seeds 0 to {seeds - 1}.</p>",
+        made_by(how, tasks[0].seeds),
         "<p>Runs of one run seed have the same initial weights, batches and draws. <b>Area</b>: "
         f"test loss of the un-grown control less the run's, added up over the epochs of the first "
         f"{GRAFTS} grafts. <b>÷ slots</b>: sum of a cell's areas over run seeds, divided by that "
@@ -125,6 +122,15 @@ def _head(how: About, tasks: Sequence[TaskFigures]) -> list[str]:
         "slots); <b>÷ random</b> likewise. In brackets: bootstrap 95 % intervals over run seeds, "
         "paired. Compute counts all passes on the side. Test data decided nothing.</p>",
     ]
+
+
+def made_by(how: About, seeds: int) -> str:
+    """HTML of how a study was made."""
+    machines = "; ".join(", ".join(f"{k} {v}" for k, v in one.items()) for one in how.machines)
+    return (
+        f"<p><code>{escape(how.command)}</code><br>Esper {escape(how.version)}, sources "
+        f"{how.sources}; {escape(machines)}; run seeds 0 to {seeds - 1}.</p>"
+    )
 
 
 def _picture(tasks: Sequence[TaskFigures]) -> str:
@@ -141,7 +147,6 @@ def _task(one: TaskFigures) -> list[str]:
         f"{layer}: " + ", ".join(f"{name} {size}" for name, size in kernels.items())
         for layer, kernels in one.sizes.items()
     )
-    value = "not defined" if one.homogeneous.value is None else f"{one.homogeneous.value:.3f}"
     found = [
         f"<h2>{escape(setup.task)}</h2>",
         f"<p>Sites {escape(', '.join(setup.layers))}; seeds {escape(', '.join(setup.seeds))}; "
@@ -151,8 +156,16 @@ def _task(one: TaskFigures) -> list[str]:
     ]
     if one.null:
         found.append("<p class=warning>Null task: what random choice gains is not clear of 0.</p>")
-    mark = "" if one.sound else " class=warning"
-    found.append(f"<p{mark}>Homogeneous seeds, auto ÷ seed 0 (must be 1.00 ± 0.02): {value}.</p>")
+    if one.sound is not None:
+        mark, ratio = "" if one.sound else " class=warning", "auto ÷ seed 0 (must be 1.00 ± 0.02)"
+        found.append(f"<p{mark}>Homogeneous seeds, {ratio}: {one.alike}.</p>")
+    if one.placebos is not None:
+        mark = " class=warning" if one.placebos.too_many else ""
+        text = one.placebos.text().capitalize()
+        doubt = (
+            "Each interval is as if no two were judged on the same data, as in auditions they are"
+        )
+        found.append(f"<p{mark}>{text}. {doubt}.</p>")
     effects = [
         (row.cell, row.what, row.effect.area.text("+.3g"), row.effect.over_slots.text(".2f"),
          row.effect.over_random.text(".2f"))
@@ -176,7 +189,7 @@ def _task(one: TaskFigures) -> list[str]:
         )
         for row in one.cells
     ]
-    return [*found, _table("Effect", _EFFECTS, effects), _table("All figures", _REST, rest)]
+    return [*found, table_of("Effect", _EFFECTS, effects), table_of("All figures", _REST, rest)]
 
 
 def _runs(
@@ -203,7 +216,7 @@ def _runs(
             )
         )
     note = "<p>Grafts: epoch, site, seed, blueprint, reward; + kept, x culled.</p>"
-    return ["<h2>Runs</h2>", note, _table("", _RUNS, rows)]
+    return ["<h2>Runs</h2>", note, table_of("", _RUNS, rows)]
 
 
 def _graft(graft: Mapping[str, object]) -> str:
@@ -216,7 +229,8 @@ def _graft(graft: Mapping[str, object]) -> str:
     )
 
 
-def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table_of(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """HTML of a table; long texts stand at the left."""
     names = "".join(f"<th>{escape(name)}" for name in head)
     body = "".join(
         "<tr>" + "".join(f"<td{_kind(cell)}>{escape(cell)}" for cell in row) + "\n" for row in rows

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from esper.contracts.errors import ConfigError
-from esper.pictures.style import BLUE, DASHED, GREEN, GREY, INK, ORANGE, bare, figure, save, title
+from esper.drawing.style import BLUE, DASHED, GREEN, GREY, INK, ORANGE, bare, figure, save, title
 from esper.studies.logged.ab import AbResult, Comparison
 from esper.studies.logged.replay import Replay
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from esper.pictures.style import (
+from esper.drawing.style import (
     BLUE,
     DASHED,
     GREEN,

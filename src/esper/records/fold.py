@@ -8,36 +8,37 @@ from typing import Any
 
 from esper.contracts.audition import Contrast
 from esper.contracts.errors import StoreError
-from esper.contracts.events import SCHEMA, Event
+from esper.contracts.events import Event
 from esper.contracts.performance import PerformanceDelta
 from esper.contracts.selection import decision_from
 from esper.records.history import History, writer_of
 from esper.records.seed import SeedRecord
+from esper.records.validate import require_valid
 
 
 def fold(history: History, event: Event) -> None:
-    """Apply one event to ``history``; kinds outside `KINDS` change nothing.
+    """Apply a valid event to ``history``; kinds outside `KINDS` change nothing.
 
     Deterministic: depends on its arguments alone.
-
-    Raises:
-        StoreError: if the event lacks a field of its kind.
     """
     apply = _FOLDS.get(event.kind)
     if apply is None or (event.kind == "graft" and event.schema == 0):  # then there is a verdict
         return
-    if event.schema > SCHEMA:
-        raise StoreError(
-            f"event {event.op_id!r} has schema {event.schema}, this version reads up to {SCHEMA}; "
-            "upgrade with: pip install -U esper-morph"
-        )
+    apply(history, event.data)
+
+
+def take(history: History, event: Event) -> None:
+    """`fold` an event that was read from a store; one that cannot be folded is quarantined."""
+    if event.kind not in _FOLDS or (event.kind == "graft" and event.schema == 0):
+        return
     try:
-        apply(history, event.data)
-    except (KeyError, TypeError) as error:
-        raise StoreError(
-            f"event {event.op_id!r} of kind {event.kind!r} cannot be read ({error!r}); it was "
-            "written by another version of Esper or damaged"
-        ) from error
+        require_valid(event)
+    except StoreError as error:
+        history.quarantine(event.op_id, str(error))
+        return
+    if event.data["decision"] in history.told and event.kind in ANSWERS:
+        return  # this process told it first, or at the same moment
+    fold(history, event)
 
 
 def _decision(history: History, data: Mapping[str, Any]) -> None:
@@ -65,6 +66,7 @@ def _outcome(history: History, data: Mapping[str, Any]) -> None:
         data.get("loss_delta"),
         data.get("latency_ms"),
         data.get("memory_mb"),
+        reward_stderr=data.get("reward_stderr"),
     )
     history.learn(record, data["decision"], data["reward"], delta)
 
@@ -116,6 +118,12 @@ _FOLDS: dict[str, Callable[[History, Mapping[str, Any]], None]] = {
     "verdict": _end,  # of schema 0
     "timing": _timing,
 }
+
+WITHDRAWAL = "withdrawal"
+"""Kind of what says that no outcome of a decision is awaited; one that comes still counts."""
+
+ANSWERS = frozenset(("outcome", "failure", WITHDRAWAL))
+"""Kinds of what came of a decision; each decision has one outcome or failure at most."""
 
 KINDS = tuple(_FOLDS)
 """Kinds of event that make up a history."""

@@ -7,6 +7,7 @@ from typing import final
 
 from esper.contracts.audition import Contrast
 from esper.contracts.errors import ConfigError, SelectionError
+from esper.contracts.events import joined
 from esper.contracts.performance import PerformanceDelta
 from esper.contracts.selection import Decision, require_seed
 from esper.records.layer import LayerKnowledge, LayerRecord
@@ -16,6 +17,9 @@ logger = logging.getLogger(__name__)
 
 LATE = 1000
 """Expired decisions that are kept, for outcomes that come even later."""
+
+TOLD = 10_000
+"""Outcomes of other writers' decisions that are remembered, so that none counts twice."""
 
 BeginKnowledge = Callable[[str], LayerKnowledge | None]
 """Layer name to empty knowledge; ``None`` for a strategy that reads the records alone."""
@@ -40,6 +44,8 @@ class History:
         writers: Writers of the decisions in it.
         open: Decisions whose outcome has not come, by id; kept only for a strategy that learns.
         late: Ids of the expired ones among them, oldest first; at most `LATE`.
+        told: Ids of other writers' decisions whose outcome was told here; the latest `TOLD`.
+        quarantined: Id of each stored event that was passed over, and why.
     """
 
     def __init__(
@@ -61,6 +67,8 @@ class History:
         self.writers: set[str] = set()
         self.open: dict[str, Decision] = {}
         self.late: deque[str] = deque()
+        self.told: dict[str, None] = {}
+        self.quarantined: dict[str, str] = {}
         self._first: LayerKnowledge | None = None
 
     def layer(self, name: str) -> LayerRecord:
@@ -93,12 +101,22 @@ class History:
         has its outcome already, or expired. Raises as `located`.
         """
         record = self.located(layer_name, seed_idx, decision)
-        if decision is None:
-            return record, record.answer()
-        if record.close(decision.decision_id):
-            return record, decision.decision_id
-        logger.info("decision %s has its outcome already, or expired", decision.decision_id)
-        return None, decision.decision_id
+        decision_id = record.answer() if decision is None else decision.decision_id
+        if decision is not None and not record.close(decision_id):
+            logger.info("decision %s has its outcome already, or expired", decision_id)
+            return None, decision_id
+        if decision_id and writer_of(decision_id, layer_name) != self.own:
+            self.told[decision_id] = None
+            if len(self.told) > TOLD:
+                del self.told[next(iter(self.told))]
+        return record, decision_id
+
+    def quarantine(self, op_id: str, why: str) -> None:
+        """Note that a stored event is passed over; the first one is logged."""
+        if not self.quarantined:
+            logger.warning("%s; it is passed over. To see all: esper store check", why)
+        if len(self.quarantined) < LATE:
+            self.quarantined[op_id] = why
 
     def located(self, layer_name: str, seed_idx: int, decision: Decision | None) -> SeedRecord:
         """Record of a seed under the blueprint of a decision, or its current one.
@@ -138,7 +156,7 @@ class History:
             decay_factor=self.decay_factor,
         )
         record.time(delta.latency_ms, delta.memory_mb, self.window_size)
-        self.teach(record, reward, decision_id)
+        self.teach(record, reward, decision_id, delta.reward_stderr or 0.0)
 
     def teach_windows(self) -> None:
         """Add the rewards in all windows to the strategy's knowledge, seed by seed."""
@@ -150,13 +168,15 @@ class History:
                 for reward in record.measured()[0]:
                     knowledge.learn(seed_idx, reward, None)
 
-    def teach(self, record: SeedRecord, reward: float, decision_id: str) -> None:
-        """Add one outcome to the strategy's knowledge, if it has any."""
+    def teach(
+        self, record: SeedRecord, reward: float, decision_id: str, stderr: float = 0.0
+    ) -> None:
+        """Add one outcome, and its standard error, to the strategy's knowledge, if it has any."""
         metrics = self.layers[record.layer_name].seeds
         if metrics.knowledge is not None:
             decision = self.open.pop(decision_id, None)
             if metrics.get(record.seed_idx) is record:
-                metrics.knowledge.learn(record.seed_idx, reward, decision)
+                metrics.knowledge.learn_measured(record.seed_idx, reward, stderr, decision)
 
     def teach_audition(
         self, record: SeedRecord, contrast: Contrast, decision: Decision | None
@@ -190,5 +210,5 @@ def writer_of(decision_id: str, layer_name: str) -> str:
         'run-7'
     """
     before, _, number = decision_id.rpartition("/")
-    end = f"/{layer_name}"
+    end = f"/{joined(layer_name)}"
     return before.removesuffix(end) if number.isdecimal() and before.endswith(end) else ""

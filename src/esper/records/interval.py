@@ -1,4 +1,4 @@
-"""Confidence interval of a mean of few outcomes: 95 %, by Student's t."""
+"""Confidence intervals at 95 %: of a mean of few outcomes, by Student's t, and of a share."""
 
 from math import cos, inf, pi, sin, sqrt, tan
 
@@ -35,6 +35,22 @@ def mean_interval(record: SeedStatistics) -> tuple[float, float] | None:
         return None
     half = t_quantile(count - 1) * sqrt(max(record.m2, 0.0) / (count - 1) / count)
     return (record.mean - half, record.mean + half) if half < inf else None
+
+
+def share_interval(part: int, whole: int) -> tuple[float, float]:
+    """Wilson interval at 95 % of a share, ``part`` of ``whole`` >= 1 independent cases.
+
+    Source:
+        Wilson (1927), Journal of the American Statistical Association 22, 209-212.
+
+    Example:
+        >>> [round(end, 3) for end in share_interval(1, 10)]
+        [0.018, 0.404]
+    """
+    z2, share = _NORMAL**2, part / whole
+    middle, scale = share + z2 / (2 * whole), 1 + z2 / whole
+    half = sqrt(z2 * (share * (1 - share) + z2 / (4 * whole)) / whole)
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
 def t_quantile(freedom: int) -> float:

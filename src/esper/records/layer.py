@@ -37,6 +37,13 @@ class LayerKnowledge(ABC):
             decision: The choice that led to it, where it is known.
         """
 
+    def learn_measured(
+        self, seed_idx: int, reward: float, stderr: float, decision: Decision | None
+    ) -> None:
+        """Learn one outcome whose standard error is known; by default, without it."""
+        del stderr
+        self.learn(seed_idx, reward, decision)
+
     def learn_audition(self, seed_idx: int, contrast: Contrast, decision: Decision) -> None:  # noqa: B027 (most learn outcomes alone)
         """Learn what a seed earned in an audition; by default, nothing.
 

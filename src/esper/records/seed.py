@@ -133,6 +133,11 @@ class SeedRecord:
         self.open = (*waiting[-OPEN + 1 :], decision_id)
         return waiting[0] if len(waiting) >= OPEN else ""
 
+    def await_again(self, decision_id: str) -> None:
+        """Wait for the outcome of a decision though it expired."""
+        if decision_id not in self.open:
+            self.open = (*self.open, decision_id)
+
     def close(self, decision_id: str) -> bool:
         """Remove an open decision; false if it was not open."""
         if decision_id not in self.open:

@@ -1,10 +1,11 @@
 """Serialise a history to JSON and restore it exactly.
 
-For runs without a store; with one, the log is the state, and reading it gives the same history.
+For runs without a store, and for snapshots; with a store, the log is the state.
 This file reads private attributes of records, so that records stay small.
 """
 
 from array import array
+from collections import deque
 from collections.abc import Mapping
 from math import isnan, nan
 from typing import Any
@@ -45,6 +46,7 @@ def history_data(history: History) -> dict[str, Any]:
         "writers": sorted(history.writers),
         "open": [decision_data(decision) for decision in history.open.values()],
         "late": list(history.late),
+        "quarantined": dict(history.quarantined),
         "layers": [_layer_data(layer) for layer in history.layers.values()],
     }
 
@@ -75,6 +77,7 @@ def history_from(data: Mapping[str, Any], old: History) -> History:
             decision = decision_from(one)
             history.open[decision.decision_id] = decision
         history.late.extend(data["late"])
+        history.quarantined.update(data.get("quarantined", {}))
         for one in data["layers"]:
             _fill(history.layer(one["name"]), one)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -95,6 +98,10 @@ def _layer_data(layer: LayerRecord) -> dict[str, Any]:
         "bound": sorted(layer.bindings()),
         "seeds": [_record_data(record) for record in layer.seeds.values()],
         "aside": [_record_data(record) for record in (layer._aside or {}).values()],
+        "elsewhere": [
+            [at, record.seed_idx, record.blueprint, decision_id]
+            for at, record, decision_id in layer._elsewhere or ()
+        ],
         "sums": layer.seeds.sums.state_dict(),
         "knowledge": None if knowledge is None else knowledge.state_dict(),
     }
@@ -109,6 +116,11 @@ def _fill(layer: LayerRecord, data: Mapping[str, Any]) -> None:
     layer._aside = {(record.seed_idx, record.blueprint): record for record in aside} or None
     for seed_idx in data["bound"]:
         layer.bind(seed_idx, layer.seeds[seed_idx].blueprint)
+    elsewhere = [
+        (at, layer.under(seed_idx, blueprint), decision_id)
+        for at, seed_idx, blueprint, decision_id in data.get("elsewhere", ())
+    ]
+    layer._elsewhere = deque(elsewhere) if elsewhere else None
     layer.seeds.sums.load_state_dict(data["sums"])
     _teach(layer.seeds.knowledge, data["knowledge"])
 

@@ -4,7 +4,9 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from esper.contracts.events import Event
+from esper.contracts.events import CLOCK, Event
+
+_CLOCKS = ("timing", CLOCK)
 
 
 def rows(events: Iterable[Event]) -> list[dict[str, Any]]:
@@ -12,15 +14,15 @@ def rows(events: Iterable[Event]) -> list[dict[str, Any]]:
 
     Returns:
         One dictionary for each event, with ``epoch``, ``kind`` and ``data``: without operation
-        ids and the run's name, which differ between runs, and without ``timing`` events, the only
-        ones that depend on a clock (`timings` has them).
+        ids and the run's name, which differ between runs, and without the events that depend on a
+        clock (`timings` has them).
     """
-    return [_row(event, at) for at, event in _dated(events) if event.kind != "timing"]
+    return [_row(event, at) for at, event in _dated(events) if event.kind not in _CLOCKS]
 
 
 def timings(events: Iterable[Event]) -> list[dict[str, Any]]:
-    """Rows of the ``timing`` events: latencies of kernels, which depend on the machine."""
-    return [_row(event, at) for at, event in _dated(events) if event.kind == "timing"]
+    """Rows of what depends on the machine: latencies of kernels, and when each epoch ended."""
+    return [_row(event, at) for at, event in _dated(events) if event.kind in _CLOCKS]
 
 
 def as_lines(found: Iterable[Mapping[str, Any]]) -> Iterator[str]:

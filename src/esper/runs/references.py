@@ -1,6 +1,7 @@
 """Networks that a grown one is compared with: the un-grown control, and a static one of its size.
 
-All train alike: same seed, batches, epochs and schedule.
+All train alike: same seed, batches, epochs and schedule. Of a host that is frozen there is one
+more, in which it trains too, at a learning rate of its own.
 """
 
 from collections.abc import Callable
@@ -38,7 +39,7 @@ def reference(
         task: The task.
         spec: Settings of the run.
         folder: Folder of the run; ``<part>.json`` has the result.
-        part: ``"control"`` or ``"static"``.
+        part: ``"control"``, ``"static"`` or ``"full"``, in which nothing is frozen.
         width: Width of the host.
         on_progress: Called at the end of every epoch.
         control_losses: Losses of the control, unless this is the control.
@@ -50,7 +51,12 @@ def reference(
     if known is not None and known.get("width") == width and len(known["losses"]) >= spec.epochs:
         return known
     model = task.host(spec.seed, width=width)
+    if part == "full":
+        model.requires_grad_(True)
     optimizer = task.optimizer(model)
+    if part == "full":
+        for group in optimizer.param_groups:
+            group["lr"] = task.full_rate
     scheduler = task.scheduler(optimizer, spec.epochs)
     losses: list[float] = []
     scores = []

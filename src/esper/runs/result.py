@@ -10,6 +10,7 @@ from esper.execution.kernel import count_parameters
 from esper.execution.passes.counterfactual import evaluate
 from esper.services.tamiyo.report import EpochReport, Verdict
 from esper.services.tamiyo.tamiyo import Tamiyo
+from esper.tasks import TASKS
 from esper.tasks.base import Task
 
 SCORED_EPOCHS = 3
@@ -40,7 +41,7 @@ class Progress:
     """Progress of a run at the end of an epoch.
 
     Attributes:
-        part: Network that trains: ``"control"``, ``"grown"`` or ``"static"``, in this order.
+        part: Network that trains, as `networks` names them.
         epoch: The epoch that ended, from 0.
         epochs: Epochs in all.
         loss: Validation loss of that network at its end; ``None`` if it could not be measured.
@@ -71,6 +72,8 @@ class Result:
         control: The un-grown control.
         grown: The grown network.
         static: A static network of the grown one's size; ``None`` if it was not asked for.
+        full: The host, trained in full; ``None`` if it is not frozen, or no static network was
+            asked for.
         grafts: Every graft that was judged, in order.
         under_way: Grafts that the end of the run cut short.
         used: Parameters of all kernels at the end, those under way included.
@@ -81,11 +84,24 @@ class Result:
     control: Scores
     grown: Scores
     static: Scores | None
+    full: Scores | None
     grafts: tuple[Verdict, ...]
     under_way: int
     used: int
     budget: int
     scored_epochs: int
+
+
+def networks(task: str, *, static: bool) -> list[str]:
+    """Networks of a run of a task, in the order in which they train.
+
+    Args:
+        task: Name of the task.
+        static: Whether a static network of the grown one's size is trained, and a frozen host in
+            full.
+    """
+    frozen = TASKS.load(task).full_rate is not None
+    return ["control", "grown", *["static"] * static, *["full"] * (static and frozen)]
 
 
 def score(task: Task, model: nn.Module) -> Scores:

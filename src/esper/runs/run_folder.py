@@ -7,7 +7,9 @@ runs/letter-s0/
 ├── control.json            the un-grown control: its losses, epoch by epoch
 ├── grown.json              the grown network: the same
 ├── static.json             the static network of the grown one's size: the same
+├── full.json               a frozen host, trained in full: the same
 ├── checkpoint.safetensors  model, optimizer and Tamiyo at the end of the last epoch
+├── stored.json             how many events the store has, once it has all of them
 ├── report.json             the result, once the run has ended
 └── run.png                 its picture
 ```
@@ -15,11 +17,14 @@ runs/letter-s0/
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, final
 
-from esper.contracts.errors import ConfigError, StoreError, unknown_name
+from esper.contracts.errors import ConfigError, EsperError, StoreError, unknown_name
+from esper.stores.files import write_whole
 
 SCHEMA = 1
 
@@ -47,10 +52,10 @@ class RunFolder:
         return self.path / "run.png"
 
     def write(self, name: str, data: Mapping[str, Any]) -> None:
-        """Write ``name.json``, whole or not at all."""
-        beside = self.path / f"{name}.json.new"
-        beside.write_text(json.dumps({"schema": SCHEMA, **data}, indent=2) + "\n", encoding="utf-8")
-        beside.replace(self.path / f"{name}.json")
+        """Write ``name.json`` with its checksum, whole or not at all."""
+        tree = {"schema": SCHEMA, **data}
+        text = json.dumps({**tree, "checksum": _checksum(tree)}, indent=2) + "\n"
+        write_whole(self.path / f"{name}.json", text.encode())
 
     def read(self, name: str) -> dict[str, Any] | None:
         """Read ``name.json``; ``None`` if there is none.
@@ -63,15 +68,44 @@ class RunFolder:
             return None
         try:
             data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            checksum = data.pop("checksum", None)
+            if checksum is not None and checksum != _checksum(data):
+                raise StoreError(f"{path} is damaged: its checksum is wrong")
             schema = int(data.pop("schema"))
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise StoreError(f"{path} is damaged: {error}") from error
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            raise StoreError(f"{path} is damaged: {error!r:.200}") from error
         if schema > SCHEMA:
             raise StoreError(
                 f"{path} has schema {schema}, this version reads up to {SCHEMA}; upgrade "
                 "esper-morph"
             )
         return data
+
+
+@contextmanager
+def damaged(name: str) -> Iterator[None]:
+    """Say of a run that cannot be read that its folder or its log is damaged.
+
+    Raises:
+        StoreError: instead of the error that damaged data leads to.
+    """
+    try:
+        yield
+    except EsperError:
+        raise
+    except (
+        *(KeyError, TypeError, ValueError, AttributeError, IndexError),
+        *(RuntimeError, OverflowError, ZeroDivisionError),
+    ) as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise StoreError(
+            f"{name} is damaged, or was written by another version of Esper: {why}"
+        ) from error
+
+
+def _checksum(tree: Mapping[str, Any]) -> str:
+    text = json.dumps(tree, sort_keys=True, separators=(",", ":"))
+    return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def create(runs: Path, task: str, seed: int) -> RunFolder:

@@ -10,11 +10,12 @@ from esper.contracts.config import chosen_by
 from esper.contracts.errors import StoreError
 from esper.contracts.events import Event
 from esper.contracts.seeds import SeedState
-from esper.runs import event_rows, run_lock
-from esper.runs.run_folder import RunFolder, every, find
-from esper.runs.store_address import SQLITE, without_password
+from esper.runs import event_rows, placebos, run_lock
+from esper.runs.run_folder import RunFolder, damaged, every, find
+from esper.runs.store_address import SQLITE
 from esper.services.tamiyo.preview import SeedPreview
 from esper.stores import open_store
+from esper.stores.addresses import shown
 
 _DECISION = ("epoch", "strategy", "score", "propensity", "reason", "fallback")
 
@@ -83,6 +84,23 @@ class Run:
                 "file; put it back"
             )
         return []
+
+    def not_stored(self) -> int:
+        """Count the events of a run that ended and whose store lacks them, as after a power cut.
+
+        Raises:
+            StoreError: if the store cannot be read.
+        """
+        stored = self.folder.read("stored")
+        if stored is None:
+            return 0
+        url = self.spec["store"] or f"{SQLITE}{(self.folder.path / 'history.db').resolve()}"
+        place = Path(url.removeprefix(SQLITE))
+        if url.startswith(SQLITE) and not place.exists():
+            return int(stored["count"])
+        with open_store(url, read_only=True) as store:
+            gaps = store.missing(stored["writer"], stored["count"])
+        return sum(last - first + 1 for first, last in gaps)
 
 
 @final
@@ -192,7 +210,9 @@ def summaries(runs: Path) -> Iterator[RunSummary]:
     """Summarise every run, the oldest first; one that cannot be read has a ``problem``."""
     for folder in every(runs):
         try:
-            yield _summary(read_folder(folder))
+            with damaged(f"run {folder.name}"):
+                found = _summary(read_folder(folder))
+            yield found
         except StoreError as error:
             yield RunSummary(run=folder.name, problem=str(error))
 
@@ -250,7 +270,7 @@ def document(
         "run": run.folder.name,
         "folder": str(run.folder.path),
         "state": run.state,
-        "spec": {**run.spec, "store": without_password(run.spec["store"])},
+        "spec": {**run.spec, "store": shown(run.spec["store"])},
         "result": run.result,
         "seeds": [
             {**asdict(seed), "now": asdict(preview) if preview else None}
@@ -259,6 +279,7 @@ def document(
         ],
         "latest_decision": decision_summary(made[-1]) if made else None,
         "refusals": refusals(events),
+        "placebos": asdict(placebos.of_events(events)),
         "events": event_rows.rows(events),
         "timings": event_rows.timings(events),
     }
@@ -324,5 +345,5 @@ def _summary(run: Run) -> RunSummary:
 
 
 def _read(url: str, run: str) -> list[Event]:
-    with open_store(url) as store:
+    with open_store(url, read_only=True) as store:
         return [event for _, event in store.read(run=run)]

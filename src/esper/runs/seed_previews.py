@@ -1,7 +1,7 @@
 """Previews of the seeds of a run or a store, by the strategy that chose, at the end of the log."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, final
 
 from esper.contracts.config import Config, Performance
@@ -10,10 +10,12 @@ from esper.contracts.events import Event
 from esper.contracts.health import HealthSignal
 from esper.contracts.selection import SelectionContext
 from esper.runs import run_reader, store_address
+from esper.runs.placebos import Placebos, of_events
 from esper.services.tamiyo.assignment import Assignment
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.preview import SeedPreview, preview
 from esper.services.tamiyo.seed_selector import SeedSelector
+from esper.stores.addresses import shown
 from esper.stores.memory import MemoryStore
 from esper.strategies import STRATEGIES, SelectionStrategy
 
@@ -32,6 +34,7 @@ class ScopePreview:
         blueprints: Blueprint of each seed, layer by layer.
         previews: Preview of each seed, by the strategy at its default settings.
         decisions: Decisions as they were logged, each with the ``run`` that made it.
+        placebos: Placebos that were judged.
     """
 
     scope: str
@@ -39,6 +42,7 @@ class ScopePreview:
     blueprints: Mapping[Seed, str]
     previews: Mapping[Seed, SeedPreview]
     decisions: Sequence[Mapping[str, Any]]
+    placebos: Placebos
 
 
 def preview_run(run: run_reader.Run, events: Sequence[Event]) -> dict[Seed, SeedPreview]:
@@ -94,7 +98,7 @@ def preview_store(url: str, scope: str | None = None) -> list[ScopePreview]:
     ]
     if not found:
         where = "" if scope is None else f" of scope {scope!r}"
-        raise ConfigError(f"{store_address.without_password(url)} has no choice{where} to show")
+        raise ConfigError(f"{shown(url)} has no choice{where} to show")
     return found
 
 
@@ -114,6 +118,7 @@ def document(found: ScopePreview) -> dict[str, Any]:
         ],
         "decisions": len(found.decisions),
         "latest_decision": run_reader.decision_summary(found.decisions[-1]),
+        "placebos": asdict(found.placebos),
     }
 
 
@@ -138,6 +143,7 @@ def _scope(scope: str, events: Sequence[Event]) -> ScopePreview:
         blueprints=blueprints,
         previews=previews,
         decisions=decisions,
+        placebos=of_events(events),
     )
 
 
@@ -164,7 +170,8 @@ def _tracker(
     run: str,
 ) -> PerformanceTracker:
     store = MemoryStore()
-    store.append(events)
+    # Without their numbers: what is looked at may have holes.
+    store.append([replace(event, writer="", number=-1) for event in events])
     tracker = PerformanceTracker(
         window_size=performance.window_size,
         decay_factor=performance.decay_factor,

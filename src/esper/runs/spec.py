@@ -9,6 +9,7 @@ from esper.contracts.config import Config, Wrap
 from esper.contracts.errors import ConfigError
 from esper.execution.kernel import count_parameters
 from esper.services.tamiyo.settings import config_from
+from esper.stores.addresses import remember
 from esper.strategies import STRATEGIES
 from esper.tasks import TASKS
 
@@ -23,7 +24,7 @@ class RunSpec:
         epochs: Epochs for which every network trains.
         config: All settings; ``wrap``, ``growth.budget`` and ``growth.epochs`` are set.
         static: Whether a static network of the grown one's size is trained, too.
-        store: URL of the event log; empty for one in the run's folder.
+        store: URL of the event log, without secrets; empty for one in the run's folder.
         run: Name of the run in the store.
     """
 
@@ -49,6 +50,7 @@ class RunSpec:
     def from_json(cls, data: dict[str, Any]) -> "RunSpec":
         """Spec from the JSON data of `to_json`, or of an older version's."""
         found = {name: data[name] for name in RunSpec.__slots__ if name in data}
+        found["store"] = remember(found.get("store", ""))  # an older version wrote secrets
         return cls(**{**found, "config": Config.model_validate(data["config"])})
 
 
@@ -105,7 +107,7 @@ def make_spec(  # noqa: PLR0913 (one for each option of esper train)
         epochs=epochs,
         config=Config.model_validate(data),
         static=static,
-        store=store,
+        store=remember(store),
         run=run,
     )
 

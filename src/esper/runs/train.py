@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from esper.contracts.errors import ConfigError
+from esper.contracts.errors import ConfigError, StoreError
 from esper.contracts.schema import require_schema
 from esper.execution import checkpoint
 from esper.execution.kernel import count_parameters
@@ -32,9 +32,10 @@ from esper.runs.result import (
     Result,
     Scores,
     mean_scores,
+    networks,
     score,
 )
-from esper.runs.run_folder import RunFolder
+from esper.runs.run_folder import RunFolder, damaged
 from esper.runs.spec import RunSpec
 from esper.services.tamiyo.report import EpochReport, Verdict
 from esper.services.tamiyo.tamiyo import SCHEMA, Tamiyo
@@ -67,27 +68,26 @@ def _train(spec: RunSpec, folder: RunFolder, on_progress: OnProgress) -> Result:
     task = TASKS.create(spec.task)
     saved = checkpoint.load(folder.checkpoint) if folder.checkpoint.exists() else None
     if saved is not None:  # before anything is written that its own version could not read
-        _refuse_older(saved, folder)
+        with damaged(f"checkpoint {folder.checkpoint}"):
+            _refuse_older(saved, folder)
     layers = name_layers(_wrapped(task, spec))
     slots = {name: list(layer.seed_blueprints) for name, layer in layers.items()}
     folder.write("run", {**spec.to_json(), "slots": slots})
     control = reference(task, spec, folder, "control", width=task.width, on_progress=on_progress)
     losses = control["losses"]
     grown = _grow(task, spec, folder, saved, losses=losses, on_progress=on_progress)
-    static = None
-    if spec.static:
-        static = reference(
-            task,
-            spec,
-            folder,
-            "static",
-            width=width_of_size(task, grown["grown"].parameters),
-            on_progress=on_progress,
-            control_losses=losses,
+    others: dict[str, Scores | None] = {"static": None, "full": None}
+    for part in networks(spec.task, static=spec.static)[2:]:
+        full = part == "full"
+        width = task.width if full else width_of_size(task, grown["grown"].parameters)
+        found = reference(
+            task, spec, folder, part, width=width, on_progress=on_progress, control_losses=losses
         )
+        others[part] = Scores(**found["scores"])
     result = Result(
         control=Scores(**control["scores"]),
-        static=None if static is None else Scores(**static["scores"]),
+        static=others["static"],
+        full=others["full"],
         scored_epochs=min(SCORED_EPOCHS, spec.epochs),
         **grown,
     )
@@ -119,10 +119,11 @@ def _grow(
     scheduler = task.scheduler(optimizer, spec.epochs)
     tamiyo = _tamiyo(task, spec, folder, model=model, optimizer=optimizer, scheduler=scheduler)
     if saved is not None:
-        model.load_state_dict(saved["model"])
-        tamiyo.load_state_dict(saved["tamiyo"])
-        optimizer.load_state_dict(saved["optimizer"])
-        scheduler.load_state_dict(saved["scheduler"])
+        with damaged(f"checkpoint {folder.checkpoint}"):
+            model.load_state_dict(saved["model"])
+            tamiyo.load_state_dict(saved["tamiyo"])
+            optimizer.load_state_dict(saved["optimizer"])
+            scheduler.load_state_dict(saved["scheduler"])
     saved = saved or {"epoch": -1, "verdicts": [], "scores": []}
     curve: list[float | None] = saved.get("losses", [None] * (saved["epoch"] + 1))
     verdicts = [Verdict(**graft) for graft in saved["verdicts"]]
@@ -167,8 +168,25 @@ def _grow(
         "budget": tamiyo.budget,
     }
     tamiyo.finish()
-    tamiyo.close()
+    _close(tamiyo, folder)
     return found
+
+
+def _close(tamiyo: Tamiyo, folder: RunFolder) -> None:
+    events = tamiyo.tracker.events
+    stored = {
+        "writer": events.name,
+        "count": events.written,
+        "identity": tamiyo.journal.store.identity,
+    }
+    try:
+        tamiyo.close()
+    except StoreError as error:
+        raise StoreError(
+            f"run {folder.name!r} is trained, but {error}. Nothing is lost for good: once the "
+            f"store works, deliver them with: esper train --resume {folder.name}"
+        ) from error
+    folder.write("stored", stored)
 
 
 def _held_out_loss(task: Task, model: nn.Module, report: EpochReport) -> float | None:

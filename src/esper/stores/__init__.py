@@ -1,12 +1,16 @@
-"""Stores: append-only logs of events, in memory, in one SQLite file or on a Redis server."""
+"""Stores: append-only logs of events, in memory, a SQLite file, on Redis or behind a service."""
 
+import logging
 import re
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from esper.contracts.errors import ConfigError, unknown_name
 from esper.registry import Registry
+from esper.stores.addresses import shown, with_secrets
 from esper.stores.base import MetricsStore
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["STORES", "MetricsStore", "open_store", "opened"]
 
@@ -19,22 +23,27 @@ STORES: Registry[MetricsStore] = Registry(
         "memory": "esper.stores.memory:MemoryStore",
         "sqlite": "esper.stores.sqlite:SqliteStore",
         "redis": "esper.stores.redis:RedisStore",
+        "http": "esper.stores.http:HttpStore",
     },
     group="esper.stores",
 )
 
-_ALIASES = {"rediss": "redis", "unix": "redis"}
-_FORMS = "memory:, sqlite:///file.db, sqlite:////absolute/file.db, redis://host:6379/0"
+_ALIASES = {"rediss": "redis", "unix": "redis", "https": "http"}
+_FORMS = "memory:, sqlite:///file.db, sqlite:////absolute/file.db, redis://host:6379/0, http://host:8000/main"
 
 
-def open_store(url: str) -> MetricsStore:
-    """Open the store at a URL.
+def open_store(url: str, *, read_only: bool = False) -> MetricsStore:
+    """Open the store at a URL, with the password that belongs to it (`stores.addresses`).
+
+    Settings of a server that let it lose events are logged as warnings.
 
     Args:
         url: ``memory:``; ``sqlite:///history.db`` (relative to the working directory) or
             ``sqlite:////var/history.db`` (absolute), made if missing; ``redis://host:port/db``,
-            ``rediss://`` (TLS) or ``unix://path.sock?db=0``. A store added by another package
+            ``rediss://`` (TLS) or ``unix://path.sock?db=0``; ``http://host:port/project`` or
+            ``https://``, a service that `esper serve` offers. A store added by another package
             has its name as scheme.
+        read_only: Only read it; a file may then stand where nothing can be written.
 
     Raises:
         ConfigError: if the URL names no known store or is not complete.
@@ -49,7 +58,15 @@ def open_store(url: str) -> MetricsStore:
     known = [*STORES.names(), *_ALIASES]
     if scheme not in known:
         raise ConfigError(f"{unknown_name('store', scheme, known)} Write one of: {_FORMS}")
-    return STORES.load(_ALIASES.get(scheme, scheme)).from_url(url)
+    if not url.isprintable():
+        raise ConfigError(f"the store URL {shown(url)!r} holds signs that cannot be printed")
+    made = STORES.load(_ALIASES.get(scheme, scheme))
+    if read_only:
+        return made.reader(with_secrets(url))
+    store = made.from_url(with_secrets(url))
+    for line in store.advice():
+        logger.warning("%s", line)
+    return store
 
 
 def opened(
@@ -82,6 +99,6 @@ def _not_a_url(url: str) -> str:
     if not url:
         return f"the store URL is empty; write one of: {_FORMS}"
     return (
-        f"{url!r} is not a store URL; did you mean 'sqlite:///{PurePath(url).as_posix()}'? "
+        f"{shown(url)!r} is not a store URL; did you mean 'sqlite:///{PurePath(url).as_posix()}'? "
         f"Known: {_FORMS}"
     )

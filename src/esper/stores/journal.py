@@ -1,4 +1,4 @@
-"""Journal: a write buffer before a store, so that a slow or failing one stops no training."""
+"""Journal: writes behind a store, so that a slow, failing or forgetful one stops no training."""
 
 import atexit
 import logging
@@ -6,74 +6,90 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from itertools import islice
-from threading import Lock, RLock, Thread
+from threading import Condition, Lock
 from typing import Self, final
 from weakref import WeakValueDictionary
 
 from esper.contracts.errors import ConfigError, EsperError, StoreError
 from esper.contracts.events import Event
 from esper.stores.base import MetricsStore
+from esper.stores.behind.backlog import lost
+from esper.stores.behind.breaker import Patience
+from esper.stores.behind.delivery import Delivery, Pairs, Question
+from esper.stores.behind.ticker import Ticker
 from esper.stores.payload import checked
 
 logger = logging.getLogger(__name__)
 
-_BATCH = 500
-_FIRST_PAUSE_S = 0.5
-_LONGEST_PAUSE_S = 300.0
-_BEHIND_S = 0.05
-_IDLE_ROUNDS = 100
-_PAUSE_PER_COST = 20  # a try that hangs for its timeout takes at most a twentieth of the time
+_MOST_QUEUED = 10_000
 
 
 @final
 class Journal:
-    """Write buffer whose `append` never fails because of the store.
+    """Writes in batches and in the background; `append` never fails because of the store.
 
-    While the store fails, events wait here, in order and without a limit, and are delivered when
-    it answers again; operation ids make the repetition safe. The pause between two tries doubles
-    from 0.5 s to 300 s and is at least twenty times as long as the failed try took. One WARNING is
-    logged when the store fails and one when everything is delivered.
+    A thread of the journal alone talks to a durable store. Who appends an outcome or asks for what
+    others wrote waits for it, but not long, and not at all while the store fails or is late. What
+    waits stays in order, a little in memory and the rest in a temporary file; beyond its size
+    events are lost, which is told and noted in the log. Between two tries of a failing store there
+    is a pause, from 0.5 s to 30 s. One WARNING is logged when it fails, one when all is delivered.
 
-    Events given to `later` are written in their place before anything else is written or read
-    here, at the latest 50 ms after `soon` by a background thread, and at the normal end of the
-    interpreter (docs/decisions/0019: losses of a process that is killed).
-
-    Safe to use from several threads, which wait for one another's writes.
+    If the store has lost events, those of the last 1,000 that went through here are told again,
+    and the others noted in the log as lost. Safe to use from several threads.
 
     Args:
         store: Where the events go; closed by ``close``.
         clock: Monotonic seconds, for tests.
+        backlog_bytes: Largest size of what waits.
+        patience_s: Longest wait of a caller for a durable store.
 
     Attributes:
         store: The store itself.
-        error: Why events wait; ``None`` when the store took everything.
     """
 
-    def __init__(self, store: MetricsStore, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        store: MetricsStore,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        backlog_bytes: int = 64 << 20,
+        patience_s: float = 0.08,
+    ) -> None:
         self.store = store
-        self.error: StoreError | None = None
-        self._clock = clock
-        self._later: deque[Event | Callable[[], Event]] = deque()
-        self._ticking = False
-        self._waiting: deque[Event] = deque()
-        self._failures = 0
-        self._next_try = 0.0
+        self._direct = not store.durable
+        self._made_of = (clock, backlog_bytes)
+        self._patience = Patience(patience_s)
+        self._queue: deque[Event | Callable[[], Event]] = deque()
         self._closed = False
-        self._lock = RLock()
-        self._beginning = Lock()
+        self._begin()
         _ALL[id(self)] = self
+
+    def _begin(self) -> None:
+        self._delivery = Delivery(self.store, *self._made_of)
+        self._late = False
+        self._question: Question | None = None
+        self._collecting = Lock()
+        self._settled = Condition(Lock())
+        self._ticker = Ticker(self)
+
+    @property
+    def error(self) -> StoreError | None:
+        """Why events wait; ``None`` when the store took everything."""
+        return self._delivery.breaker.error
 
     @property
     def waiting(self) -> int:
-        """Number of events that are in this process's memory only."""
-        return len(self._waiting) + len(self._later)
+        """Number of events that are not stored yet."""
+        return len(self._delivery) + len(self._queue)
 
     def undelivered(self) -> list[Event]:
         """Events that wait, so that a checkpoint can keep them."""
-        with self._lock:
-            self._catch_up()
-            return list(self._waiting)
+        self._collect()
+        return self._delivery.waiting()
+
+    def recent(self) -> list[Event]:
+        """The latest events that were stored through this journal; a store may lose its end."""
+        return self._delivery.recent()
 
     def later(self, event: Event | Callable[[], Event]) -> None:
         """Write ``event`` with the next that is written, or after `soon` or `catch_up`.
@@ -82,7 +98,10 @@ class Journal:
             event: Event, or a function that makes it, called once in the thread that writes; it
                 must not depend on anything that changes until then.
         """
-        self._later.append(event)
+        self._queue.append(event)
+        _BUSY.add(self)
+        if len(self._queue) > _MOST_QUEUED:
+            self._collect_alone()
 
     def soon(self) -> None:
         """Write the events of `later` within about 50 ms.
@@ -92,54 +111,93 @@ class Journal:
         """
         if self._closed:
             self._check_open()
-        if not self._ticking:
-            self._begin_to_tick()
+        if not self._ticker.runs():
+            self.turn()
 
     def catch_up(self) -> None:
-        """Write the events of `later` now.
+        """Write the events of `later` now; wait for it, but not long.
 
         Raises:
             ConfigError: if an event is not plain JSON; all others are written.
             StoreError: if this journal was closed.
         """
-        with self._lock:
-            if self._later:
-                self._check_open()
-                self._catch_up()
+        if self._closed and self._queue:
+            self._check_open()
+        try:
+            self._collect()
+        finally:  # a fault in one event does not hold up the others
+            if len(self._delivery):
+                self._write()
 
     def append(self, event: Event) -> None:
-        """Write one event, now or as soon as the store answers again.
-
-        Raises:
-            ConfigError: if the event is not plain JSON.
-            StoreError: if this journal was closed; never because the store fails.
-        """
+        """Write one event; as `append_all`."""
         self.append_all((event,))
 
     def append_all(self, events: Sequence[Event]) -> None:
-        """Write ``events`` in order, as ``append`` does; while the store works, all or none."""
-        with self._lock:
-            self._check_open()
-            try:
-                self._catch_up()
-            finally:  # a fault in earlier events does not hold these up
-                if events:
-                    self._write(events)
-
-    def flush(self) -> None:
-        """Deliver the events that wait.
+        """Write events in order, now or as soon as the store answers again.
 
         Raises:
-            StoreError: if the store still fails; the events keep waiting.
+            ConfigError: if one is not plain JSON; none is written then.
+            StoreError: if this journal was closed; never because the store fails.
         """
-        with self._lock:
-            self._check_open()
-            self._catch_up()
-            self._deliver()
-            if self.error is not None:
-                raise StoreError(
-                    f"{self.waiting} events are not stored yet: {self.error}"
-                ) from self.error
+        self._check_open()
+        try:
+            new = checked(events)
+        except ConfigError:
+            self.catch_up()
+            raise
+        for event in new:
+            self.later(event)
+        self.catch_up()
+
+    def flush(self, timeout_s: float = 30.0) -> None:
+        """Deliver the events that wait now, and not those that other threads add meanwhile.
+
+        Raises:
+            ConfigError: if an event is not plain JSON; all others are written.
+            StoreError: if the store still fails, or takes longer; the events keep waiting.
+        """
+        self._check_open()
+        try:
+            self._collect()
+        finally:
+            settled = self._settle(timeout_s)
+        if not settled and self.waiting:
+            why = self._why(timeout_s)
+            raise StoreError(f"{self.waiting} events are not stored yet: {why}") from self.error
+
+    def close(self, timeout_s: float = 30.0) -> None:
+        """Deliver the events that wait and close the store; again does nothing.
+
+        Raises:
+            ConfigError: if an event is not plain JSON.
+            StoreError: if events are lost; the message says how many and why.
+        """
+        if self._closed:
+            return
+        try:
+            self._collect()
+        finally:
+            self._settle(timeout_s)
+            missing, error, why = (
+                self.waiting + self._delivery.dropped,
+                self.error,
+                self._why(timeout_s),
+            )
+            self._closed = True
+            self._ticker.hurry()
+            self._delivery.end(close=True)
+            self._delivery.clear()
+            self._queue.clear()
+            _BUSY.discard(self)
+        if missing:
+            raise StoreError(f"{missing} events were not stored and are lost: {why}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def read(
         self,
@@ -149,185 +207,191 @@ class Journal:
         run: str | None = None,
         kinds: Collection[str] | None = None,
     ) -> Iterator[tuple[str, Event]]:
-        """Read the store, as ``MetricsStore.read``; events that wait are not in it yet."""
+        """Read the store, as ``MetricsStore.read``; events that still wait are not in it.
+
+        Takes as long as the store does; for use while a run goes on there is `fetch`.
+        """
         for journal in _journals():  # events that other journals of this process hold for later
-            if journal.store is self.store:
-                journal._catch_up_alone()
+            if journal.store is self.store and not journal._closed:
+                journal._collect_alone()
+                if journal.error is None:
+                    journal._settle(5.0)
         return self.store.read(after, scope=scope, run=run, kinds=kinds)
 
-    def close(self) -> None:
-        """Deliver the events that wait and close the store; again does nothing.
+    def fetch(self, after: str, *, scope: str, kinds: Collection[str]) -> tuple[Pairs, str]:
+        """Read what came behind a position; wait for it, but not long.
+
+        Returns:
+            Pairs of position and event, and the position to go on from.
 
         Raises:
-            StoreError: if events are lost; the message says how many and why.
+            LossError: if the store has lost events: positions mean nothing any more.
+            StoreError: if the store fails, is late, or this journal was closed.
         """
-        with self._lock:
-            if self._closed:
-                return
-            try:
-                self._catch_up()
-            finally:
-                self._deliver()
-                self._closed = True
-                lost, error = self.waiting, self.error
-                self._waiting.clear()
-                self.store.close()
-        if error is not None:
-            raise StoreError(f"{lost} events were not stored and are lost: {error}") from error
+        self._check_open()
+        question = self._question
+        if question is None or (question.after, question.scope) != (after, scope):
+            if not self._delivery.breaker.allows():
+                raise StoreError(f"store {self._delivery.name} is not asked while it fails")
+            question = self._question = Question(after, scope, frozenset(kinds))
+        if self._direct or not self._ticker.runs():
+            self.turn()
+        elif not question.answered.is_set():
+            self._ticker.hurry()
+            started = time.monotonic()
+            self._late = not question.answered.wait(0 if self._late else self._patience.left())
+            self._patience.spend(time.monotonic() - started)
+        if not question.answered.is_set():
+            raise StoreError(f"store {self._delivery.name} has not answered yet")
+        self._question = None
+        if question.error is not None:
+            raise question.error
+        return question.found
 
-    def __enter__(self) -> Self:
-        return self
+    def claim(self, writer: str) -> None:
+        """Take a writer's lease, and keep it until `close`.
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+        Raises:
+            LeaseError: if another process that lives writes under this name.
+            StoreError: if the store cannot be written.
+        """
+        self._delivery.claim(writer)
+        if self._delivery.claims:
+            self._ticker.runs()
 
-    def _begin_to_tick(self) -> None:
-        with self._beginning:  # so that there is one thread
-            if self._ticking:
-                return
-            thread = Thread(target=self._tick, name="esper-journal", daemon=True)
-            self._ticking = True
-            try:
-                thread.start()
-            except RuntimeError:  # no more threads, or the interpreter is ending
-                self._ticking = False
-        if not self._ticking:
-            self._catch_up_alone()
+    def turn(self) -> bool:
+        """Do what is due; true if something is left. For the journal's thread."""
+        if self._closed:
+            return False
+        self._collect_alone()
+        if len(self._delivery):
+            self._deliver()
+        question = self._question
+        if question is not None and not question.answered.is_set():
+            self._delivery.answer(question)
+        self._late = False
+        self._delivery.renew()
+        _BUSY.discard(self)
+        if self.waiting:
+            _BUSY.add(self)
+        return bool(self.waiting)
 
-    def _tick(self) -> None:
-        # Looking at an empty queue now and then costs less than waking a thread at each choice.
-        idle = 0
+    @property
+    def stays(self) -> bool:
+        """True if its thread has leases to renew."""
+        return self._delivery.claims and not self._closed
+
+    def _deliver(self) -> None:
+        self._delivery.deliver()
+        with self._settled:
+            self._settled.notify_all()
+
+    def _collect_alone(self) -> None:
         try:
-            while idle < _IDLE_ROUNDS and not self._closed:
-                time.sleep(_BEHIND_S)
-                idle = 0 if self._later else idle + 1
-                if self._later:
-                    self._catch_up_alone()
-        finally:
-            self._ticking = False
-        self._catch_up_alone()  # what came while this thread seemed to go on
-
-    def _catch_up_alone(self) -> None:
-        try:
-            with self._lock:
-                if not self._closed:
-                    self._catch_up()
+            self._collect()
         except EsperError as error:  # no caller could catch it
             logger.error("an event could not be written: %s", error)  # noqa: TRY400 (expected)
 
-    def _after_fork(self) -> None:
-        # The parent writes what waited; its thread, and the holder of the lock, are not here.
-        self._lock, self._beginning = RLock(), Lock()
-        self._later.clear()
-        self._ticking = False
+    def _collect(self) -> None:
+        """Move events from the queue to the backlog.
 
-    def _catch_up(self) -> None:
-        later = self._later
-        if not later:
-            return
-        events: list[Event] = []
-        try:
-            for _ in range(len(later)):
-                event = later.popleft()
-                events.append(event if isinstance(event, Event) else event())
-        finally:  # one that cannot be made holds up no other
-            self._write_each(events)
+        Raises:
+            ConfigError: if some are not plain JSON; a lost one stands in the place of each.
+        """
+        fault: ConfigError | None = None
+        with self._collecting:
+            while self._queue:
+                event = self._queue.popleft()
+                made = event if isinstance(event, Event) else event()
+                try:
+                    (found,) = checked((made,))
+                except ConfigError as error:
+                    fault = fault or error
+                    if made.number < 0:
+                        continue
+                    found = lost(made, made.number, made.number, str(error))
+                self._delivery.add(found)
+        if fault is not None:
+            raise fault
 
-    def _write_each(self, events: Sequence[Event]) -> None:
-        try:
-            if events:
-                self._write(events)
-        except ConfigError:
-            if len(events) == 1:
-                raise
-            self._write_one_by_one(events)
-
-    def _write_one_by_one(self, events: Sequence[Event]) -> None:
-        failed: ConfigError | None = None
-        for event in events:
-            try:
-                self._write((event,))
-            except ConfigError as error:
-                failed = failed or error
-        if failed is not None:
-            raise failed
-
-    def _write(self, events: Sequence[Event]) -> None:
-        if self.error is None:
-            self._append_or_keep(events)
-            return
-        self._waiting.extend(checked(events))
-        if self._clock() >= self._next_try:
+    def _write(self) -> None:
+        if self._direct or not self._ticker.runs():
             self._deliver()
+        elif self.error is None and not self._late:
+            self._ticker.hurry()
+            started = time.monotonic()
+            with self._settled:
+                self._late = not self._settled.wait_for(
+                    lambda: not len(self._delivery) or self.error is not None,
+                    self._patience.left(),
+                )
+            self._patience.spend(time.monotonic() - started)
 
-    def _append_or_keep(self, events: Sequence[Event]) -> None:
-        started = self._clock()
-        try:
-            self._append(events)
-        except StoreError as error:
-            self._waiting.extend(checked(events))
-            self._note_failure(error, started)
-
-    def _append(self, events: Sequence[Event]) -> None:
-        try:
-            self.store.append(events)
-        except EsperError:
-            raise
-        except Exception as error:  # of a store of another package
-            raise StoreError(f"{type(error).__name__}: {error}") from error
-
-    def _deliver(self) -> None:
-        started = self._clock()
-        while self._waiting:
-            batch = list(islice(self._waiting, _BATCH))
-            try:
-                self._append(batch)
-            except StoreError as error:
-                self._note_failure(error, started)
-                return
-            for _ in batch:
-                self._waiting.popleft()
-        if self.error is not None:
-            logger.warning("the store answers again; everything that waited is stored")
-        self.error = None
-        self._failures = 0
-
-    def _note_failure(self, error: StoreError, started: float) -> None:
-        if self.error is None:
-            logger.warning(
-                "the store fails, the run goes on; events wait in memory until it answers: %s",
-                error,
+    def _settle(self, timeout_s: float) -> bool:
+        """Try until all that waits now is delivered, or the store fails again; true if it is."""
+        emptied = self._delivery.emptied
+        if not len(self._delivery):
+            return True
+        self._delivery.breaker.half_open()
+        if self._direct or not self._ticker.runs():
+            self._deliver()
+            return self._delivery.emptied > emptied
+        delivery, tries = self._delivery, self._delivery.tries
+        self._ticker.hurry()
+        with self._settled:
+            self._settled.wait_for(
+                lambda: delivery.emptied > emptied or (delivery.tries > tries and self.error),
+                timeout_s,
             )
-        self.error = error
-        ended = self._clock()
-        pause = max(
-            _FIRST_PAUSE_S * 2 ** min(self._failures, 16), _PAUSE_PER_COST * (ended - started)
-        )
-        self._failures += 1
-        self._next_try = ended + min(pause, _LONGEST_PAUSE_S)
+        return delivery.emptied > emptied
+
+    def _why(self, timeout_s: float) -> str:
+        if self.error is not None:
+            return str(self.error)
+        if not self.waiting:
+            return "the backlog was full"
+        return f"store {self._delivery.name} has not answered for {timeout_s:g} s"
 
     def _check_open(self) -> None:
         if self._closed:
             raise StoreError("this journal is closed; open a new one over the store")
 
+    def at_exit(self) -> None:
+        """Deliver what waits, at the normal end of the interpreter."""
+        if self._closed:
+            return
+        self._collect_alone()
+        self._settle(5.0)
+        if self.waiting:
+            logger.error("%d events were not stored and are lost: %s", self.waiting, self.error)
+        self._delivery.end(close=False)
+
+    def after_fork(self) -> None:
+        """Begin anew in a child: the parent writes what waited; its thread is not here."""
+        self._queue.clear()
+        self._begin()
+
 
 _ALL: WeakValueDictionary[int, Journal] = WeakValueDictionary()
 """Journals of this process, for its normal end and for forks."""
 
+_BUSY: set[Journal] = set()
+"""Those that must not be forgotten, since something waits in them."""
+
 
 def _journals() -> list[Journal]:
-    # References at once, since another thread may make a journal meanwhile.
     return [journal for one in _ALL.valuerefs() if (journal := one()) is not None]
 
 
 def _at_exit() -> None:
     for journal in _journals():
-        journal._catch_up_alone()
+        journal.at_exit()
 
 
 def _after_fork() -> None:
+    _BUSY.clear()
     for journal in _journals():
-        journal._after_fork()
+        journal.after_fork()
 
 
 atexit.register(_at_exit)

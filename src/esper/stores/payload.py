@@ -6,11 +6,27 @@ from math import isfinite
 from types import NoneType
 from typing import Any
 
-from esper.contracts.errors import ConfigError, StoreError
-from esper.contracts.events import Event
+from esper.contracts.errors import ConfigError, ConflictError, HoleError, StoreError
+from esper.contracts.events import Event, first_number
 
 _PLAIN = frozenset({str, int, bool, NoneType})
 _ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value
+
+
+_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+
+
+class _Copy(dict[str, Any]):
+    """Data that `checked` has made, and that it need not copy again."""
+
+    __slots__ = ()
 
 
 def checked(events: Iterable[Event]) -> list[Event]:
@@ -37,14 +53,15 @@ def decode(text: str | bytes) -> dict[str, Any]:
     """Data from the JSON that ``encode`` wrote.
 
     Raises:
-        StoreError: if it is no JSON object.
+        StoreError: if it is no JSON object, or holds NaN or an infinite number.
     """
     try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise StoreError(f"the data of a stored event is not JSON ({error}): {text!r}") from error
+        data = _DECODER.decode(text if isinstance(text, str) else text.decode())
+    except (ValueError, RecursionError, AttributeError) as error:
+        shown = repr(text)[:200]
+        raise StoreError(f"the data of a stored event is not JSON ({error}): {shown}") from error
     if not isinstance(data, dict):
-        raise StoreError(f"the data of a stored event is not a JSON object: {text!r}")
+        raise StoreError(f"the data of a stored event is not a JSON object: {text!r:.200}")
     return data
 
 
@@ -59,9 +76,47 @@ def chosen(kinds: Collection[str] | None) -> frozenset[str] | None:
     return None if kinds is None else frozenset(kinds)
 
 
+def same(event: Event, other: Event) -> bool:
+    """Test whether two events of one id say the same, letter by letter, whoever told them."""
+    names = (event.kind, event.scope) == (other.kind, other.scope)
+    return names and encode(event.data) == encode(other.data)
+
+
+def conflict(address: object, op_ids: Collection[str]) -> ConflictError:
+    """Error for events that a store has with other content."""
+    return ConflictError(
+        f"store {address} has other content under {len(op_ids)} of the ids, as "
+        f"{next(iter(op_ids))!r}; what was told first holds",
+        op_ids,
+    )
+
+
+def require_no_hole(address: object, following: int, event: Event) -> int:
+    """Number after a numbered event.
+
+    Args:
+        address: The store, for the message.
+        following: Number that is the next of its writer.
+        event: The event.
+
+    Raises:
+        HoleError: if lower numbers are missing.
+    """
+    if first_number(event) > following:
+        raise HoleError(
+            f"store {address} has the events of {event.writer!r} up to {following - 1}, and number "
+            f"{event.number} came; those between are missing",
+            event.writer,
+            following,
+        )
+    return max(following, event.number + 1)
+
+
 def _checked(event: Event) -> Event:
+    if type(event.data) is _Copy:
+        return event
     op_id, kind, scope, run = event.op_id, event.kind, event.scope, event.run
-    for name in (op_id, kind, scope, run):
+    for name in (op_id, kind, scope, run, event.writer):
         if not (isinstance(name, str) and name.isascii()):
             _check_names(event)
     if not op_id:
@@ -72,14 +127,14 @@ def _checked(event: Event) -> Event:
     if type(event.data) is not dict and not isinstance(event.data, Mapping):
         raise ConfigError(f"event {op_id!r}: data is {event.data!r}; it must be a mapping")
     try:
-        data = _copied_mapping(event.data, "data")
+        data = _Copy(_copied_mapping(event.data, "data"))
     except ConfigError as error:
         raise ConfigError(f"event {op_id!r} of kind {kind!r}: {error}") from None
     except RecursionError:
         raise ConfigError(
             f"event {op_id!r} of kind {kind!r}: data is nested too deeply, or in itself"
         ) from None
-    return Event(op_id, kind, scope, run, data, event.schema)
+    return Event(op_id, kind, scope, run, data, event.schema, event.writer, event.number)
 
 
 def _copied_mapping(value: Mapping[Any, Any], where: str) -> dict[str, Any]:
@@ -125,7 +180,7 @@ def _scalar(value: Any, where: str) -> str | int | float | None:
 
 
 def _check_names(event: Event) -> None:
-    for field in ("op_id", "kind", "scope", "run"):
+    for field in ("op_id", "kind", "scope", "run", "writer"):
         name = getattr(event, field)
         what = f"event {event.op_id!r}: {field} is {name!r}"
         if not isinstance(name, str):

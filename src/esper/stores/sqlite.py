@@ -1,54 +1,34 @@
 """SqliteStore: one file, shared by any number of processes of one machine."""
 
-import os
 import sqlite3
 import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from threading import Lock
 from typing import Self, final
 
 from typing_extensions import override
 
 from esper.contracts.errors import ConfigError, StoreError
-from esper.contracts.events import Event
-from esper.stores.base import MetricsStore
-from esper.stores.payload import checked, chosen, decode, encode
+from esper.contracts.events import LOST, Event, again, joined
+from esper.stores import leases
+from esper.stores.base import MetricsStore, gaps
+from esper.stores.payload import (
+    checked,
+    chosen,
+    conflict,
+    decode,
+    encode,
+    require_no_hole,
+    same,
+)
+from esper.stores.quarantine import Quarantine
+from esper.stores.sqlite_file import COLUMNS, DEFAULTS, SCHEMA_VERSION, SqliteFile
 
-SCHEMA_VERSION = 2
-_APPLICATION_ID = 0x45535052  # "ESPR"; tells our files from other programs' databases
 _PAGE = 500
-_TABLES = (
-    """CREATE TABLE events (
-        position INTEGER PRIMARY KEY,
-        op_id TEXT NOT NULL UNIQUE,
-        kind TEXT NOT NULL,
-        scope TEXT NOT NULL,
-        run TEXT NOT NULL,
-        data TEXT NOT NULL,
-        schema INTEGER NOT NULL DEFAULT 0)""",
-    # Each index carries the position, so that a filtered read is in order without sorting.
-    "CREATE INDEX events_of_scope ON events (scope)",
-    "CREATE INDEX events_of_run ON events (run)",
-    f"PRAGMA application_id = {_APPLICATION_ID}",
-    f"PRAGMA user_version = {SCHEMA_VERSION}",
-)
-_FROM_VERSION_1 = "ALTER TABLE events ADD COLUMN schema INTEGER NOT NULL DEFAULT 0"
 _INSERT = (
-    "INSERT INTO events (op_id, kind, scope, run, data, schema) VALUES (?, ?, ?, ?, ?, ?) "
-    "ON CONFLICT (op_id) DO NOTHING"
+    "INSERT INTO events (op_id, kind, scope, run, data, schema, writer, number) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (op_id) DO NOTHING"
 )
-_WAYS_OUT = {
-    "SQLITE_BUSY": "stayed locked by another process for {timeout:g} s; end that process, or wait",
-    "SQLITE_READONLY": "cannot be written: make the file and its folder writable, or copy the "
-    "file to a place that is",
-    "SQLITE_NOTADB": "is not an SQLite file, and was left as it is; name another file",
-    "SQLITE_CORRUPT": "is damaged, and was left as it is; try: sqlite3 FILE .recover",
-    "SQLITE_CANTOPEN": "cannot be opened: check that its folder exists and may be written",
-    "SQLITE_FULL": "cannot grow: the disk is full; free some space",
-    "SQLITE_IOERR": "cannot be read or written by the operating system; check the disk",
-}
 
 
 @final
@@ -64,50 +44,50 @@ class SqliteStore(MetricsStore):
     Args:
         path: The file; it and its folder are made if missing, and nothing is ever overwritten.
         busy_timeout_s: Longest wait for another process's write, in seconds, >= 0.
+        read_only: Only read a file that exists, which may stand where nothing can be written.
 
     Raises:
         StoreError: if the file is not ours, newer, damaged, locked or read-only.
     """
 
-    def __init__(self, path: Path | str, *, busy_timeout_s: float = 30.0) -> None:
+    def __init__(
+        self, path: Path | str, *, busy_timeout_s: float = 30.0, read_only: bool = False
+    ) -> None:
         self.path = Path(path).expanduser()
-        self._timeout_s = busy_timeout_s
-        self._lock = Lock()
-        self._old = False
-        self._process = os.getpid()
-        self._connection: sqlite3.Connection | None = None
-        self._connection = self._open()
+        self._quarantine = Quarantine(str(self.path))
+        self._claims: dict[str, str] = {}
+        self._file = SqliteFile(self.path, busy_timeout_s=busy_timeout_s, read_only=read_only)
 
     @classmethod
     @override
     def from_url(cls, url: str) -> Self:
-        name = url.removeprefix("sqlite:///")
-        if name == url or not name.strip("/"):
-            rest = url.removeprefix("sqlite:").lstrip("/") or "history.db"
-            raise ConfigError(
-                f"store URL {url!r} is not complete; write 'sqlite:///{rest}' for a file in the "
-                f"working directory, 'sqlite:////folder/{rest}' for an absolute path"
-            )
-        if name == ":memory:":
-            raise ConfigError(f"store URL {url!r}: for a history in memory write 'memory:'")
-        return cls(name)
+        return cls(_path_in(url))
+
+    @classmethod
+    @override
+    def reader(cls, url: str) -> Self:
+        return cls(_path_in(url), read_only=True)
+
+    @property
+    @override
+    def identity(self) -> str:
+        return self._file.identity
+
+    @property
+    @override
+    def quarantined(self) -> Mapping[str, str]:
+        return self._quarantine
 
     @override
     def append(self, events: Sequence[Event]) -> None:
-        rows = [
-            (event.op_id, event.kind, event.scope, event.run, encode(event.data), event.schema)
-            for event in checked(events)
-        ]
-        with self._using() as connection:
-            try:
-                connection.execute("BEGIN IMMEDIATE")
-                if self._is_old(connection):
-                    connection.execute(_FROM_VERSION_1)
-                    connection.execute(_TABLES[-1])
-                connection.executemany(_INSERT, rows)
-                connection.execute("COMMIT")
-            finally:
-                _roll_back(connection)
+        new = checked(events)
+        with self._file.writing() as connection:
+            before = self._check_writers(connection, new)
+            changes = connection.total_changes
+            connection.executemany(_INSERT, map(_row, new))
+            if connection.total_changes - changes < len(new):
+                repeated = self._check_same(connection, new, before)
+                connection.executemany(_INSERT, map(_row, repeated))
 
     @override
     def read(
@@ -128,11 +108,12 @@ class SqliteStore(MetricsStore):
         if wanted is not None:
             tests.append((f"kind IN ({','.join('?' * len(wanted))})", sorted(wanted)))
         values = [value for _, given in tests for value in given]
-        with self._using() as connection:
+        with self._file.using() as connection:
             (end,) = connection.execute("SELECT ifnull(max(position), 0) FROM events").fetchone()
-            schema = "0" if self._is_old(connection) else "schema"
+            added = COLUMNS[self._file.version(connection)]
+        columns = [name if name in added else value for name, value in DEFAULTS.items()]
         query = (
-            f"SELECT position, op_id, kind, scope, run, data, {schema} FROM events "
+            f"SELECT position, op_id, kind, scope, run, data, {', '.join(columns)} FROM events "
             "WHERE position > ? "
             f"AND position <= ? {''.join(f'AND {test} ' for test, _ in tests)}"
             f"ORDER BY position LIMIT {_PAGE}"
@@ -140,130 +121,179 @@ class SqliteStore(MetricsStore):
         return self._pages(query, start, end, values)
 
     @override
+    def end(self, scope: str) -> str:
+        with self._file.using() as connection:
+            (end,) = connection.execute("SELECT ifnull(max(position), 0) FROM events").fetchone()
+        return str(end)
+
+    @override
+    def next_number(self, writer: str) -> int:
+        with self._file.using() as connection:
+            return self._next_number(connection, writer)
+
+    @override
+    def missing(self, writer: str, before: int) -> list[tuple[int, int]]:
+        with self._file.using() as connection:
+            if self._file.version(connection) < SCHEMA_VERSION:
+                return gaps([], before)
+            rows = connection.execute(
+                "SELECT number, iif(kind = ?, json_extract(data, '$.first'), number) FROM events "
+                "WHERE writer = ? AND number >= 0",
+                (LOST, writer),
+            ).fetchall()
+        return gaps([(first, last) for last, first in rows], before)
+
+    @override
+    def claim(self, writer: str, holder: str, seconds: float) -> None:
+        with self._file.writing() as connection:
+            now = time.time()
+            row = connection.execute(
+                "SELECT holder, until FROM leases WHERE writer = ?", (writer,)
+            ).fetchone()
+            if row and row[0] != holder and row[1] > now and not leases.yields(row[0], holder):
+                left = min(row[1] - now, seconds)  # more only if the clock was put back
+                connection.execute(
+                    "UPDATE leases SET until = ? WHERE writer = ?", (now + left, writer)
+                )
+                connection.execute("COMMIT")
+                raise leases.taken(self.path, writer, row[0], left)
+            connection.execute(
+                "INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", (writer, holder, now + seconds)
+            )
+        self._claims[writer] = holder
+
+    @override
+    def release(self, writer: str) -> None:
+        holder = self._claims.pop(writer, None)
+        if holder is not None:
+            with self._file.writing() as connection:
+                connection.execute(
+                    "DELETE FROM leases WHERE writer = ? AND holder = ?", (writer, holder)
+                )
+
+    @override
+    def reserve(self, group: str, name: str, holder: str, seconds: float) -> bool:
+        with self._file.writing() as connection:
+            now, place = time.time(), _place(group, name)
+            row = connection.execute(
+                "SELECT holder, until FROM leases WHERE writer = ?", (place,)
+            ).fetchone()
+            if row and row[0] != holder and row[1] > now:
+                return False
+            connection.execute(
+                "INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", (place, holder, now + seconds)
+            )
+        return True
+
+    @override
+    def reserved(self, group: str) -> Mapping[str, str]:
+        first = _place(group, "")
+        with self._file.using() as connection:
+            if self._file.version(connection) < SCHEMA_VERSION:
+                return {}
+            rows = connection.execute(
+                "SELECT writer, holder FROM leases WHERE writer >= ? AND writer < ? AND until > ?",
+                (first, first[:-1] + "0", time.time()),  # "0" follows "/"
+            ).fetchall()
+        return {place[len(first) :]: holder for place, holder in rows}
+
+    @override
+    def load_snapshot(self, name: str) -> str | None:
+        with self._file.using() as connection:
+            if self._file.version(connection) < SCHEMA_VERSION:
+                return None
+            row = connection.execute(
+                "SELECT text FROM texts WHERE name = ?", (f"snapshot/{name}",)
+            ).fetchone()
+        return None if row is None else str(row[0])
+
+    @override
+    def save_snapshot(self, name: str, text: str) -> None:
+        with self._file.writing() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO texts VALUES (?, ?)", (f"snapshot/{name}", text)
+            )
+
+    @override
+    def compact(self) -> None:
+        self._file.compact()
+
+    @override
     def close(self) -> None:
-        with self._lock:
-            connection, self._connection = self._connection, None
-            if connection is not None and self._process == os.getpid():
-                connection.close()
+        self._file.close()
 
     def _pages(
         self, query: str, start: int, end: int, values: Sequence[str]
     ) -> Iterator[tuple[str, Event]]:
         # Page by page: no transaction stays open while the reader works on an event.
         while True:
-            with self._using() as connection:
+            with self._file.using() as connection:
                 rows = connection.execute(query, (start, end, *values)).fetchall()
-            for position, op_id, kind, scope, run, data, schema in rows:
-                yield str(position), Event(op_id, kind, scope, run, decode(data), schema)
+            for position, op_id, kind, scope, run, data, schema, writer, number in rows:
+                names = (op_id, kind, scope, run, writer, number)
+                event = self._quarantine.event(str(position), names, data, schema)
+                if event is not None:
+                    yield str(position), event
             if len(rows) < _PAGE:
                 return
             start = rows[-1][0]
 
-    @contextmanager
-    def _using(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            if self._connection is None:
-                raise StoreError(f"store {self.path} is closed; open it again")
-            if self._process != os.getpid():
-                raise StoreError(
-                    f"store {self.path} was opened in process {self._process} and used in its fork "
-                    f"{os.getpid()}; open it again in each process"
-                )
+    def _check_writers(
+        self, connection: sqlite3.Connection, events: Sequence[Event]
+    ) -> dict[str, int]:
+        """Next number of each writer, before these events."""
+        following, before = dict[str, int](), dict[str, int]()
+        for event in events:
+            if event.number < 0:
+                continue
+            writer = event.writer
+            if writer not in before:
+                before[writer] = following[writer] = self._next_number(connection, writer)
+                self._check_lease(connection, writer)
+            following[writer] = require_no_hole(self.path, following[writer], event)
+        return before
+
+    def _check_lease(self, connection: sqlite3.Connection, writer: str) -> None:
+        holder = self._claims.get(writer)
+        if holder is not None:
+            row = connection.execute(
+                "SELECT holder FROM leases WHERE writer = ?", (writer,)
+            ).fetchone()
+            if row is not None and row[0] != holder:
+                raise leases.lost(self.path, writer)
+
+    def _next_number(self, connection: sqlite3.Connection, writer: str) -> int:
+        if self._file.version(connection) < SCHEMA_VERSION:
+            return 0
+        row = connection.execute(
+            "SELECT max(number) FROM events WHERE writer = ? AND number >= 0", (writer,)
+        ).fetchone()
+        return 0 if row[0] is None else int(row[0]) + 1
+
+    def _check_same(
+        self, connection: sqlite3.Connection, events: Sequence[Event], before: Mapping[str, int]
+    ) -> list[Event]:
+        """Events for new numbers whose event was stored before."""
+        other, repeated = [], []
+        for event in events:
+            row = connection.execute(
+                "SELECT kind, scope, run, data, writer, number FROM events WHERE op_id = ?",
+                (event.op_id,),
+            ).fetchone()
             try:
-                yield self._connection
-            except sqlite3.Error as error:
-                raise self._explained(error) from error
-
-    def _open(self) -> sqlite3.Connection:
-        self._make_folder()
-        try:
-            connection = sqlite3.connect(
-                self.path,
-                timeout=self._timeout_s,
-                isolation_level=None,
-                check_same_thread=False,
-            )
-            try:
-                self._prepare(connection)
-            except BaseException:
-                connection.close()
-                raise
-        except sqlite3.Error as error:
-            raise self._explained(error) from error
-        return connection
-
-    def _prepare(self, connection: sqlite3.Connection) -> None:
-        # The busy timeout does not cover the switch to write-ahead mode, which fails at once when
-        # two processes make the file together: hence the loop.
-        deadline = time.monotonic() + self._timeout_s
-        while True:
-            try:
-                self._check_before_touching(connection)
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute("PRAGMA synchronous = NORMAL")
-                self._make_tables(connection)
-            except sqlite3.OperationalError as error:
-                if not _named(error).startswith("SQLITE_BUSY") or time.monotonic() >= deadline:
-                    raise
-                time.sleep(0.01)
-            else:
-                return
-
-    def _make_tables(self, connection: sqlite3.Connection) -> None:
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            version = self._check_owner(connection)
-            self._old = version == 1
-            if version == 0:
-                for statement in _TABLES:
-                    connection.execute(statement)
-                connection.execute("COMMIT")
-            else:
-                # A write that is rolled back: a read-only file shows now, not in mid-run.
-                connection.execute(_TABLES[-1])
-        finally:
-            _roll_back(connection)
-
-    def _is_old(self, connection: sqlite3.Connection) -> bool:
-        # Another process may have brought the file up to date meanwhile.
-        self._old = self._old and self._check_owner(connection) == 1
-        return self._old
-
-    def _check_before_touching(self, connection: sqlite3.Connection) -> None:
-        try:
-            # One snapshot: another process may be making the tables between two statements.
-            connection.execute("BEGIN")
-            self._check_owner(connection)
-        finally:
-            _roll_back(connection)
-
-    def _check_owner(self, connection: sqlite3.Connection) -> int:
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (owner,) = connection.execute("PRAGMA application_id").fetchone()
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if owner != _APPLICATION_ID and (owner or version or tables):
-            raise StoreError(
-                f"store {self.path} is the SQLite database of another program, and was left as it "
-                "is; name another file"
-            )
-        if version > SCHEMA_VERSION:
-            raise StoreError(
-                f"store {self.path} has schema version {version}, newer than the {SCHEMA_VERSION} "
-                "that this Esper knows; upgrade with: pip install -U esper-morph"
-            )
-        return int(version)
-
-    def _make_folder(self) -> None:
-        try:
-            is_folder = self.path.is_dir()
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(
-                f"store {self.path}: its folder cannot be made ({error.strerror}); make it, or "
-                "name a place that can be written"
-            ) from error
-        if is_folder:
-            raise StoreError(f"store {self.path} is a folder; name a file in it: {self.path}/x.db")
+                kind, scope, run, text = row[:4]
+                found = Event(event.op_id, kind, scope, run, decode(text))
+            except StoreError:
+                found = None
+            if found is None or not same(found, event):
+                other.append(event.op_id)
+            if row[4:] != (event.writer, event.number) and event.number >= before.get(
+                event.writer, 0
+            ):
+                repeated.append(again(event))
+        if other:
+            raise conflict(self.path, other)
+        return repeated
 
     def _position(self, after: str) -> int:
         if not after:
@@ -274,20 +304,27 @@ class SqliteStore(MetricsStore):
             f"{after!r} is no position in store {self.path}; pass one that read() gave, or ''"
         )
 
-    def _explained(self, error: sqlite3.Error) -> StoreError:
-        name = _named(error)
-        for prefix, way_out in _WAYS_OUT.items():
-            if name.startswith(prefix):
-                text = way_out.format(timeout=self._timeout_s)
-                return StoreError(f"store {self.path} {text} ({error})")
-        return StoreError(f"store {self.path}: SQLite says {name or type(error).__name__}: {error}")
+
+def _row(event: Event) -> tuple[str | int, ...]:
+    names = (event.op_id, event.kind, event.scope, event.run)
+    return (*names, encode(event.data), event.schema, event.writer, event.number)
 
 
-def _named(error: sqlite3.Error) -> str:
-    return str(getattr(error, "sqlite_errorname", ""))
+def _place(group: str, name: str) -> str:
+    """Row of a reservation among the leases; no writer's name begins so."""
+    return f"/{joined(group)}/{name}"
 
 
-def _roll_back(connection: sqlite3.Connection) -> None:
-    # After COMMIT nothing is open; after an error, or Ctrl-C, the half-done batch must go.
-    if connection.in_transaction:
-        connection.execute("ROLLBACK")
+def _path_in(url: str) -> str:
+    name = url.removeprefix("sqlite:///")
+    if name == url or not name.strip("/"):
+        rest = url.removeprefix("sqlite:").lstrip("/") or "history.db"
+        raise ConfigError(
+            f"store URL {url!r} is not complete; write 'sqlite:///{rest}' for a file in the "
+            f"working directory, 'sqlite:////folder/{rest}' for an absolute path"
+        )
+    if name == ":memory:":
+        raise ConfigError(f"store URL {url!r}: for a history in memory write 'memory:'")
+    if "\0" in name:
+        raise ConfigError(f"store URL {url!r} holds a null character; leave it out")
+    return name

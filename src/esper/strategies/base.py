@@ -69,6 +69,9 @@ class SelectionStrategy(ABC):
     learns: ClassVar[bool] = True
     """Claim to do better than chance; false for a baseline, which gets no first tries."""
 
+    least_share: ClassVar[float] = 0.0
+    """Share of its layer's choices that a viable seed has at least, in [0, 1]; 0: none stated."""
+
     @abstractmethod
     def decide(
         self, viable: Seeds, metrics: Metrics, context: SelectionContext, rng: Draws

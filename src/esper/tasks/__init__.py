@@ -20,6 +20,8 @@ TASKS: "Registry[Task]" = Registry(
         "resmlp": "esper.tasks.resmlp:ResMlp",
         "resnet": "esper.tasks.resnet:ResNet",
         "kjv": "esper.tasks.kjv:Kjv",
+        "transfer": "esper.tasks.transfer:Transfer",
+        "transfer_far": "esper.tasks.transfer:TransferFar",
     },
     group="esper.tasks",
 )

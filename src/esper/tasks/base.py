@@ -84,8 +84,11 @@ class Task(ABC):
         width: Hidden units or channels of the host, too few on purpose.
         default_epochs: Length of a run.
         batch_size: Training examples of a step.
+        batches: Batches of an epoch; ``None`` for as many as the training part has.
         default_budget: Parameters that growth may add in all.
         learning_rate: Of AdamW at the beginning; it falls along a cosine to 0.
+        full_rate: The same where a host that is frozen otherwise is trained in full; ``None`` if it
+            is not frozen.
         weight_decay: Of AdamW, decoupled.
     """
 
@@ -97,9 +100,11 @@ class Task(ABC):
     config: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     width: ClassVar[int]
     default_epochs: ClassVar[int]
-    batch_size: ClassVar[int]
+    batch_size: int
+    batches: int | None = None
     default_budget: ClassVar[int]
     learning_rate: ClassVar[float]
+    full_rate: ClassVar[float | None] = None
     weight_decay: ClassVar[float]
 
     @abstractmethod
@@ -110,7 +115,6 @@ class Task(ABC):
     def build_host(self, width: int) -> nn.Module:
         """Build the host of this width, drawing from torch's CPU random state."""
 
-    @final
     def load(self) -> Splits:
         """Data, read once per process."""
         return _read_once(type(self))
@@ -155,7 +159,7 @@ class Task(ABC):
 
     @final
     def train_batches(self, epoch: int, seed: int) -> Batches:
-        """Every training example once, in an order that depends on ``seed`` and ``epoch`` alone.
+        """Training examples, each at most once, in an order of ``seed`` and ``epoch`` alone.
 
         So a resumed run sees the same batches.
 
@@ -167,7 +171,9 @@ class Task(ABC):
                 raise ConfigError(f"{what} of the training batches is {value}; it must be >= 0")
         part = self.load().train
         order = np.random.default_rng([seed, epoch]).permutation(len(part[1]))
-        return Batches(part, self.batch_size, torch.from_numpy(order))
+        size = self.batch_size
+        drawn = order if self.batches is None else order[: self.batches * size]
+        return Batches(part, size, torch.from_numpy(drawn))
 
     @final
     def validation_batches(self) -> Batches:

@@ -57,3 +57,22 @@ BLOCKS: Mapping[str, Any] = MappingProxyType(
     }
 )
 """For layers around blocks."""
+
+ADAPTATION: Mapping[str, Any] = MappingProxyType(
+    {
+        "seed_selection": _NO_COOLDOWN,
+        "policy": "gradient",
+        "growth": {
+            "kernel_share": 1.0,
+            "max_active": 64,
+            "starts": 64,
+            "train_epochs": 0,
+            "judge": "never",
+            "ramp": 0.0,
+            "warmup_epochs": 1,
+            "measure_on": False,
+        },
+    }
+)
+"""For the linear layers of a frozen network: low-rank kernels wherever the gradient asks for them,
+all at once after the first epoch, trained together and kept."""

@@ -10,10 +10,9 @@ class TestMine(StrategyLaws):
 # ruff: noqa: D102 (the name of a law is what it says)
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict
-from functools import cache
 from math import isnan, sqrt
 from random import Random  # noqa: TID251 (the laws bring their own, seeded, world)
 from statistics import fmean
@@ -31,14 +30,22 @@ from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.stores.memory import MemoryStore
 from esper.strategies import SelectionStrategy
+from esper.testing.strategy_runs import (
+    BLUEPRINTS,
+    CONTEXT,
+    GAINS,
+    LAYER,
+    TroubledLoop,
+    answer,
+    choice_of,
+    draws_of,
+    earnings,
+    metrics_of,
+    step,
+    tracker_of,
+)
 
 Make = Callable[[], SelectionStrategy]
-
-LAYER = "fc1"
-CONTEXT = SelectionContext(current_epoch=7, layer_type="Linear")
-GAINS = (0.0, 0.010, 0.020, 0.005)
-NOISE = 0.02
-_BLUEPRINTS = {0: "glu", 1: "gate", 2: "lowrank", 3: "conv"}
 
 
 class StrategyLaws:
@@ -46,7 +53,7 @@ class StrategyLaws:
 
     def test_chooses_a_viable_seed_and_says_why(self, make: Make) -> None:
         for number, viable in enumerate(([0, 1, 2, 3], [2], [1, 3], [3, 0])):
-            chosen, reason = make().decide(viable, _metrics(), CONTEXT, _draws(number))
+            chosen, reason = make().decide(viable, metrics_of(), CONTEXT, draws_of(number))
             assert chosen in viable
             assert reason.seed_idx == chosen
             assert reason.strategy == make().name
@@ -59,7 +66,7 @@ class StrategyLaws:
 
     def test_needs_no_history(self, make: Make) -> None:
         for number in range(5):
-            chosen, reason = make().decide([4, 6], {}, CONTEXT, _draws(number))
+            chosen, reason = make().decide([4, 6], {}, CONTEXT, draws_of(number))
             assert chosen in {4, 6}
             assert 0 < reason.propensity <= 1
 
@@ -70,45 +77,46 @@ class StrategyLaws:
             )
             for seed, gain in enumerate(GAINS)
         }
-        chosen, reason = make().decide(list(metrics), metrics, CONTEXT, _draws(0))
+        chosen, reason = make().decide(list(metrics), metrics, CONTEXT, draws_of(0))
         assert chosen in metrics
         assert not isnan(reason.score)
 
     def test_equal_randomness_equal_choice(self, make: Make) -> None:
         for number in range(20):
             one, two = (
-                make().decide([0, 1, 2, 3], _metrics(), CONTEXT, _draws(number)) for _ in range(2)
+                make().decide([0, 1, 2, 3], metrics_of(), CONTEXT, draws_of(number))
+                for _ in range(2)
             )
             assert one == two
 
     def test_factor_and_shift_on_all_rewards_change_no_choice(self, make: Make) -> None:
         for number in range(20):
-            plain = _choice(make(), _metrics(seed=number), number)
-            assert _choice(make(), _metrics(seed=number, factor=1000.0), number) == plain
-            assert _choice(make(), _metrics(seed=number, factor=1e-6), number) == plain
-            assert _choice(make(), _metrics(seed=number, shift=5.0), number) == plain
+            plain = choice_of(make(), metrics_of(seed=number), number)
+            assert choice_of(make(), metrics_of(seed=number, factor=1000.0), number) == plain
+            assert choice_of(make(), metrics_of(seed=number, factor=1e-6), number) == plain
+            assert choice_of(make(), metrics_of(seed=number, shift=5.0), number) == plain
 
     def test_order_of_seeds_is_irrelevant(self, make: Make) -> None:
         for number in range(20):
-            metrics = _metrics(seed=number)
+            metrics = metrics_of(seed=number)
             turned = dict(reversed(metrics.items()))
-            one, why = make().decide([0, 1, 2, 3], metrics, CONTEXT, _draws(number))
-            two, because = make().decide([3, 1, 0, 2], turned, CONTEXT, _draws(number))
+            one, why = make().decide([0, 1, 2, 3], metrics, CONTEXT, draws_of(number))
+            two, because = make().decide([3, 1, 0, 2], turned, CONTEXT, draws_of(number))
             assert one == two
             assert abs(why.propensity - because.propensity) < 1e-6
 
     def test_decides_alike_on_live_records_and_on_a_snapshot(self, make: Make) -> None:
         for number in range(20):
-            tracker = _tracker(seed=number)
+            tracker = tracker_of(seed=number)
             layer = tracker.layer(LAYER)
             assert layer is not None
-            live, _ = make().decide([0, 1, 2, 3], layer.seeds, CONTEXT, _draws(number))
-            assert live == _choice(make(), tracker.get_layer_metrics(LAYER), number)
+            live, _ = make().decide([0, 1, 2, 3], layer.seeds, CONTEXT, draws_of(number))
+            assert live == choice_of(make(), tracker.get_layer_metrics(LAYER), number)
 
     def test_deciding_changes_nothing(self, make: Make) -> None:
-        strategy, metrics, viable = make(), _metrics(), [3, 1, 0]
+        strategy, metrics, viable = make(), metrics_of(), [3, 1, 0]
         before = deepcopy((metrics, viable, strategy.state_dict()))
-        strategy.decide(viable, metrics, CONTEXT, _draws(0))
+        strategy.decide(viable, metrics, CONTEXT, draws_of(0))
         assert (metrics, viable, strategy.state_dict()) == before
 
     def test_equal_rewards_are_no_trouble(self, make: Make) -> None:
@@ -117,16 +125,16 @@ class StrategyLaws:
                 seed: SeedPerformanceMetrics(seed, LAYER, rewards=[reward] * (seed + 1))
                 for seed in range(4)
             }
-            _, reason = make().decide([0, 1, 2, 3], metrics, CONTEXT, _draws(1))
+            _, reason = make().decide([0, 1, 2, 3], metrics, CONTEXT, draws_of(1))
             assert all(abs(score) < 1e6 for score in reason.scores.values())
             assert 0 < reason.propensity <= 1
 
     def test_propensity_is_how_often_it_chooses(self, make: Make) -> None:
-        strategy, metrics, draws = make(), _metrics(), 600
+        strategy, metrics, draws = make(), metrics_of(), 600
         count = dict.fromkeys(metrics, 0)
         claimed: dict[int, float] = {}
         for number in range(draws):
-            chosen, reason = strategy.decide([0, 1, 2, 3], metrics, CONTEXT, _draws(number))
+            chosen, reason = strategy.decide([0, 1, 2, 3], metrics, CONTEXT, draws_of(number))
             count[chosen] += 1
             if chosen not in claimed:
                 claimed[chosen] = reason.propensity
@@ -136,13 +144,13 @@ class StrategyLaws:
         assert sum(claimed.values()) <= 1 + 0.01 * len(claimed)
 
     def test_propensities_of_all_seeds_are_how_often_each_is_chosen(self, make: Make) -> None:
-        strategy, metrics, viable, draws = make(), _metrics(), [0, 1, 3], 400
+        strategy, metrics, viable, draws = make(), metrics_of(), [0, 1, 3], 400
         found = strategy.propensities(viable, metrics, CONTEXT)
         assert set(found.by_seed) == set(viable)
         assert abs(sum(found.by_seed.values()) - 1) <= found.error + 1e-6
         count = dict.fromkeys(viable, 0)
         for number in range(draws):
-            chosen, reason = strategy.decide(viable, metrics, CONTEXT, _draws(number))
+            chosen, reason = strategy.decide(viable, metrics, CONTEXT, draws_of(number))
             count[chosen] += 1
             if number < 50:  # the same each time, and slow to work out
                 assert abs(found.of(chosen) - reason.propensity) <= found.error + 1e-6
@@ -156,7 +164,7 @@ class StrategyLaws:
     def test_the_log_has_the_propensities_of_all_viable_seeds(self, make: Make) -> None:
         store = MemoryStore()
         selector = SeedSelector(make(), tracker=PerformanceTracker(store=store), seed=1)
-        _loop(selector, GAINS, choices=12)
+        earnings(selector, GAINS, choices=12)
         for _, event in store.read(kinds=["decision"]):
             chances = event.data["propensities"]
             error = event.data.get("propensity_error", 0.0)
@@ -166,7 +174,7 @@ class StrategyLaws:
             assert error < 0.1
 
     def test_reason_survives_copying_and_json(self, make: Make) -> None:
-        decision = SeedSelector(make(), tracker=_tracker()).decide(LAYER, [0, 1, 2, 3], CONTEXT)
+        decision = SeedSelector(make(), tracker=tracker_of()).decide(LAYER, [0, 1, 2, 3], CONTEXT)
         assert deepcopy(decision) == decision
         assert decision_from(json.loads(json.dumps(decision_data(decision)))) == decision
         assert asdict(decision.reason)["propensity"] == decision.reason.propensity
@@ -174,7 +182,7 @@ class StrategyLaws:
     def test_a_reason_speaks_of_the_moment_of_the_choice_whenever_it_is_read(
         self, make: Make
     ) -> None:
-        at_once, later = (SeedSelector(make(), tracker=_tracker(), seed=2) for _ in range(2))
+        at_once, later = (SeedSelector(make(), tracker=tracker_of(), seed=2) for _ in range(2))
         read = at_once.decide(LAYER, [0, 1, 2, 3], CONTEXT)
         before = decision_data(read)
         unread = later.decide(LAYER, [0, 1, 2, 3], CONTEXT)
@@ -185,11 +193,11 @@ class StrategyLaws:
 
     def test_select_and_get_reason_are_decide(self, make: Make) -> None:
         strategy = make()
-        chosen = strategy.select([0, 1, 2, 3], _metrics(), CONTEXT)
+        chosen = strategy.select([0, 1, 2, 3], metrics_of(), CONTEXT)
         reason = strategy.get_reason()
         assert isinstance(reason, SelectionReason)
         assert reason.seed_idx == chosen
-        assert strategy.select([0, 1, 2, 3], _metrics(), CONTEXT) == chosen
+        assert strategy.select([0, 1, 2, 3], metrics_of(), CONTEXT) == chosen
 
     def test_a_baseline_makes_its_first_choices_itself(self, make: Make) -> None:
         if make().learns:
@@ -208,14 +216,14 @@ class StrategyLaws:
             return
         tracker = PerformanceTracker()
         selector = SeedSelector(make(), tracker=tracker, seed=3)
-        _loop(selector, (0.5, 0.0, -0.5, -9.0, -9.0), choices=5)
+        earnings(selector, (0.5, 0.0, -0.5, -9.0, -9.0), choices=5)
         first = tracker.get_layer_metrics(LAYER)
         assert [first[seed].total_activations for seed in range(5)] == [1] * 5
 
     def test_what_it_knows_is_some_of_the_viable_seeds(self, make: Make) -> None:
         by_hand = {seed: SeedPerformanceMetrics(seed, LAYER, rewards=[0.1]) for seed in (0, 2)}
         context = SelectionContext(3, layer_type="Linear", blueprints={0: "glu", 1: "gate"})
-        for metrics in ({}, by_hand, _metrics()):
+        for metrics in ({}, by_hand, metrics_of()):
             for seen in (SelectionContext(), CONTEXT, context):
                 for viable in ([0, 1, 2, 3], [3], [1, 9]):
                     known = make().knows(viable, metrics, seen)
@@ -225,16 +233,16 @@ class StrategyLaws:
         tracker, random = PerformanceTracker(), Random(2)
         strategy = make()
         selector = SeedSelector(strategy, tracker=tracker, seed=4)
-        context = SelectionContext(3, layer_type="Linear", blueprints=_BLUEPRINTS)
+        context = SelectionContext(3, layer_type="Linear", blueprints=BLUEPRINTS)
         for layer in ("fc1", "fc2", "fc3"):  # where the others were seen to earn far less
             for _ in range(20):
-                _step(selector, layer, context, random)
-        for seed_idx, blueprint in _BLUEPRINTS.items():
+                step(selector, layer, context, random)
+        for seed_idx, blueprint in BLUEPRINTS.items():
             tracker.bind("fc4", seed_idx, blueprint)
         new = tracker.layer("fc4")
         assert new is not None
-        known = strategy.knows(list(_BLUEPRINTS), new.seeds, context)
-        chosen = {_step(selector, "fc4", context, random) for _ in range(120)}
+        known = strategy.knows(list(BLUEPRINTS), new.seeds, context)
+        chosen = {step(selector, "fc4", context, random) for _ in range(120)}
         assert set(known) <= chosen
 
     def test_outcomes_may_come_late_and_in_any_order(self, make: Make) -> None:
@@ -247,11 +255,11 @@ class StrategyLaws:
             selector.free(LAYER, decision.seed_idx, epoch=0)
             waiting.append(decision)
             if len(waiting) > 6:
-                _answer(tracker, waiting.pop(random.randrange(len(waiting))))
+                answer(tracker, waiting.pop(random.randrange(len(waiting))))
         random.shuffle(waiting)
         for decision in waiting:
-            _answer(tracker, decision)
-            _answer(tracker, decision)  # a second time: counts once
+            answer(tracker, decision)
+            answer(tracker, decision)  # a second time: counts once
         metrics = tracker.get_layer_metrics(LAYER)
         assert sum(seed.total_outcomes for seed in metrics.values()) == 60
         assert all(seed.total_outcomes == seed.total_activations for seed in metrics.values())
@@ -259,32 +267,32 @@ class StrategyLaws:
     def test_state_survives_json(self, make: Make) -> None:
         strategy = make()
         selector = SeedSelector(strategy, tracker=PerformanceTracker(), seed=1)
-        _loop(selector, GAINS, choices=30)
+        earnings(selector, GAINS, choices=30)
         restored = make()
         restored.load_state_dict(json.loads(json.dumps(strategy.state_dict())))
         layer = selector.performance_tracker.layer(LAYER)
         assert layer is not None
         for number in range(10):
             one, two = (
-                each.decide([0, 1, 2, 3], layer.seeds, CONTEXT, _draws(number))
+                each.decide([0, 1, 2, 3], layer.seeds, CONTEXT, draws_of(number))
                 for each in (strategy, restored)
             )
             assert one == two
 
     def test_it_goes_on_bit_for_bit_over_the_same_store(self, make: Make) -> None:
         stopped, whole = MemoryStore(), MemoryStore()
-        wanted = _Troubled(make(), PerformanceTracker(store=whole, run="r"))
-        one = _Troubled(make(), PerformanceTracker(store=stopped, run="r"))
+        wanted = TroubledLoop(make(), PerformanceTracker(store=whole, run="r"))
+        one = TroubledLoop(make(), PerformanceTracker(store=stopped, run="r"))
         assert one.go(40) == wanted.go(40)
         one.selector.performance_tracker.flush()
-        two = _Troubled(make(), PerformanceTracker(store=stopped, run="r"), like=one)
+        two = TroubledLoop(make(), PerformanceTracker(store=stopped, run="r"), like=one)
         assert two.go(30) == wanted.go(30)
 
     def test_it_goes_on_bit_for_bit_from_a_state_without_a_store(self, make: Make) -> None:
-        wanted = _Troubled(make(), PerformanceTracker(window_size=5))
-        one = _Troubled(make(), PerformanceTracker(window_size=5))
+        wanted = TroubledLoop(make(), PerformanceTracker(window_size=5))
+        one = TroubledLoop(make(), PerformanceTracker(window_size=5))
         assert one.go(40) == wanted.go(40)
-        two = _Troubled(make(), PerformanceTracker(window_size=5), like=one, with_tracker=True)
+        two = TroubledLoop(make(), PerformanceTracker(window_size=5), like=one, with_tracker=True)
         assert two.go(30) == wanted.go(30)
 
     def test_beats_chance_if_it_claims_to_learn(self, make: Make) -> None:
@@ -294,115 +302,5 @@ class StrategyLaws:
         for seed in range(4):
             gains = GAINS[seed:] + GAINS[:seed]  # the best arm at every position
             selector = SeedSelector(make(), seed=seed)
-            earned.append(fmean(_loop(selector, gains, choices=200, seed=seed)))
+            earned.append(fmean(earnings(selector, gains, choices=200, seed=seed)))
         assert fmean(earned) > 1.3 * fmean(GAINS)
-
-
-def _loop(
-    selector: SeedSelector, gains: Sequence[float], *, choices: int, seed: int = 0
-) -> list[float]:
-    """Choose, measure and record; returns the true gain of each choice."""
-    random, earned = Random(seed), []
-    for epoch in range(choices):
-        context = SelectionContext(current_epoch=epoch)
-        seed_idx, _ = selector.select_seed_now(LAYER, range(len(gains)), context)
-        delta = PerformanceDelta(reward=random.gauss(gains[seed_idx], NOISE))
-        selector.performance_tracker.update_metrics_now(LAYER, seed_idx, delta)
-        earned.append(gains[seed_idx])
-    return earned
-
-
-class _Troubled:
-    """Loop over two layers whose outcomes come late, never or twice.
-
-    ``like`` is a loop to continue: from the state of its selector, ``with_tracker`` also from that
-    of its tracker.
-    """
-
-    def __init__(
-        self,
-        strategy: SelectionStrategy,
-        tracker: PerformanceTracker,
-        like: "_Troubled | None" = None,
-        *,
-        with_tracker: bool = False,
-    ) -> None:
-        self.selector = SeedSelector(strategy, tracker=tracker, seed=9)
-        self.random, self.epoch = Random(6), 0
-        self.waiting: list[Decision] = []
-        if like is not None:
-            if with_tracker:
-                known = like.selector.performance_tracker.state_dict()
-                tracker.load_state_dict(json.loads(json.dumps(known, allow_nan=False)))
-            state = json.loads(json.dumps(like.selector.state_dict()))
-            self.selector.load_state_dict(state)
-            self.random.setstate(like.random.getstate())
-            self.epoch, self.waiting = like.epoch, list(like.waiting)
-
-    def go(self, choices: int) -> list[Decision]:
-        made = []
-        for _ in range(choices):
-            self.epoch += 1
-            context = SelectionContext(
-                self.epoch, layer_type="Linear", blueprints=_BLUEPRINTS, parameters={1: 30}
-            )
-            layer = ("fc1", "fc2")[self.epoch % 2]
-            decision = self.selector.decide(layer, list(_BLUEPRINTS), context)
-            made.append(decision)
-            self.selector.commit(layer, decision.seed_idx)
-            self.selector.free(layer, decision.seed_idx, self.epoch)
-            if self.random.random() < 0.9:  # else it never gets an outcome
-                self.waiting.append(decision)
-            if len(self.waiting) > 4:
-                self._answer(self.waiting.pop(self.random.randrange(len(self.waiting))))
-        return made
-
-    def _answer(self, decision: Decision) -> None:
-        delta = PerformanceDelta(reward=self.random.gauss(0.1 * decision.seed_idx, 0.2))
-        for _ in range(1 + (self.random.random() < 0.2)):  # now and then twice
-            self.selector.performance_tracker.update_metrics_now(
-                decision.layer_name, decision.seed_idx, delta, decision=decision
-            )
-
-
-def _step(selector: SeedSelector, layer: str, context: SelectionContext, random: Random) -> int:
-    seed_idx, _ = selector.select_seed_now(layer, list(_BLUEPRINTS), context)
-    delta = PerformanceDelta(reward=random.gauss(-float(seed_idx), 0.1))
-    selector.performance_tracker.update_metrics_now(layer, seed_idx, delta)
-    return seed_idx
-
-
-def _tracker(seed: int = 0, factor: float = 1.0, shift: float = 0.0) -> PerformanceTracker:
-    random, tracker = Random(seed), PerformanceTracker(window_size=8)
-    for index in range(40):
-        seed_idx = index if index < len(GAINS) else random.randrange(len(GAINS))
-        reward = factor * random.gauss(GAINS[seed_idx], NOISE) + shift
-        tracker.record_selection(LAYER, seed_idx)
-        tracker.update_metrics_now(LAYER, seed_idx, PerformanceDelta(reward=reward))
-    return tracker
-
-
-def _metrics(
-    seed: int = 0, factor: float = 1.0, shift: float = 0.0
-) -> dict[int, SeedPerformanceMetrics]:
-    return dict(_known(seed, factor, shift))
-
-
-@cache  # one of the laws is that nobody changes them
-def _known(seed: int, factor: float, shift: float) -> dict[int, SeedPerformanceMetrics]:
-    return _tracker(seed, factor, shift).get_layer_metrics(LAYER)
-
-
-def _choice(
-    strategy: SelectionStrategy, metrics: dict[int, SeedPerformanceMetrics], number: int
-) -> int:
-    return strategy.decide([0, 1, 2, 3], metrics, CONTEXT, _draws(number))[0]
-
-
-def _answer(tracker: PerformanceTracker, decision: Decision) -> None:
-    delta = PerformanceDelta(reward=0.01 * decision.seed_idx)
-    tracker.update_metrics_now(LAYER, decision.seed_idx, delta, decision=decision)
-
-
-def _draws(number: int) -> Draws:
-    return Draws(11, LAYER, number)

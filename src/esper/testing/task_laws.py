@@ -213,9 +213,11 @@ class TaskLaws:
 
     def test_a_new_host_guesses(self, task: Task, splits: Splits) -> None:
         shares = splits.train[1].flatten().bincount() / splits.train[1].numel()
+        # Several: where features are known, a head can hit upon a class or two by chance.
+        hosts = [task.host(seed) for seed in range(4)]
         with torch.no_grad():
-            accuracy = task.accuracy_fn(task.host(0), splits.validation).mean().item()
-        assert accuracy < max(3 / len(shares), 1.5 * shares.max().item())
+            hits = torch.stack([task.accuracy_fn(host, splits.validation) for host in hosts])
+        assert hits.mean().item() < max(3 / len(shares), 1.5 * shares.max().item())
 
     def test_an_epoch_of_training_lowers_the_loss(self, task: Task) -> None:
         model = task.host(0)

@@ -20,7 +20,7 @@ from esper.widths.kasmina_width import CHILD, KasminaWidth, find_crossings
 
 M = TypeVar("M", bound=nn.Module)
 
-Seeds = Sequence[str] | Mapping[str, Sequence[str]] | None
+Seeds = Sequence[str] | Mapping[str, Sequence[str] | str] | None
 
 DEFAULT = ("units", "units_select", "units_split", "heads")
 """Blueprints of a width's seeds, in turn: those that fit it."""
@@ -44,8 +44,8 @@ def wrap(  # noqa: PLR0913 (the public contract)
         layers: Dotted names as in ``model.named_modules()``, or patterns: ``*`` is one part of a
             name, ``**`` any number, a leading ``*.`` any beginning. ``""`` is the whole model.
         seeds: Blueprint names, one for each seed of every site, or by the name or pattern of the
-            site. Of a list, every site gets those that are of its kind; a kind
-            of site that the list has none for gets its default ones.
+            site; a single name is one seed. Of a list, every site gets those that are of its
+            kind; a kind of site that the list has none for gets its default ones.
         seeds_per_layer: Number of seeds instead, of default blueprints; 4 if neither is given.
         layout: Axes of a layer's input, where they cannot be observed: ``{"enc": "TBF"}``, of
             B batch, T time, L length, H height, W width, F features, C channels. Of T, kernels read
@@ -69,6 +69,7 @@ def wrap(  # noqa: PLR0913 (the public contract)
         >>> list(surgery.name_layers(model))
         ['0:width']
     """
+    _require_module(model)
     if not widen:
         return surgery.wrap(model, layers, seeds, seeds_per_layer=seeds_per_layer, layout=layout)
     if example is None:
@@ -98,6 +99,13 @@ def wrap(  # noqa: PLR0913 (the public contract)
         if isinstance(made, KasminaWidth) and made not in before.values():
             made.default_seeds = between is None
     return model
+
+
+def _require_module(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"model is {model!r}; give a torch.nn.Module, as esper.wrap(model, layers=['fc1'])"
+        )
 
 
 def _widen(
@@ -198,8 +206,9 @@ def _by_kind(seeds: Seeds, *, layers: bool) -> tuple[Seeds, Seeds]:
     Raises:
         ConfigError: if a blueprint is unknown.
     """
-    if seeds is None or isinstance(seeds, Mapping | str):
+    if seeds is None or isinstance(seeds, Mapping):
         return seeds, seeds
+    seeds = [seeds] if isinstance(seeds, str) else seeds
     for name in seeds:
         if name not in BLUEPRINTS.names():
             raise ConfigError(unknown_name("blueprint", name, BLUEPRINTS.names()))
@@ -245,7 +254,7 @@ def _seeds_of(width: Width, seeds: Seeds, count: int | None) -> tuple[str, ...]:
             raise ConfigError(f"seeds names no blueprints for {site!r}")
         seeds = seeds[site if site in keys else keys[0]]
     if isinstance(seeds, str):
-        raise ConfigError(f"seeds is the string {seeds!r}; give a list of blueprint names")
+        seeds = [seeds]
     if seeds is None:
         fitting = [name for name in DEFAULT if _fits(width, name)]
         count = 3 if count is None else count

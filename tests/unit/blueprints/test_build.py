@@ -1,10 +1,11 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
-from esper.blueprints import BLUEPRINTS, build, fitting, smallest
+from esper.blueprints import BLUEPRINTS, build, fitting, is_placebo, smallest
 from esper.contracts.errors import ConfigError, KernelError
 from esper.contracts.seeds import LayerSpec
 
@@ -12,7 +13,7 @@ LINEAR = LayerSpec(kind="features", in_size=16, out_size=32, layer_type="Linear"
 
 
 def test_what_fits_which_layer() -> None:
-    vector = ["lowrank", "bottleneck", "glu", "gate"]
+    vector = ["lowrank", "lora", "bottleneck", "glu", "gate", "bias"]
     assert fitting(LINEAR) == vector
     assert fitting(LayerSpec(kind="features", in_size=8, out_size=8)) == [*vector, "scale"]
     assert fitting(LayerSpec(kind="sequence", in_size=8, out_size=8)) == [
@@ -29,12 +30,21 @@ def test_what_fits_which_layer() -> None:
     assert fitting(LayerSpec(kind="graph", in_size=8, out_size=8)) == []
 
 
+def test_a_placebo_is_built_where_it_is_named_and_the_examples_are_known() -> None:
+    assert [name for name in BLUEPRINTS.names() if is_placebo(name)] == ["placebo"]
+    assert smallest("placebo", LINEAR) == smallest("bottleneck", LINEAR)
+    assert smallest("placebo", replace(LINEAR, layout="TBF")) == smallest("bottleneck", LINEAR)
+    with pytest.raises(KernelError, match="which axis has the examples is not known"):
+        smallest("placebo", replace(LINEAR, layout="NNF"))
+
+
 def test_an_unfit_blueprint_names_the_layer_and_those_that_fit() -> None:
     with pytest.raises(KernelError) as caught:
         build("attention", LINEAR, budget=500, seed=0)
     assert str(caught.value) == (
         "blueprint 'attention' is for sequence layers, not for a features layer "
-        "(Linear, 16 -> 32). Blueprints that fit this layer: lowrank, bottleneck, glu, gate"
+        "(Linear, 16 -> 32). Blueprints that fit this layer: lowrank, lora, bottleneck, glu, gate, "
+        "bias"
     )
     with pytest.raises(KernelError, match="changes the shape"):
         smallest("scale", LINEAR)
@@ -73,7 +83,10 @@ def test_scale_takes_what_it_needs_of_any_budget() -> None:
     same = LayerSpec(kind="features", in_size=8, out_size=8)
     kernel = build("scale", same, budget=10_000, seed=0)
     assert sum(p.numel() for p in kernel.parameters()) == 16
-    assert [name for name in BLUEPRINTS.names() if BLUEPRINTS.load(name).fixed_size] == ["scale"]
+    assert [name for name in BLUEPRINTS.names() if BLUEPRINTS.load(name).fixed_size] == [
+        "bias",
+        "scale",
+    ]
 
 
 def test_weights_are_the_same_in_every_dtype_up_to_rounding() -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from esper.blueprints import BLUEPRINTS
+from esper.blueprints import BLUEPRINTS, build
 from esper.contracts.seeds import LayerSpec
 from esper.testing.blueprint_laws import awaken, example
 
@@ -32,6 +32,8 @@ SIGNAL = LayerSpec(kind="conv1d", in_size=7, out_size=7, in_extent=(6,), out_ext
         ("conv_block", IMAGE, 3, 3 * (7 * 9 + 1 + 5)),
         ("depthwise", IMAGE, 3, 7 * 9 + 3 * (7 + 1 + 5)),
         ("se", SIGNAL, 3, 3 * (2 * 7 + 1) + 7),
+        ("placebo", FEATURES, 3, 3 * (7 + 5 + 1)),
+        ("placebo", IMAGE, 3, 3 * (7 * 9 + 1 + 5)),
     ],
 )
 def test_parameter_formula(name: str, spec: LayerSpec, width: int, parameters: int) -> None:
@@ -148,3 +150,12 @@ def test_se_turns_whole_channels() -> None:
     hidden = F.gelu(x.mean(-1) @ down + p["excite.down.bias"])
     factor = (hidden @ up + p["excite.up.bias"]).tanh()
     assert torch.allclose(kernel(x), x * factor[..., None], atol=1e-5)
+
+
+def test_placebo_reads_other_examples() -> None:
+    """Around a circle by sin(n²), n from 1: -.76 (2), -.29 (4), .41 (3), .84 (1)."""
+    kernel, x = awaken(build("placebo", FEATURES, budget=39, seed=0)), example(FEATURES, batch=4)
+    inner = kernel.get_submodule("kernel")
+    y = [inner(one) for one in x]
+    expected = torch.stack([y[2] - y[3], y[0] - y[2], y[3] - y[1], y[1] - y[0]])
+    assert torch.allclose(kernel(x), expected, atol=1e-6)

@@ -39,8 +39,8 @@ def refused(*arguments: str, code: int = 2) -> str:
     [
         (
             ("leter",),
-            "unknown task 'leter'; known: letter, digits, mnist1d, mnist5k, resmlp, resnet, kjv. "
-            "Did you mean 'letter'",
+            "unknown task 'leter'; known: letter, digits, mnist1d, mnist5k, resmlp, resnet, kjv, "
+            "transfer, transfer_far. Did you mean 'letter'",
         ),
         (("digits", "--strategy", "thomson"), "Did you mean 'thompson'?"),
         (("digits", "--epochs", "0"), "epochs is 0; it must be at least 1"),
@@ -86,7 +86,9 @@ def test_an_unknown_command_suggests_the_nearest() -> None:
 
 def test_inspect_refuses_what_is_not_there() -> None:
     assert "unknown run 'x'" in refused("inspect", "x")
-    assert "a run has one scope" in refused("inspect", "x", "--scope", "digits")
+    assert "choose from a store; leave them out for a run" in refused(
+        "inspect", "x", "--scope", "digits"
+    )
 
 
 def test_a_file_in_the_place_of_the_runs() -> None:

@@ -9,11 +9,11 @@ import pytest
 from rich.console import Console
 
 from esper.cli.progress import Lines, LiveView, watch
+from esper.contracts.seeds import seed_name
 from esper.runs import run_folder
 from esper.runs.result import Progress
 from esper.runs.spec import make_spec
 from esper.runs.train import train
-from esper.services.tamiyo.report import seed_name
 from esper.services.tamiyo.settings import config_from
 
 EPOCHS = 6

@@ -1,5 +1,6 @@
 """Worths: who auditions, by the expected gain of knowing better."""
 
+from dataclasses import replace
 from math import erf, exp, pi, sqrt
 
 import numpy as np
@@ -52,3 +53,11 @@ def test_nothing_known_is_worth_an_audition_and_nobody_is_nobody() -> None:
 def test_a_contrast_is_relative_to_its_cohort() -> None:
     one = Contrast(point="a/fc1/0", gain=0.03, stderr=0.01, mean=0.02, noise=0.01, cohort=4)
     assert one.relative == pytest.approx(0.01)
+
+
+def test_a_starved_seed_auditions_beside_the_best() -> None:
+    worths = _worths((1.0, 0.1, 0.2), (0.01, 0.01, 0.01))
+    assert worths.cohort() == []
+    starved = replace(worths, starved=(("fc2", 0),)).scaled({"fc1": 0.9})
+    assert starved.cohort() == [("fc1", 0), ("fc2", 0)]
+    assert replace(worths, starved=(("fc1", 0),)).cohort() == []

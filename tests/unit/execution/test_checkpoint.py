@@ -1,9 +1,11 @@
 """Checkpoints: bit for bit, no pickle, and never half of a file."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from random import Random  # noqa: TID251 (where files are damaged)
 from typing import Any
 
 import pytest
@@ -119,13 +121,7 @@ import os, sys
 from pathlib import Path
 import torch
 from esper.execution import checkpoint
-whole = checkpoint.save_file
-def half(tensors, path, metadata):
-    whole(tensors, path, metadata)
-    with open(path, "r+b") as file:
-        file.truncate(100)
-    os._exit(9)
-checkpoint.save_file = half
+os.fsync = lambda file: os._exit(9) if os.truncate(file, 100) is None else None
 checkpoint.save(Path(sys.argv[1]), {"new": torch.zeros(1000)})
 """
 
@@ -163,8 +159,8 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     raw(path)
     with pytest.raises(StoreError, match="is not a checkpoint of Esper's"):
         checkpoint.load(path)
-    raw(path, schema="2", tree="{}")
-    with pytest.raises(StoreError, match="schema 2, this version reads up to 1; upgrade"):
+    raw(path, schema="3", tree="{}")
+    with pytest.raises(StoreError, match="schema 3, this version reads up to 2; upgrade"):
         checkpoint.load(path)
     for tree in ("{", json.dumps({"items": [["a", {"tensor": 7}]]}), json.dumps({"other": 1})):
         raw(path, schema="1", tree=tree)
@@ -173,3 +169,51 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     raw(path, schema="one", tree="{}")
     with pytest.raises(StoreError, match="or a damaged one"):
         checkpoint.load(path)
+
+
+def test_every_damage_is_noticed(tmp_path: Path) -> None:
+    path, random = tmp_path / "c", Random(1)
+    tree = {"a": torch.randn(40), "b": {"text": "x" * 50, "n": [1, 2.5]}, "c": torch.ones(3).bool()}
+    checkpoint.save(path, tree)
+    whole = path.read_bytes()
+    for _ in range(300):
+        damaged = bytearray(whole)
+        at, length = random.randrange(len(whole)), random.choice([1, 1, 8, 64])
+        if random.random() < 0.5:
+            damaged[at] ^= 1 << random.randrange(8)
+        else:
+            damaged[at : at + length] = bytes(len(damaged[at : at + length]))
+        path.write_bytes(damaged)
+        try:
+            found = checkpoint.load(path)
+        except StoreError:
+            continue
+        assert equal(found, tree)  # spaces of the header, or zeros over zeros
+
+
+def test_a_file_without_a_checksum_is_read(tmp_path: Path) -> None:
+    tree = json.dumps({"items": [["a", {"tensor": 0}]]})
+    raw(tmp_path / "c", schema="1", tree=tree)
+    assert equal(checkpoint.load(tmp_path / "c"), {"a": torch.ones(1)})
+
+
+def test_a_long_backlog_fits(tmp_path: Path) -> None:
+    tree = {"events": ["x" * 1000] * 110_000}  # the header of a file may have 100 MB
+    checkpoint.save(tmp_path / "c", tree)
+    assert checkpoint.load(tmp_path / "c") == tree
+
+
+def test_a_checkpoint_is_on_the_disk_when_it_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    replace = Path.replace
+
+    def noted(path: Path, target: Path) -> Path:
+        done.append("replace")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", noted)
+    monkeypatch.setattr(os, "fsync", lambda _: done.append("fsync"))
+    checkpoint.save(tmp_path / "c", {"a": 1})
+    assert done == ["fsync", "replace", "fsync"]

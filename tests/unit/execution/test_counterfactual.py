@@ -15,7 +15,13 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from esper.contracts.errors import ConfigError
 from esper.contracts.seeds import SeedState
 from esper.execution.kasmina_layer import KasminaLayer
-from esper.execution.passes.counterfactual import counterfactual, evaluate
+from esper.execution.passes.counterfactual import (
+    Effect,
+    counterfactual,
+    counterfactuals,
+    evaluate,
+    leave_one_out,
+)
 from esper.execution.surgery import kasmina_layers, wrap
 from tests.unit.execution.models import Noisy, batches, grow, losses, wrapped
 
@@ -281,8 +287,38 @@ def test_other_losses_each_time_cannot_be_compared() -> None:
         calls.append(1)
         return squared(model, batch)[len(calls) % 2 :]
 
-    with pytest.raises(ConfigError, match=r"gave 3 losses without the seed and 5 with it"):
+    with pytest.raises(ConfigError, match=r"gave 3 losses in one pass and 5 in another"):
         counterfactual(model, layer, 0, loss_fn=fewer, holdout=HOLDOUT)
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_seeds_beside_one_another_are_judged_as_by_themselves(*, calibrated: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Noisy()).train()
+    model(batches(1)[0][0])
+    wrap(model, ["0.fc1", "0.fc2"], ["lowrank", "lowrank"])
+    layers = kasmina_layers(model)
+    seeds = [(layers["0.fc1"], 0), (layers["0.fc1"], 1), (layers["0.fc2"], 1)]
+    for layer, seed_idx in seeds:
+        layer.load_kernel(seed_idx, nn.Linear(6 if layer is layers["0.fc1"] else 8, 8))
+        layer.advance(seed_idx, SeedState.TRAINING)
+    passes: list[int] = []
+
+    def counted(model: nn.Module, batch: Any) -> Tensor:
+        passes.append(1)
+        # What is drawn differs from batch to batch, and not from pass to pass.
+        return losses(model, batch) * (1 + 0.1 * torch.rand(()))
+
+    given = (counted, batches(3, seed=1), batches(2, seed=2) * calibrated)
+    state = torch.get_rng_state()
+    together = counterfactuals(model, seeds, *given)
+    assert len(passes) == (len(seeds) + 1) * (3 + 2 * calibrated)
+    alone: list[Effect] = []
+    for seed in seeds:
+        torch.set_rng_state(state)
+        alone += counterfactuals(model, [seed], *given)
+    assert together == alone
+    assert len({effect.gain for effect in together}) == len(seeds)
 
 
 def test_evaluate_is_the_mean_over_examples() -> None:
@@ -290,3 +326,17 @@ def test_evaluate_is_the_mean_over_examples() -> None:
     assert evaluate(model, squared, HOLDOUT) == pytest.approx(
         statistics.mean(t * t for t in TARGETS)
     )
+
+
+def test_several_at_once_are_judged_beside_each_other() -> None:
+    model, layer = by_hand(SeedState.HOLDING)
+    layer.load_kernel(1, constant(4.0))
+    for state in (SeedState.TRAINING, SeedState.BLENDING, SeedState.HOLDING):
+        layer.advance(1, state)
+    given: dict[str, Any] = {"loss_fn": squared, "holdout": HOLDOUT}
+    effects, together = leave_one_out(model, [(layer, 0), (layer, 1)], **given)
+    assert effects == [counterfactual(model, layer, index, **given) for index in (0, 1)]
+    assert together.loss_on == effects[0].loss_on
+    assert together.loss_off == pytest.approx(together.loss_on + together.gain)
+    with layer.silenced():
+        assert evaluate(model, squared, HOLDOUT) == pytest.approx(together.loss_off)

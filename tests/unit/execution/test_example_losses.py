@@ -43,7 +43,11 @@ def test_a_batch_of_one_may_give_a_number(batch: Any) -> None:
 
 @pytest.mark.parametrize(
     ("found", "shape"),
-    [(torch.tensor(0.5), r"\(\)"), (torch.zeros(4, 1), r"\(4, 1\)"), (1.0, "float")],
+    [
+        (torch.tensor(0.5), "one number, as a mean of the batch"),
+        (torch.zeros(4, 1), r"\(4, 1\)"),
+        (1.0, "float"),
+    ],
 )
 def test_a_mean_is_none(found: Any, shape: str) -> None:
     with pytest.raises(ConfigError, match=rf"returned {shape}; it must return one loss per ex"):

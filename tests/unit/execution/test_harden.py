@@ -136,6 +136,19 @@ def test_every_sort_of_kernel(name: str) -> None:
     assert "esper" not in homes
 
 
+def test_a_placebo_is_left_out() -> None:
+    case, x = next(case for case in CASES if case.name == "feed-forward"), torch.randn(6, 5, 8)
+    model, host = case.model(), case.model()
+    layer = wrapped(model, case.layer, 2, x)
+    grow(layer, 0, SeedState.BLENDING, name="placebo")
+    assert not torch.equal(model(x), host(x)), "it does something"
+    assert torch.equal(harden(model)(x), host(x))
+    grow(layer, 1, SeedState.BLENDING, name="glu")
+    plain = harden(model)
+    assert not torch.equal(plain(x), host(x))
+    assert torch.allclose(plain(x)[:1], plain(x[:1]), atol=1e-6), "by itself as among others"
+
+
 class Halving(nn.Module):
     """A kernel of the user's own, which cannot be traced and asks which mode it is in."""
 

@@ -88,7 +88,8 @@ def test_without_an_axis_of_examples_kernels_work_position_by_position() -> None
     layers = kasmina_layers(model)
     (spec,) = observe_shapes(model, layers, loss_fn=squares, batch=torch.randn(3, 4)).values()
     assert (spec.kind, spec.axes) == ("features", "NNF")
-    assert set(blueprints.fitting(spec)) == {"lowrank", "bottleneck", "glu", "gate", "scale"}
+    vector = {"lowrank", "lora", "bottleneck", "glu", "gate", "bias", "scale"}
+    assert set(blueprints.fitting(spec)) == vector
     with pytest.raises(KernelError, match=r"no axis of its own has the examples.*layout=\{'layer'"):
         blueprints.build("attention", spec, budget=500, seed=0)
 

@@ -2,17 +2,18 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from esper.blueprints import BLUEPRINTS
 from esper.contracts.errors import KernelError
 from esper.contracts.seeds import LayerSpec, SeedState
 from esper.execution.kasmina_layer import KasminaLayer
-from esper.execution.passes.probes import Reading, Readings, probe
+from esper.execution.passes.probes import Reading, Readings, probe, promises
 from esper.execution.shapes import observe_shapes
 from esper.execution.surgery import kasmina_layers, wrap
 from tests.unit.execution.models import CASES, Case, Noisy, batches, grow, losses, squares, wrapped
@@ -40,6 +41,51 @@ def test_a_reading_by_hand(*, frozen: bool) -> None:
     assert reading.activation_mean == pytest.approx(-0.5)
     assert reading.activation_sd == pytest.approx(float(values.std(unbiased=False)))
     assert reading.dead_fraction == 0.5  # the second unit is never positive
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_promises_of_kernels_by_hand(*, frozen: bool) -> None:
+    """Gradient (3, 1) at both outputs, inputs that add up to (4, 6): one rank of norm sqrt(520)."""
+    kinds = ["lowrank", "lora", "scale", "bias", "bottleneck", "conv_block"]
+    model = wrap(fixed(), ["0"], kinds).requires_grad_(not frozen)
+    layers, x = kasmina_layers(model), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    given: dict[str, Any] = {"loss_fn": lambda m, b: m(b).squeeze(1)}
+    assert not promises(model, layers, batches=[x], **given)  # its shapes are not known yet
+    observe_shapes(model, layers, batch=x, **given)
+    for batches_ in ([x], [x[:1], x[1:]]):
+        found = promises(model, layers, batches=batches_, **given)["0"]
+        assert found.keys() == set(kinds) - {"conv_block"}  # which does not fit
+        assert found["lowrank"] == pytest.approx((520**0.5, 0.0), abs=1e-4)
+        assert found["lora"] == found["lowrank"]
+        # Gradient of the offset (6, 2), of the gain the diagonal (12, 6) of the linear map's.
+        assert found["bias"] == pytest.approx((40**0.5,))
+        assert found["scale"] == pytest.approx(((40 + 12**2 + 6**2) ** 0.5,))
+        one, two = found["bottleneck"]
+        assert two == pytest.approx(one * (2**0.5 - 1))
+        assert 0 < one < 520**0.5
+
+
+def test_a_causal_mixer_promises_what_autograd_finds() -> None:
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+
+        @override
+        def forward(self, x: Tensor) -> Tensor:
+            return cast("Tensor", self.fc(x)).square().sum((1, 2))
+
+    model, x = Steps(), torch.randn(4, 5, 3)
+    wrap(model, ["fc"], ["causal_mixer"], layout={"fc": "BTF"})
+    layers, given = kasmina_layers(model), {"loss_fn": lambda m, b: m(b)}
+    observe_shapes(model, layers, batch=x, **given)
+    ((found, *_),) = promises(model, layers, batches=[x], **given)["fc"].values()
+    recipe, spec = BLUEPRINTS.create("causal_mixer"), layers["fc"].spec
+    assert spec is not None
+    kernel = recipe.build(spec, budget=recipe.count(spec, 1), seed=0)
+    (layers["fc"].host(x) + kernel(x)).square().sum().backward()
+    squares_ = [p.grad.square().sum() for p in kernel.parameters() if p.grad is not None]
+    assert found == pytest.approx(float(sum(squares_)) ** 0.5, rel=1e-4)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

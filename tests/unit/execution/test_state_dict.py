@@ -279,4 +279,4 @@ def test_after_unwrap_any_state_loads_again() -> None:
 
 def test_packed_topology_of_a_wrong_kind() -> None:
     with pytest.raises(ConfigError, match="not the topology of a wrapped layer"):
-        topology.plan({"schema": 1}, "fc1", [], [])
+        topology.plan({"schema": 1}, "fc1", [], [], {})

@@ -71,7 +71,7 @@ REFUSED: list[tuple[Callable[[], nn.Module], dict[str, Any], str]] = [
     (noisy, {"layers": ["fc1"], "seeds": ["botleneck"]}, "Did you mean 'bottleneck'"),
     (noisy, {"layers": ["fc1", "fc2"], "seeds": {"fc1": ["glu"]}}, "no blueprints for layer 'fc2'"),
     (noisy, {"layers": ["fc1", "fc2"], "seeds": {"fc1": ["glu"], "fc2": ["glue"]}}, "'glue'"),
-    (noisy, {"layers": ["fc1"], "seeds": "glu"}, "seeds is the string 'glu'"),
+    (noisy, {"layers": ["fc1"], "seeds": "glue"}, "unknown blueprint 'glue'.*mean 'glu'"),
     (noisy, {"layers": ["fc1"], "seeds": []}, "layer 'fc1' got no seeds"),
     (noisy, {"layers": ["fc1"], "seeds_per_layer": 0}, "seeds_per_layer is 0"),
     (noisy, {"layers": ["fc1"], "seeds": ["glu"], "seeds_per_layer": 1}, "not both"),
@@ -98,6 +98,11 @@ def test_what_is_refused_leaves_the_model_untouched(
     assert picture(model) == before
     assert model.state_dict().keys() == state.keys()
     assert all(torch.equal(model.state_dict()[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize("seeds", ["glu", ["glu"], {"fc1": "glu"}])
+def test_one_name_is_one_layer_or_one_seed(seeds: Any) -> None:
+    assert wrap(noisy(), "fc1", seeds).get_submodule("fc1").seed_blueprints == ("glu",)
 
 
 def test_wrap_keeps_parameters_hooks_and_order() -> None:

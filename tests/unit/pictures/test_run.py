@@ -1,5 +1,6 @@
 """The picture of a run: what it shows, where it can be written, and that it leaves no trace."""
 
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,9 @@ from esper.cli.main import app
 from esper.contracts.errors import ConfigError
 from esper.contracts.events import Event
 from esper.contracts.seeds import SeedState
-from esper.pictures.rewards import rewards
-from esper.pictures.run import Span, draw, spans
+from esper.drawing.rewards import rewards
+from esper.drawing.run_log import Span, spans
+from esper.pictures.run import draw
 from esper.runs.run_folder import RunFolder
 from esper.runs.run_reader import Run
 
@@ -62,7 +64,7 @@ def log(epochs: int = EPOCHS, *, kept: bool = True) -> list[Event]:
 
 
 def test_states_follow_one_another_without_a_gap(tmp_path: Path) -> None:
-    found = spans(run(tmp_path), log())
+    found = spans(run(tmp_path).slots, log())
     assert list(found) == [
         ("fc1", 0, "glu"), ("fc1", 1, "gate"), ("head", 0, "glu"), ("head", 1, "gate"),
     ]  # fmt: skip
@@ -77,26 +79,26 @@ def test_states_follow_one_another_without_a_gap(tmp_path: Path) -> None:
 
 
 def test_a_culled_seed_is_dormant_without_a_kernel_kept(tmp_path: Path) -> None:
-    row = spans(run(tmp_path), log(kept=False))["fc1", 1, "gate"]
+    row = spans(run(tmp_path).slots, log(kept=False))["fc1", 1, "gate"]
     assert row[-2:] == [Span(4, 9, SeedState.CULLED, 0), Span(9, EPOCHS, SeedState.DORMANT, 0)]
 
 
 def test_a_kernel_culled_in_the_last_epoch_is_drawn_as_culled(tmp_path: Path) -> None:
-    row = spans(run(tmp_path), log(5, kept=False))["fc1", 1, "gate"]
+    row = spans(run(tmp_path).slots, log(5, kept=False))["fc1", 1, "gate"]
     assert row[-2:] == [Span(3, 4, SeedState.BLENDING, 0), Span(4, 5, SeedState.CULLED, 0)]
 
 
 def test_a_kernel_under_way_at_the_end_is_drawn_up_to_it(tmp_path: Path) -> None:
     unfinished = [event for event in log(5) if event.op_id != "epoch4"]
     for events in (log(4), unfinished):  # what an interrupted epoch has done is done again
-        row = spans(run(tmp_path), events)["fc1", 1, "gate"]
+        row = spans(run(tmp_path).slots, events)["fc1", 1, "gate"]
         assert row[-2:] == [Span(1, 3, SeedState.TRAINING, 0), Span(3, 4, SeedState.BLENDING, 0)]
 
 
 def test_a_kernel_that_was_rolled_back_is_culled_and_marked(tmp_path: Path) -> None:
     events = log(5, kept=False)
     events.insert(-1, Event("back", "rollback", data={"epoch": 4, "to_epoch": 3, "why": "ill"}))
-    assert spans(run(tmp_path), events)["fc1", 1, "gate"][-1].state is SeedState.CULLED
+    assert spans(run(tmp_path).slots, events)["fc1", 1, "gate"][-1].state is SeedState.CULLED
     draw(run(tmp_path, finished=False), events, tmp_path / "run.svg")
     text = words(tmp_path / "run.svg")
     assert "host rolled back" in text
@@ -171,7 +173,19 @@ def test_a_png_is_wide_enough_and_nothing_global_has_changed(tmp_path: Path) -> 
     assert head.startswith(b"\x89PNG")
     assert int.from_bytes(head[16:20], "big") >= 1000
     assert [mpl.rcParams[name] for name in asked] == before
-    assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_drawing_does_not_import_what_opens_windows(tmp_path: Path) -> None:
+    """In a process of its own: other tests import pyplot."""
+    said = (
+        "import sys, esper.pictures.run; from pathlib import Path; "
+        "from esper.drawing.style import figure, save; path = Path('a.png'); "
+        "save(figure(path, 2, 1), path); print('matplotlib.pyplot' in sys.modules)"
+    )
+    command = [sys.executable, "-c", said]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.strip() == "False"
+    assert (tmp_path / "a.png").exists()
 
 
 def test_the_curve_goes_on_where_growth_measured_nothing_any_more(tmp_path: Path) -> None:

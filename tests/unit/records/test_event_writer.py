@@ -2,7 +2,7 @@
 
 import pytest
 
-from esper.contracts.errors import ConfigError, StoreError
+from esper.contracts.errors import ConfigError
 from esper.contracts.events import Event, event_data, event_from
 from esper.contracts.performance import PerformanceDelta
 from esper.records.event_writer import EventWriter
@@ -28,8 +28,8 @@ def test_only_others_events_are_new() -> None:
     for writer in (mine, other, elsewhere):
         writer.write("failure", {"by": writer.name})
         writer.flush()
-    assert [event.data["by"] for event in mine.read_new()] == ["s/b"]
-    assert not list(mine.read_new())
+    assert [event.data["by"] for event in mine.fetch_new()] == ["s/b"]
+    assert not mine.fetch_new()
 
 
 def test_an_event_about_something_is_kept_once() -> None:
@@ -63,24 +63,20 @@ def test_an_end_of_before_the_first_schema_counts_once() -> None:
     assert metrics[0].successful_grafts == 2
 
 
-def test_an_event_of_a_newer_schema_is_refused_with_the_way_out() -> None:
-    store = MemoryStore()
-    store.append([Event("r/tracker/0", "failure", schema=2)])
-    with pytest.raises(StoreError, match="has schema 2, this version reads up to 1; upgrade"):
-        PerformanceTracker(store=store)
-
-
-def test_an_event_of_a_newer_schema_is_never_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_event_of_a_newer_schema_is_passed_over_and_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     store, data = MemoryStore(), {"decision": "", "layer": "fc1", "seed": 0, "blueprint": ""}
     tracker = PerformanceTracker(store=store)
     store.append(
-        [Event(f"r/tracker/{n}", "failure", data=data, schema=s) for n, s in enumerate((1, 2, 1))]
+        [Event(f"r//{n}", "failure", data=data, schema=s) for n, s in enumerate((1, 2, 1))]
     )
-    for _ in range(2):
-        tracker.refresh()
-        assert "has schema 2, this version reads up to 1" in caplog.text
-        assert tracker.get_layer_metrics("fc1")[0].total_outcomes == 1
-        caplog.clear()
+    assert tracker.refresh() == 3
+    assert "has schema 2, this version reads up to 1; upgrade" in caplog.text
+    caplog.clear()
+    assert tracker.refresh() == 0
+    assert PerformanceTracker(store=store).get_layer_metrics("fc1")[0].total_outcomes == 2
+    assert tracker.get_layer_metrics("fc1")[0].total_outcomes == 2
 
 
 def test_an_event_carries_its_schema() -> None:

@@ -7,19 +7,20 @@ import pytest
 from esper.contracts.errors import ConfigError, StoreError
 from esper.contracts.events import Event
 from esper.runs import store_address
+from esper.stores import addresses
 from esper.stores.sqlite import SqliteStore
 
 
 @pytest.mark.parametrize(
-    ("url", "shown"),
+    ("url", "expected"),
     [
         ("", ""),
         ("sqlite:////var/history.db", "sqlite:////var/history.db"),
         ("redis://:secret@host/0", "redis://:***@host/0"),
     ],
 )
-def test_passwords_are_not_shown(url: str, shown: str) -> None:
-    assert store_address.without_password(url) == shown
+def test_passwords_are_not_shown(url: str, expected: str) -> None:
+    assert addresses.shown(url) == expected
 
 
 def test_a_store_is_named_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,10 +207,15 @@ def tell(tamiyo: esper.Tamiyo, worth: Sequence[float]) -> None:
     grafts = tamiyo.grafts
     make = grafts._graft
 
+    def effect(graft: Graft) -> Effect:
+        gain = worth[graft.decision.seed_idx % len(worth)]
+        return Effect(gain=gain, stderr=STDERR, loss_off=1.0, loss_on=1.0 - gain, examples=96)
+
     def graft(decision: Decision, kernel: Kernel, baseline: Baseline) -> Graft:
-        made, gain = make(decision, kernel, baseline), worth[decision.seed_idx % len(worth)]
-        effect = Effect(gain=gain, stderr=STDERR, loss_off=1.0, loss_on=1.0 - gain, examples=96)
-        made.judge = lambda calibration: effect  # type: ignore[method-assign]
+        made = make(decision, kernel, baseline)
+        made.judge = lambda calibration, beside=(): [  # type: ignore[method-assign]
+            effect(one) for one in (made, *beside)
+        ]
         return made
 
     grafts._graft = graft  # type: ignore[method-assign]

@@ -1,6 +1,8 @@
 """The learned policy: where the best seed is, and who auditions beside it."""
 
 from collections.abc import Collection
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -33,6 +35,11 @@ def _of(worths: Worths, layers: Collection[str]) -> Worths:
         tuple(worths.means[at] for at in places),
         tuple(tuple(worths.covariance[at][to] for to in places) for at in places),
     )
+
+
+def _whatever(worths: Worths, budgets: Collection[str]) -> Worths:
+    del budgets
+    return worths
 
 
 def _worths(*means: float, sd: float = 0.05) -> Worths:
@@ -77,3 +84,19 @@ def test_it_waits_as_the_heuristic_does() -> None:
     ]
     situation = _situation(_worths(1.0, 1.0, 1.0, 1.0, 1.0, 1.0))
     assert policies[0].ask(situation) == policies[1].ask(situation)
+
+
+def test_of_very_many_seeds_the_site_is_drawn_and_not_always_the_highest_mean() -> None:
+    arms = tuple((name, seed) for name in LAYERS for seed in range(10))
+    rows = tuple(tuple(0.25 * (i == j) for j in range(30)) for i in range(30))
+    means = (1.1, *(1.0 for _ in range(29)))
+    policy = POLICIES.create("learned", growth=Growth(budget=400, plateau_threshold=1.0), seed=0)
+    sites = set()
+    for choices in range(20):
+        worths = Worths(arms, means, rows, choices=choices)
+        now = replace(_situation(NO_WORTHS), worths=partial(_whatever, worths))
+        request, reason = policy.ask(now)
+        assert request is not None
+        assert "drawn as the best of 30" in reason
+        sites.add(str(request.site))
+    assert sites == set(LAYERS)

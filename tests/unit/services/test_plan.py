@@ -76,10 +76,26 @@ def test_widths_that_keep_step_have_kernels_of_their_own_size() -> None:
     text = " ".join(str(plan).split())
     assert "up to 2 at once, 2 begun at the end of one epoch" in text
     assert "read at each epoch's end, and once more for each verdict" in text
+    assert plan.cohort == 0, "ucb learns from no audition"
     resting = planned(config=small_run.settings(measure_on=False))
     text = " ".join(str(resting).split())
     assert "read at each epoch's end until growth is over" in text
     assert "1 x once growth is over" in text
+
+
+@pytest.mark.parametrize(("policy", "cohort"), [("heuristic", 4), ("learned", 8)])
+def test_an_audition_counts_as_one_graft_and_costs_as_many(policy: str, cohort: int) -> None:
+    """Four seeds in each of two layers; a shadow step is 6 / 10 of a batch."""
+    config = small_run.settings(strategy="auto").model_copy(update={"policy": policy})
+    plan = planned(config=config)
+    assert plan.cohort == cohort
+    text = " ".join(str(plan).split())
+    assert (
+        f"up to 2 at once; an audition of up to {cohort} seeds counts as one in each layer" in text
+    )
+    assert f", {1.23 + 0.6 * cohort:.2f} x with {cohort} that audition" in text
+    alone = config.seed_selection.model_copy(update={"audition": "never"})
+    assert planned(config=config.model_copy(update={"seed_selection": alone})).cohort == 0
 
 
 def test_it_is_json() -> None:

@@ -2,7 +2,9 @@
 
 import re
 from dataclasses import replace
+from html import unescape
 
+import pandas as pd
 import pytest
 
 from esper.contracts.selection import Decision, SelectionReason
@@ -113,3 +115,18 @@ def test_an_end_says_what_the_kernel_was_worth(run: SmallRun, reports: list[str]
 
 def test_every_line_fits_eighty_columns(reports: list[str]) -> None:
     assert all(len(line) <= 80 for text in reports for line in text.splitlines())
+
+
+def test_a_notebook_shows_what_print_does(run: SmallRun) -> None:
+    for shown in (run.reports[2], run.engine.plan()):
+        text = shown._repr_html_()
+        assert text.startswith("<pre>")
+        assert unescape(text[len("<pre>") : -len("</pre>")]) == str(shown)
+
+
+def test_changes_of_state_make_a_frame(run: SmallRun) -> None:
+    frame = pd.concat([report.to_frame() for report in run.reports])
+    told = run.facts("lifecycle")
+    assert list(frame["new"]) == [step["new"] for step in told]
+    assert list(frame["epoch"]) == [step["epoch"] for step in told]
+    assert set(frame["layer_name"]) == {"fc1"}

@@ -22,6 +22,7 @@ from esper.contracts.selection import (
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.stores import MetricsStore
+from esper.stores.journal import Journal
 from esper.stores.memory import MemoryStore
 from esper.stores.sqlite import SqliteStore
 from esper.strategies import STRATEGIES
@@ -51,7 +52,8 @@ class Scripted:
     pending: list[tuple[int, str, float, Decision]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.tracker = PerformanceTracker(store=self.store, scope="model", run=self.name)
+        journal = Journal(self.store, patience_s=60)  # a late answer would be another log
+        self.tracker = PerformanceTracker(store=journal, scope="model", run=self.name)
         self.bindings = [
             (layer, seed, blueprint)
             for layer, menu in self.menus.items()

@@ -193,8 +193,17 @@ def test_fallback_overrides_a_cooldown_and_says_so(caplog: pytest.LogCaptureFixt
     assert decision.reason.fallback
     assert decision.reason.alternatives_considered == (1, 2, 3)
     assert "fallback to seed 0" in caplog.text
+    assert decision.reason.reason.endswith("the lowest, after 2 epoch(s) of rest")
     # Seed 0 is reserved now, which is hard: the next lowest that merely rests is taken.
     assert selector.decide("fc1", SEEDS, at(2)).seed_idx == 1
+
+
+def test_a_fallback_to_a_seed_of_the_same_epoch_has_no_rest_to_speak_of() -> None:
+    selector = fixed(SelectionConstraints(min_dormant_epochs=5))
+    selector.decide("fc1", [0], at(3))
+    selector.performance_tracker.update_metrics_now("fc1", 0, GAIN)
+    reason = selector.decide("fc1", [0], at(3)).reason
+    assert reason.reason.endswith("the lowest, which was freed in this epoch")
 
 
 def test_fallback_never_overrides_what_is_hard() -> None:

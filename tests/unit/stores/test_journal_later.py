@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Thread
 
@@ -12,10 +12,11 @@ import pytest
 from esper.contracts.errors import ConfigError, StoreError
 from esper.contracts.events import Event
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
+from esper.stores import leases
 from esper.stores.journal import Journal
 from esper.stores.memory import MemoryStore
 from esper.stores.sqlite import SqliteStore
-from esper.testing.store_laws import event, numbers
+from esper.testing.writer_laws import event, numbers, told
 
 
 def made(number: int) -> Callable[[], Event]:
@@ -45,6 +46,24 @@ def test_whoever_asks_finds_it(ask: Callable[[Journal], object]) -> None:
     assert numbers(store.read()) == [0]
 
 
+def test_flush_does_not_wait_for_what_others_add_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore()
+    journal, write = Journal(store), store.append
+
+    def append(events: Sequence[Event]) -> None:
+        if events[0].data["number"] == 0:
+            journal.later(event(1))  # as another thread does
+        write(events)
+
+    monkeypatch.setattr(store, "append", append)
+    journal.later(event(0))
+    journal.flush()
+    assert numbers(store.read()) == [0]
+    assert journal.waiting == 1
+    journal.flush()
+    assert journal.waiting == 0
+
+
 def test_it_is_written_when_the_journal_is_closed(tmp_path: Path) -> None:
     address = f"{tmp_path}/log.db"
     with Journal(SqliteStore(address)) as journal:
@@ -70,12 +89,19 @@ def test_a_choice_that_only_the_tracker_is_told_of_is_written_soon() -> None:
     _wait_for(lambda: len(list(store.read())) == 1)
 
 
-def test_what_waits_for_a_failing_store_comes_first(caplog: pytest.LogCaptureFixture) -> None:
+def _fails(store: MemoryStore, events: Sequence[Event]) -> None:
+    raise StoreError("down")
+
+
+def test_what_waits_for_a_failing_store_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     store = MemoryStore()
     journal = Journal(store)
-    journal.later(event(0))
-    journal.error = StoreError("down")
-    journal.append(event(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryStore, "append", _fails)
+        journal.append(event(0))
+    assert journal.error is not None
+    journal.later(event(1))
+    journal.flush()
     assert numbers(store.read()) == [0, 1]
 
 
@@ -191,6 +217,7 @@ def test_a_process_that_ends_loses_nothing_and_one_that_is_killed_no_outcome(
 UNASKED = """
 import sys
 from esper.contracts.events import Event
+from esper.stores import leases
 from esper.stores.journal import Journal
 from esper.stores.sqlite import SqliteStore
 
@@ -209,10 +236,12 @@ def test_what_nobody_asked_to_be_written_soon_is_written_at_the_end(tmp_path: Pa
 FORKING = """
 import os, time, threading
 from esper.contracts.events import Event
+from esper.stores import leases
 from esper.stores.journal import Journal
 from esper.stores.memory import MemoryStore
 
 class Slow:
+    durable = False
     def append(self, events): time.sleep(0.3)
 
 journal = Journal(Slow())
@@ -244,3 +273,24 @@ def _wait_for(answer: Callable[[], bool]) -> None:
     while not answer():
         assert time.monotonic() < patience
         time.sleep(0.005)
+
+
+def test_the_latest_writer_of_a_process_keeps_its_lease(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "SECONDS", 0.03)  # renewed every hundredth of a second
+    address = f"{tmp_path}/log.db"
+    first, second = Journal(SqliteStore(address)), Journal(SqliteStore(address))
+    for journal, numbered in ((first, (0, 1)), (second, (2, 3))):
+        journal.claim("w")
+        journal.append_all(told("w", *numbered))
+    time.sleep(0.1)  # the first would renew it meanwhile
+    second.append_all(told("w", 4))
+    second.flush()
+    first.append_all(told("w", 2))
+    first.close()
+    assert "1 events are not stored: another writer of this process goes on with 'w'" in caplog.text
+    second.append_all(told("w", 5))
+    second.close()
+    with SqliteStore(address) as store:
+        assert numbers(store.read()) == [0, 1, 2, 3, 4, 5]

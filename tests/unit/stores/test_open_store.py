@@ -52,7 +52,7 @@ def test_relative_and_absolute_sqlite(tmp_path: Path, monkeypatch: pytest.Monkey
         ("sqlite:///:memory:", "write 'memory:'"),
         (
             "sqllite:///x.db",
-            "unknown store 'sqllite'; known: memory, sqlite, redis, rediss, unix. ",
+            "unknown store 'sqllite'; known: memory, sqlite, redis, http, rediss, unix, https. ",
         ),
         ("sqllite:///x.db", "Did you mean 'sqlite'?"),
         ("postgres://u:secret@h/d", "unknown store 'postgres'"),

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator
@@ -81,7 +82,7 @@ def test_a_newer_schema(file: Path) -> None:
     SqliteStore(file).close()
     with closing(sqlite3.connect(file)) as newer:
         newer.execute("PRAGMA user_version = 7")
-    assert "schema version 7, newer than the 2 that this Esper knows; upgrade" in opened(file)
+    assert "schema version 7, newer than the 3 that this Esper knows; upgrade" in opened(file)
 
 
 def test_a_damaged_file(file: Path) -> None:
@@ -128,6 +129,35 @@ def test_a_read_only_file(open_folder: Path) -> None:
     with ordinary_user(open_folder):
         message = opened(file)
     assert "cannot be written: make the file and its folder writable, or copy" in message
+
+
+@pytest.mark.parametrize("in_use", [False, True])
+def test_a_read_only_archive_is_read(open_folder: Path, in_use: bool) -> None:
+    source = open_folder / "source"
+    source.mkdir()
+    with SqliteStore(source / "history.db") as store:
+        store.append([Event("1", "k")])
+        archive = open_folder / "archive"
+        if in_use:  # what was written last stands in the file beside it
+            shutil.copytree(source, archive)
+            (archive / "history.db-shm").unlink()
+    if not in_use:
+        shutil.copytree(source, archive)
+    with ordinary_user(open_folder):
+        archive.chmod(0o555)
+        try:
+            with SqliteStore(archive / "history.db", read_only=True) as store:
+                assert [event.op_id for _, event in store.read()] == ["1"]
+                with pytest.raises(StoreError):
+                    store.append([Event("2", "k")])
+        finally:
+            archive.chmod(0o755)
+
+
+def test_reading_makes_no_file(file: Path) -> None:
+    with pytest.raises(StoreError, match="there is no file"):
+        SqliteStore(file, read_only=True)
+    assert not file.exists()
 
 
 @pytest.mark.parametrize("exists", [False, True])
@@ -185,16 +215,22 @@ def test_use_after_a_fork_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch
     store.close()
 
 
-def test_data_that_is_no_json_is_named(file: Path) -> None:
+def test_data_that_is_no_json_is_passed_over(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    texts = ["{oops", "[1]", '{"reward": NaN}', '{"reward": 1e999}', "[" * 10_000]
     with SqliteStore(file) as store:
-        for number, text in enumerate(["{oops", "[1]"]):
+        for number, text in enumerate(texts):
             with closing(sqlite3.connect(file)) as other, other:
                 other.execute(
                     "INSERT INTO events (op_id, kind, scope, run, data) VALUES (?, '', '', '', ?)",
                     (str(number), text),
                 )
-            with pytest.raises(StoreError, match=re.escape(repr(text))):
-                list(store.read(str(number)))
+        store.append([Event("good", "k")])
+        for _ in range(2):
+            assert [event.op_id for _, event in store.read()] == ["good"]
+        assert list(store.quarantined) == ["1", "2", "3", "4", "5"]
+        assert "Infinity" not in store.quarantined["4"]
+    assert "'{oops'" in caplog.text
+    assert len(caplog.records) == 1
 
 
 def test_filtered_reads_use_an_index_and_do_not_sort(file: Path) -> None:

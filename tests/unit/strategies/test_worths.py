@@ -2,15 +2,19 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from esper.contracts.audition import FADING, Contrast
+from esper.contracts.audition import FADING, Contrast, Worths
 from esper.contracts.errors import ConfigError, MeasurementError
+from esper.contracts.health import HealthSignal
 from esper.contracts.performance import PerformanceDelta
 from esper.contracts.selection import SelectionContext
+from esper.records.draws import Draws
 from esper.services.tamiyo.cohort import reserve_cohort, worths_of
+from esper.services.tamiyo.drawn import draw_arms
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.stores.memory import MemoryStore
@@ -18,10 +22,14 @@ from esper.strategies import STRATEGIES
 from esper.strategies.pooled.auto import Auto
 from esper.strategies.pooled.knowledge import PooledKnowledge
 from esper.strategies.pooled.worths import (
+    DEPTH_OF_BOTH,
+    DEPTH_OF_LAYER,
     NOISE,
+    OF_BLUEPRINT,
     OF_BOTH,
     OF_KIND,
     OF_LAYER,
+    REACH,
     Gain,
     RelativeWorths,
 )
@@ -34,11 +42,25 @@ def _context(epoch: int = 0) -> SelectionContext:
     return SelectionContext(current_epoch=epoch, layer_type="Linear", blueprints=BLUEPRINTS)
 
 
+def _selector(store: MemoryStore, run: str) -> SeedSelector:
+    return SeedSelector(Auto(), tracker=PerformanceTracker(store=store, run=run))
+
+
+def _at(name: str, depth: float | None) -> HealthSignal | None:
+    return None if depth is None else HealthSignal(layer_name=name, epoch=0, depth=depth)
+
+
 def _hear(
-    selector: SeedSelector, gains: Mapping[str, Sequence[float]], stderr: float = 0.001
+    selector: SeedSelector,
+    gains: Mapping[str, Sequence[float]],
+    stderr: float = 0.001,
+    depths: Mapping[str, float] | None = None,
 ) -> None:
     """One audition of all seeds of some layers, of which the first one goes on."""
-    asked = {name: (range(len(one)), _context()) for name, one in gains.items()}
+    asked = {
+        name: (range(len(one)), replace(_context(), health=_at(name, (depths or {}).get(name))))
+        for name, one in gains.items()
+    }
     decisions = reserve_cohort(selector, asked, always=True)
     flat = [gains[one.layer_name][one.seed_idx] for one in decisions]
     mean = sum(flat) / len(flat)
@@ -55,13 +77,14 @@ def _hear(
 
 def test_the_posterior_is_that_of_the_model() -> None:
     worths = RelativeWorths()
-    worths.learn("run", [Gain(PAIRS[0], 0.02, 0.004), Gain(PAIRS[1], 0.01, 0.002)])
+    worths.learn_audition("run", [Gain(PAIRS[0], 0.02, 0.004), Gain(PAIRS[1], 0.01, 0.002)])
     means, covariance = worths.posterior(PAIRS)
     prior = np.full((4, 4), 0.0)
     for i, one in enumerate(PAIRS):
         for j, two in enumerate(PAIRS):
             layer, kind = one[0] == two[0], one[1] == two[1]
-            prior[i, j] = OF_LAYER * layer + OF_KIND * kind + OF_BOTH * (layer and kind)
+            shared = (OF_BLUEPRINT + OF_KIND) * kind
+            prior[i, j] = OF_LAYER * layer + shared + OF_BOTH * (layer and kind)
     values, unit = np.array([0.02, 0.01]), 0.015  # the unit is the mean gain, all being alike
     noise = np.diag(NOISE + (np.array([0.004, 0.002]) / unit) ** 2)
     gain = prior[:, :2] @ np.linalg.inv(prior[:2, :2] + noise)
@@ -77,8 +100,8 @@ def test_a_factor_on_all_gains_of_a_run_teaches_the_same() -> None:
                 Gain(pair, factor * gain, factor * 1e-4)
                 for pair, gain in zip(PAIRS, gains, strict=False)
             ]
-            worths.learn("run", cohort)
-            worths.count_graft("run", PAIRS[step][0])
+            worths.learn_audition("run", cohort)
+            worths.learn_outcome("run", Gain(PAIRS[step], factor, 0.0), audition=True)
     assert one.posterior(PAIRS)[0] == pytest.approx(two.posterior(PAIRS)[0])
 
 
@@ -87,7 +110,7 @@ def test_gains_that_shrink_with_time_do_not_make_a_seed_worse() -> None:
     worths, size = RelativeWorths(), 0.03
     for step in range(8):
         pair = PAIRS[0] if step < 4 else PAIRS[1]
-        worths.learn("run", [Gain(pair, size, 1e-5), Gain(PAIRS[3], size, 1e-5)])
+        worths.learn_audition("run", [Gain(pair, size, 1e-5), Gain(PAIRS[3], size, 1e-5)])
         size *= 0.7
     means = worths.posterior(PAIRS)[0]
     assert means[0] == pytest.approx(means[1], abs=0.15)
@@ -96,9 +119,9 @@ def test_gains_that_shrink_with_time_do_not_make_a_seed_worse() -> None:
 def test_a_layer_that_has_grown_is_expected_to_earn_less() -> None:
     worths = RelativeWorths()
     cohort = [Gain(PAIRS[0], 0.02, 1e-5), Gain(PAIRS[2], 0.02, 1e-5)]
-    worths.learn("run", cohort)
-    worths.count_graft("run", "fc1")
-    worths.learn("run", [Gain(PAIRS[0], 0.02 * FADING, 1e-5), cohort[1]])
+    worths.learn_audition("run", cohort)
+    worths.learn_outcome("run", Gain(PAIRS[0], 0.05, 0.001), audition=True)
+    worths.learn_audition("run", [Gain(PAIRS[0], 0.02 * FADING, 1e-5), cohort[1]])
     means = worths.posterior(PAIRS)[0]
     assert means[0] == pytest.approx(means[2], abs=0.02)
 
@@ -106,8 +129,8 @@ def test_a_layer_that_has_grown_is_expected_to_earn_less() -> None:
 def test_a_state_goes_on_as_it_was_and_a_damaged_one_is_refused() -> None:
     one, two = PooledKnowledge(), PooledKnowledge()
     one.worths.taught = True
-    one.worths.learn("run", [Gain(pair, 0.01, 0.001) for pair in PAIRS])
-    one.worths.count_graft("run", "fc1")
+    one.worths.learn_audition("run", [Gain(pair, 0.01, 0.001) for pair in PAIRS])
+    one.worths.learn_outcome("run", Gain(PAIRS[0], 0.05, 0.001), audition=True)
     state = json.loads(json.dumps(one.state_dict()))
     two.load_state_dict(state)
     assert two.state_dict() == one.state_dict()
@@ -166,6 +189,17 @@ def test_every_seed_is_chosen_once_in_a_hundred_times() -> None:
     assert taken.count(0) > 280
 
 
+def test_a_seed_that_no_audition_asks_for_is_heard_once_in_a_hundred_times() -> None:
+    selector = SeedSelector(Auto(), tracker=PerformanceTracker(store=MemoryStore(), run="a"))
+    _hear(selector, {"fc1": (0.05, 0.05, -0.1)})
+    asked = {"fc1": (range(3), _context())}
+    for choices in range(3, 199, 2):
+        assert ("fc1", 2) not in worths_of(selector, asked).cohort(), choices
+        _hear(selector, {"fc1": (0.05, 0.05)})
+    _hear(selector, {"fc1": (0.05, 0.05)})
+    assert ("fc1", 2) in [(one.layer_name, one.seed_idx) for one in reserve_cohort(selector, asked)]
+
+
 def test_reservations_of_a_cohort_end_like_others() -> None:
     selector = SeedSelector(Auto(), tracker=PerformanceTracker(store=MemoryStore(), run="a"))
     asked = {"fc1": ([0, 1, 2], _context())}
@@ -200,3 +234,156 @@ def test_seeds_of_one_blueprint_do_not_compete() -> None:
     selector = SeedSelector(Auto(), tracker=PerformanceTracker(store=MemoryStore(), run="a"))
     context = SelectionContext(layer_type="Linear", blueprints={0: "glu", 1: "glu"})
     assert reserve_cohort(selector, {"fc1": ([0, 1], context)}) == []
+
+
+def test_a_blueprint_is_expected_of_other_layer_types_as_well() -> None:
+    worths = RelativeWorths()
+    for _ in range(4):
+        worths.learn_audition("run", [Gain(("a", "Linear/glu"), 0.03, 1e-4),
+                                      Gain(("a", "Linear/gate"), 0.01, 1e-4)])  # fmt: skip
+    means = worths.posterior([("b", "Conv1d/glu"), ("b", "Conv1d/gate"), ("b", "Linear/glu")])[0]
+    assert means[2] > means[0] > means[1] + 0.05
+
+
+def test_a_run_that_begins_with_seeds_that_do_harm_learns_it() -> None:
+    worths = RelativeWorths()
+    worths.learn_outcome("run", Gain(PAIRS[2], 0.0, 0.0), audition=False)  # a failure
+    assert worths.posterior(PAIRS)[0] == pytest.approx(1)
+    worths.learn_audition("run", [Gain(PAIRS[0], -0.03, 1e-4), Gain(PAIRS[1], -0.01, 1e-4)])
+    worths.learn_outcome("run", Gain(PAIRS[2], -0.02, 1e-4), audition=False)
+    means = worths.posterior(PAIRS)[0]
+    assert means[0] < means[1] < 1
+    assert means[2] < 1
+
+
+# --- depth, and runs of one kernel ----------------------------------------------------------------
+
+
+def test_a_layer_that_was_never_tried_inherits_what_layers_as_deep_earned() -> None:
+    """By hand: one measurement of 3 at depth 0.1; layers 0.05 and 0.5 away, of the same kind."""
+    worths = RelativeWorths()
+    worths.locate("a", 0.1)
+    worths.learn_audition("run", [Gain(("a", "Linear/glu"), 3.0, 0.0)])  # worth 1 in units of 3
+    worths.learn_outcome("other", Gain(("a", "Linear/glu"), 0.0, 0.0), audition=True)
+    pairs = [("b", "Linear/glu"), ("c", "Linear/glu")]
+    shared = OF_BLUEPRINT + OF_KIND
+    of_depth = (DEPTH_OF_LAYER + DEPTH_OF_BOTH) * (1 - 0.05 / REACH)
+    _, covariance = worths.posterior(pairs, {"b": 0.15, "c": 0.6})
+    known = OF_LAYER + OF_BOTH + shared + NOISE
+    prior = OF_LAYER + OF_BOTH + shared
+    assert covariance[0, 0] == pytest.approx(prior - (shared + of_depth) ** 2 / known)
+    assert covariance[1, 1] == pytest.approx(prior - shared**2 / known)
+
+
+def test_sites_a_fifth_of_a_network_apart_are_judged_as_if_no_depth_were_known() -> None:
+    gains = [Gain(pair, 0.01 * at, 0.002) for at, pair in enumerate(PAIRS, 1)]
+    with_depth, without = RelativeWorths(), RelativeWorths()
+    for at, name in enumerate(("fc1", "fc2")):
+        with_depth.locate(name, 0.3 + REACH * at)
+    for worths in (with_depth, without):
+        worths.learn_audition("run", gains)
+    for ours, theirs in zip(with_depth.posterior(PAIRS), without.posterior(PAIRS), strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+def test_another_network_on_the_store_reads_the_depths_of_the_first() -> None:
+    """Site `early` of the second network was never tried; `one`, as deep, was the best of three."""
+    store = MemoryStore()
+    first = _selector(store, "r0")
+    depths = {"one": 0.1, "two": 0.5, "three": 0.9}
+    _hear(first, {"one": [0.03], "two": [0.01], "three": [0.01]}, depths=depths)
+    asked = {
+        name: ([0], replace(_context(), health=_at(name, depth)))
+        for name, depth in (("late", 0.85), ("early", 0.15))
+    }
+    worths = worths_of(_selector(store, "r1"), asked)
+    late, early = worths.means
+    assert early > late + 0.2
+    decision = next(event for _, event in store.read(kinds=["decision"]))
+    assert decision.data["depth"] == 0.1
+    unknown = {name: ([0], _context()) for name in ("late", "early")}
+    late, early = worths_of(_selector(store, "r1"), unknown).means
+    assert late == early
+
+
+def test_outcomes_alone_teach_where_runs_are_too_short_to_teach_themselves() -> None:
+    store = MemoryStore()
+    for number in range(8):
+        selector = _selector(store, f"r{number}")
+        decision = selector.decide("fc1", [0, 1], _context())
+        reward = 0.02 if decision.seed_idx else 0.01
+        delta = PerformanceDelta(reward=reward, reward_stderr=0.001)
+        selector.performance_tracker.update_metrics_now(
+            "fc1", decision.seed_idx, delta, decision=decision
+        )
+    selector = _selector(store, "last")
+    asked = {name: ([0, 1], _context()) for name in ("fc1", "fc2")}
+    zero, one, zero_there, one_there = worths_of(selector, asked).means
+    assert one > zero
+    assert one_there > zero_there
+    assert set(Auto().knows([0, 1, 2], {}, _context())) == set(), "no history, so all are tried"
+    assert selector.decide("fc2", [0, 1, 2], _context()).reason.reason.startswith("worth")
+
+
+def test_outcomes_of_long_runs_teach_no_worths() -> None:
+    worths = RelativeWorths()
+    for run in range(4):
+        for at in range(3):
+            worths.learn_untaught(f"r{run}", Gain(PAIRS[at], 0.01, 0.001))
+    for run in range(4, 12):
+        worths.learn_untaught(f"r{run}", Gain(PAIRS[0], 0.01, 0.001))
+    assert not worths.taught
+
+
+@pytest.mark.parametrize("outcomes", [3, 7])
+def test_a_state_in_the_middle_of_short_runs_goes_on_as_it_was(outcomes: int) -> None:
+    one, two = RelativeWorths(), RelativeWorths()
+    one.locate("fc1", 0.25)
+
+    def learn(worths: RelativeWorths, run: int) -> None:
+        gain = Gain(PAIRS[run % 4], 0.01 * (run + 1), 0.001)
+        if worths.taught:
+            worths.learn_outcome(f"r{run}", gain, audition=False)
+        else:
+            worths.learn_untaught(f"r{run}", gain)
+
+    for run in range(outcomes):
+        learn(one, run)
+    two.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    for run in range(outcomes, 12):
+        learn(one, run)
+        learn(two, run)
+    assert one.taught
+    assert one.state_dict() == two.state_dict()
+
+
+def test_a_state_without_depths_can_be_read() -> None:
+    worths = RelativeWorths()
+    state = worths.state_dict()
+    for name in ("depths", "early", "short"):
+        del state[name]
+    other = RelativeWorths()
+    other.load_state_dict(state)
+    assert other.state_dict() == worths.state_dict()
+
+
+def test_of_many_candidates_each_is_drawn_with_the_chance_that_it_is_the_best() -> None:
+    """Two arms of worth 1 ± 1 beside one of 0 that is known: the third is the best in a quarter."""
+    arms = (("a", 0), ("a", 1), ("b", 0))
+    rows = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 0.0))
+    worths = Worths(arms, (0.0, 0.0, 0.0), rows)
+    drawn = [draw_arms(worths, 1, Draws(0, "a", number))[0] for number in range(2000)]
+    assert drawn.count(("b", 0)) / 2000 == pytest.approx(0.25, abs=0.04)
+    assert drawn.count(("a", 0)) / 2000 == pytest.approx(0.375, abs=0.04)
+    for number in range(20):
+        assert len(set(draw_arms(worths, 2, Draws(0, "a", number)))) == 2
+    assert draw_arms(worths, 3, Draws(0, "a", 0)) == list(arms)
+
+
+@pytest.mark.parametrize("name", ["auto", "random"])
+def test_a_cohort_has_at_most_as_many_seeds_as_asked_for(name: str) -> None:
+    selector = SeedSelector(STRATEGIES.create(name), tracker=PerformanceTracker())
+    asked = {f"fc{at}": ([0, 1, 2], _context()) for at in range(6)}
+    found = reserve_cohort(selector, asked, always=True, most=4)
+    assert len({(one.layer_name, one.seed_idx) for one in found}) == 4
+    assert len({one.layer_name for one in found}) > 1

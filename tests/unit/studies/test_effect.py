@@ -2,8 +2,10 @@
 
 import json
 import re
+import socket
 from collections.abc import Sequence
 from dataclasses import replace
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any, final
 
@@ -15,7 +17,7 @@ from typer.testing import CliRunner, Result
 from typing_extensions import override
 
 from esper.cli.main import app
-from esper.contracts.errors import ConfigError, StoreError
+from esper.contracts.errors import ConfigError, EsperError, StoreError
 from esper.services.tamiyo.settings import config_from
 from esper.services.tamiyo.tamiyo import Tamiyo
 from esper.stores.sqlite import SqliteStore
@@ -30,6 +32,7 @@ from esper.studies.trained.study_folder import StudyFolder
 from esper.studies.trained.training import Trained
 from esper.tasks import TASKS
 from esper.widths.wrap import wrap
+from tests.rays import under_ray
 
 DIGITS = SETUPS["digits"]
 EPOCHS = 5
@@ -99,7 +102,9 @@ def test_each_cell_chooses_as_it_says(results: dict[str, Trained]) -> None:
         assert {one["blueprint"] for one in results[name].choices} == {DIGITS.seeds[0]}
     assert results["homogeneous"].test_losses == results["homogeneous-fixed"].test_losses
     assert {one["strategy"] for one in results["random"].choices} == {"random"}
-    for name in ("audition", "homogeneous-audition"):
+    assert {one["blueprint"] for one in results["placebo"].choices} == {"placebo"}
+    assert not any(one["kept"] for one in results["placebo"].grafts)
+    for name in ("audition", "homogeneous-audition", "placebo"):
         assert [one["seed"] for one in results[name].choices] == [0, 1, 2, 3]
         assert len(results[name].auditions) == 4
         assert len(results[name].grafts) == 1, "the best of the four"
@@ -166,8 +171,60 @@ def test_processes_train_the_same(spec: EffectSpec, results: dict[str, Trained])
         with pytest.raises(ConfigError, match="nowhere") as caught:
             over.ended()
         assert "in run digits-s0-cold of the effect study" in caught.value.__notes__
+        over.start(found["cold"], None)
+        for process in active_children():
+            process.kill()
+        with pytest.raises(EsperError, match=r"run digits-s0-cold was lost.*same command again"):
+            over.ended()
     finally:
         over.close()
+
+
+KILLED_ONCE = """
+import os
+from dataclasses import replace
+from pathlib import Path
+from esper.studies.trained import engines
+from esper.studies.trained.effect import make_spec, study
+from esper.studies.trained.study_folder import StudyFolder
+
+train, killed = engines.train_run, Path.cwd() / "killed"
+
+def killed_once(run, history):
+    if run.cell.name == "seed0" and not killed.exists():
+        killed.touch()
+        os.kill(os.getpid(), 9)
+    return train(run, history)
+
+engines.train_run = killed_once
+spec = make_spec(["digits"], cells=["warm1"], seeds=2, epochs=EPOCHS)
+study(spec, StudyFolder(Path("ray")), engines.engine("ray", None, 2))
+broken = engines.engine("ray", 1, 2)
+run = spec.runs()[1]
+broken.start(replace(run, setup=replace(run.setup, layers=("nowhere",))), None)
+try:
+    broken.ended()
+except Exception as error:
+    print(type(error).__name__, error, *error.__notes__)
+broken.close()
+"""
+
+
+@pytest.mark.dist
+@pytest.mark.trains
+@pytest.mark.slow
+def test_ray_trains_the_same_though_a_process_is_killed(
+    results: dict[str, Trained], tmp_path: Path
+) -> None:
+    text = under_ray(KILLED_ONCE.replace("EPOCHS", str(EPOCHS)), tmp_path)
+    assert "\nConfigError unknown layer 'nowhere'; known: fc1" in f"\n{text}"
+    assert "in run digits-s0-seed0 of the effect study" in text
+    assert (tmp_path / "killed").exists()
+    spec = make_spec(["digits"], cells=["warm1"], seeds=2, epochs=EPOCHS)
+    first = [one for one in study(spec, StudyFolder(tmp_path / "ray"), Refuses()) if not one.seed]
+    assert {"control", "seed0", "teacher1", "warm1"} <= {one.cell for one in first}
+    for one in first:
+        assert without_clock(one) == without_clock(results[one.cell])
 
 
 def without_clock(result: Trained) -> Trained:
@@ -237,6 +294,18 @@ def test_ray_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("esper.studies.trained.engines.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r'pip install "esper-morph\[ray\]"'):
         engine("ray", None, 2)
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_cluster_that_does_not_answer_is_named(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as bound:  # a port that nobody listens on
+        bound.bind(("127.0.0.1", 0))
+        address = f"{scheme}127.0.0.1:{bound.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(ConfigError, match=rf"RAY_ADDRESS='{address}'.*ray start --head"):
+            engine("ray", None, 2)
 
 
 def test_one_job_needs_no_process() -> None:
@@ -335,6 +404,32 @@ def test_figures_by_hand() -> None:
     assert found.sizes == {"fc1": {DIGITS.seeds[0]: 9}}
 
 
+def test_placebos_are_counted() -> None:
+    graft = {"layer_name": "fc1", "seed_idx": 0, "blueprint": "placebo", "reward": 0.1,
+             "kept": False, "parameters": 9}  # fmt: skip
+    given = [
+        replace(
+            one,
+            auditions=[{"passed": i < 1 + one.seed} for i in range(20)],
+            grafts=[{**graft, "passed": False}] * 5,
+        )
+        if one.cell == "placebo"
+        else replace(one, auditions=[{"gain": 1.0}])
+        for one in some_results(GAINS)
+    ]
+    found = figures(DIGITS, given).placebos
+    assert found is not None
+    assert (found.shadow.judged, found.shadow.passed, found.shadow.share) == (40, 3, 3 / 40)
+    assert (found.shadow.low, found.shadow.high) == pytest.approx((0.0258, 0.1986), abs=1e-4)
+    assert (found.blended.judged, found.blended.passed) == (10, 0)
+    assert found.too_many
+    assert found.text() == (
+        "placebos that would have been kept: in the shadow 3 of 40, 7.5 % [2.6, 19.9]; "
+        "blended in 0 of 10, 0.0 % [0.0, 27.8]; 1 % is expected"
+    )
+    assert not figures(DIGITS, some_results(GAINS)).placebos
+
+
 def test_a_null_task_and_a_faulty_study_are_named() -> None:
     bad = [
         replace(one, test_losses=[1.0 + one.seed + 0.1 * (-1) ** one.seed] * DIGITS.epochs)
@@ -371,6 +466,9 @@ def test_tables_have_every_cell_and_fit_a_terminal(
     text = command(folder).stdout
     assert max(map(len, text.splitlines())) <= 80
     assert "homogeneous seeds: auto ÷ seed 0 is 1.000" in text
+    told = " ".join(text.split())
+    assert re.search(r"placebos that would have been kept: in the shadow \d of 4, \d", told)
+    assert re.search(r"blended in \d of 1, \d.* 1 % is expected", told)
     for title in ("Effect, first ten grafts", "Gain over the control", "Cost, and what was chosen"):
         assert title in text
     for name in results:
@@ -387,10 +485,13 @@ def test_a_report_is_one_file_that_names_every_run(
     )
     (task,) = document["tasks"]
     assert task["sound"] is True
+    assert task["placebos"]["shadow"]["judged"] == 4
+    assert task["placebos"]["blended"]["judged"] == 1
     assert {row["cell"] for row in task["cells"]} == {*results, SLOTS}
     assert all(Path(file).exists() for file in document["runs"].values())
     report = path.read_text(encoding="utf-8")
     assert "<svg" in report
+    assert "Placebos that would have been kept: in the shadow " in report
     assert not re.search(r"(src|href)=\"?[^\"#]", report), "it needs no other file"
     for result in results.values():
         assert result.name in report
@@ -403,3 +504,14 @@ def test_a_report_that_cannot_be_written_is_refused_before_any_training(tmp_path
     done = command(folder, "--report", str(tmp_path / "report.pdf"), code=2)
     assert "a report is .html" in done.stderr
     assert list(folder.path.glob("runs/*")) == []
+
+
+def test_named_cells_bring_those_that_they_need() -> None:
+    names = {run.name for run in runs(DIGITS, 0, ["warm1"])}
+    needed = {"control", "random", "teacher1", "warm1", *slot_names(DIGITS)}
+    assert names == {f"digits-s0-{name}" for name in needed}
+    found = figures(DIGITS, [one for one in some_results(GAINS) if one.cell in needed])
+    assert found.homogeneous is None
+    assert found.sound is None
+    with pytest.raises(ConfigError, match=r"(?s)warm2.*warm"):
+        make_spec(["digits"], cells=["warm2"])

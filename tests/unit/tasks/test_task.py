@@ -80,6 +80,8 @@ def test_growth_can_begin_in_a_block_of_layers() -> None:
         ("mnist1d", (3000, 1000, 1000), (1, 40)),
         ("mnist5k", (3000, 1000, 1000), (1, 28, 28)),
         ("kjv", (6365, 2121, 2121), (64,)),
+        ("transfer", (240, 240, 355), (1, 28, 28)),
+        ("transfer_far", (240, 240, 1000), (1, 28, 28)),
     ],
 )
 def test_parts_have_the_documented_sizes(

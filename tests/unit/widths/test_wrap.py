@@ -66,7 +66,7 @@ BAD: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda m: widen(m, "a", seeds={"b:width": ["units"]}),
         r"seeds names no blueprints for 'a:width'",
     ),
-    "seeds in a string": (lambda m: widen(m, "a", seeds="units"), r"seeds is the string 'units'"),
+    "seeds in a string": (lambda m: widen(m, "a", seeds="unit"), r"unknown blueprint 'unit'"),
     "empty": (lambda m: widen(m, "a", seeds=[]), r"'a:width' got no seeds; give at least one"),
     "none": (lambda m: widen(m, seeds_per_layer=0), r"seeds_per_layer is 0; it must be at least 1"),
     "both": (

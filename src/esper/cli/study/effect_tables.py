@@ -12,7 +12,7 @@ from esper.studies.trained.effect import EffectSpec
 from esper.studies.trained.figures import SLOTS, CellFigures, TaskFigures
 from esper.studies.trained.setups import GRAFTS
 
-_JUDGED = ("cold", "audition", "warm1", "warm3", "where-cold", "where")
+_JUDGED = ("cold", "audition", "warm1", "warm3", "where-cold", "where", "oracle")
 """Cells of the summary."""
 
 
@@ -39,12 +39,13 @@ def remarks(one: TaskFigures) -> list[tuple[str, str]]:
     if one.null and random is not None:
         gain = random.area.text("+.3g")
         said.append((f"null task: what random choice gains is not clear of 0: {gain}", "yellow"))
-    value = "not defined" if one.homogeneous.value is None else f"{one.homogeneous.value:.3f}"
     if one.sound:
-        said.append((f"homogeneous seeds: auto ÷ seed 0 is {value}, as it must be", "dim"))
-    else:
-        said.append((f"homogeneous seeds: auto ÷ seed 0 is {value}, not 1.00 ± 0.02: do not trust "
-                     "the figures of this task", "red"))  # fmt: skip
+        said.append((f"homogeneous seeds: auto ÷ seed 0 is {one.alike}, as it must be", "dim"))
+    elif one.sound is False:
+        said.append((f"homogeneous seeds: auto ÷ seed 0 is {one.alike}, not 1.00 ± 0.02: do not "
+                     "trust the figures of this task", "red"))  # fmt: skip
+    if one.placebos is not None:
+        said.append((one.placebos.text(), "red" if one.placebos.too_many else "dim"))
     for layer, sizes in one.sizes.items():
         text = ", ".join(f"{name} {size}" for name, size in sizes.items())
         said.append((f"parameters at {layer}: {text}", "dim"))
@@ -95,6 +96,9 @@ def _summary(found: Sequence[TaskFigures]) -> Table:
         name = one.setup.task + (" (null)" if one.null else "")
         made.add_row(name, "slots", *[effect.over_slots.text(".2f") for effect in effects])
         made.add_row("", "random", *[effect.over_random.text(".2f") for effect in effects])
+        heard = [effect.over_oracle for effect in effects if effect.over_oracle is not None]
+        if heard:
+            made.add_row("", "oracle", *[share.text(".2f") for share in heard])
     return made
 
 

@@ -65,7 +65,7 @@ def regret(  # noqa: PLR0913, PLR0917 (one for each option)
     default size takes a minute or two and is a look: goals are for --full.
     """
     from esper.cli import study_tables, tables
-    from esper.pictures import style
+    from esper.drawing import style
     from esper.studies.simulated.environments import Environment, environments
     from esper.studies.simulated.regret import FULL_RUNS, FULL_STEPS, RUNS, STEPS, StudySpec, study
 

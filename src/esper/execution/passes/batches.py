@@ -42,6 +42,11 @@ class OnCopies:
     """
 
     def __init__(self, function: Callable[[nn.Module, Any], Any], name: str) -> None:
+        if not callable(function):
+            raise ConfigError(
+                f"{name} is {function!r}; give a function of the model and a batch, which returns "
+                "one value per example, shape (B,)"
+            )
         self.function = function
         self.name = name
         self.writes = self.changes = False

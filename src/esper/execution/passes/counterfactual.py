@@ -4,7 +4,8 @@ Batch-norm statistics are estimated anew for each of the two, because those that
 belong to the path that it trained on and flatter it (3.6-fold on one task).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -17,6 +18,16 @@ from esper.contracts.errors import ConfigError
 from esper.execution.passes.isolation import LossFn, example_losses
 from esper.execution.seeded import Seeded
 from esper.execution.side_effect_free import side_effect_free
+
+Share = Callable[[Callable[[], Tensor]], Tensor]
+"""Takes what makes the losses of this process, and gives those that count."""
+
+Shown = tuple[Seeded, int, bool]
+"""Layer, seed, and whether it is at full strength or absent in a pass."""
+
+
+def _own(make: Callable[[], Tensor]) -> Tensor:
+    return make()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,52 +57,129 @@ def counterfactual(
     loss_fn: LossFn,
     holdout: Iterable[Any],
     calibration: Sequence[Any] = (),
+    share: Share = _own,
 ) -> Effect:
     """Judge one seed of a layer, which has a kernel and may be in any state, on held-out data.
 
     ``holdout`` has batches that are never trained on. It is iterated once, and each batch goes
     through the model without the seed and with it, from one random state: so the examples are the
     same, however the holdout shuffles. ``calibration`` has training batches for estimating
-    batch-norm statistics, if the model keeps any.
+    batch-norm statistics, if the model keeps any. ``share`` makes losses (2, N), without the seed
+    and with it, those of all processes.
 
     Raises:
         ConfigError: if the holdout has no batches, or a batch gives other examples the second time.
     """
-    norms = _estimated(model) if calibration else []
-    losses: dict[bool, list[Tensor]] = {False: [], True: []}
-    with side_effect_free(model, training=False, reads=holdout), torch.no_grad():
-        statistics = {}
-        for on in losses:
-            with layer.showing(seed_idx, on=on):
-                statistics[on] = _statistics(norms, model, loss_fn, calibration)
-        for batch in holdout:
-            # The pass without the seed is undone, random state included, and the other goes on.
-            with side_effect_free(model), layer.showing(seed_idx, on=False):
-                losses[False].append(_losses_with(statistics[False], model, loss_fn, batch))
-            with layer.showing(seed_idx, on=True):
-                losses[True].append(_losses_with(statistics[True], model, loss_fn, batch))
-    off, on_ = _joined(losses[False]), _joined(losses[True])
-    if off.shape != on_.shape:
-        raise ConfigError(
-            f"loss_fn(model, batch) gave {off.numel()} losses without the seed and {on_.numel()} "
-            "with it; the two are compared example by example, so it must give the same number"
-        )
-    difference = off - on_
+    given = (loss_fn, holdout, calibration, share)
+    return counterfactuals(model, [(layer, seed_idx)], *given)[0]
+
+
+def counterfactuals(
+    model: nn.Module,
+    seeds: Sequence[tuple[Seeded, int]],
+    loss_fn: LossFn,
+    holdout: Iterable[Any],
+    calibration: Sequence[Any] = (),
+    share: Share = _own,
+) -> list[Effect]:
+    """Judge K >= 1 seeds beside one another, each by itself; as `counterfactual`, for K + 1 passes.
+
+    Where there are several, none of them may be blended in: the pass without them is one.
+    ``share`` gets losses (K + 1, N), without any seed first.
+    """
+    shown = [[(*seeds[0], False)], *([(layer, seed_idx, True)] for layer, seed_idx in seeds)]
+    off, *on = share(lambda: _losses_of(model, shown, loss_fn, holdout, calibration))
+    return [_effect(off, one) for one in on]
+
+
+def leave_one_out(
+    model: nn.Module,
+    seeds: Sequence[tuple[Seeded, int]],
+    *,
+    loss_fn: LossFn,
+    holdout: Iterable[Any],
+    share: Share = _own,
+) -> tuple[list[Effect], Effect]:
+    """Judge several seeds, each and all together, against the model with all on as they are.
+
+    So ``n`` seeds cost ``n + 2`` passes. Running statistics are left as they are; otherwise as
+    `counterfactual`. ``share`` makes losses (n + 2, N): with all seeds, without each, without any.
+
+    Raises:
+        ConfigError: as `counterfactual`.
+    """
+    hidden = [(layer, seed_idx, False) for layer, seed_idx in seeds]
+    shown = [[], *([one] for one in hidden), hidden]
+    on, *offs, none = share(lambda: _losses_of(model, shown, loss_fn, holdout))
+    return [_effect(off, on) for off in offs], _effect(none, on)
+
+
+def _effect(off: Tensor, on: Tensor) -> Effect:
+    difference = off - on
     n = difference.numel()
     return Effect(
         gain=float(difference.mean()),
         stderr=float(difference.std()) / sqrt(n) if n > 1 else float("inf"),
         loss_off=float(off.mean()),
-        loss_on=float(on_.mean()),
+        loss_on=float(on.mean()),
         examples=n,
     )
 
 
-def evaluate(model: nn.Module, loss_fn: LossFn, batches: Iterable[Any]) -> float:
-    """Mean per-example value of ``loss_fn`` over the batches, in evaluation mode."""
-    with side_effect_free(model, training=False, reads=batches), torch.no_grad():
-        found = [_losses_with([], model, loss_fn, batch) for batch in batches]
-        return float(_joined(found).mean())
+def _losses_of(
+    model: nn.Module,
+    shown: Sequence[Sequence[Shown]],
+    loss_fn: LossFn,
+    holdout: Iterable[Any],
+    calibration: Sequence[Any] = (),
+) -> Tensor:
+    """Losses of this process's examples in each of P passes that differ in seeds, (P, N)."""
+    norms = _estimated(model) if calibration else []
+    losses: list[list[Tensor]] = [[] for _ in shown]
+    with side_effect_free(model, training=False, reads=holdout), torch.no_grad():
+        statistics = []
+        for seeds in shown:
+            with _showing(seeds):
+                statistics.append(_statistics(norms, model, loss_fn, calibration))
+        for batch in holdout:
+            for number, seeds in enumerate(shown):
+                # All passes but the last are undone, random state included: they begin alike.
+                last = number == len(shown) - 1
+                with nullcontext() if last else side_effect_free(model), _showing(seeds):
+                    made = _losses_with(statistics[number], model, loss_fn, batch)
+                losses[number].append(made)
+    found = [_joined(made) for made in losses]
+    for other in found:
+        if other.shape != found[0].shape:
+            raise ConfigError(
+                f"loss_fn(model, batch) gave {found[0].numel()} losses in one pass and "
+                f"{other.numel()} in another, with other seeds; the two are compared example by "
+                "example, so it must give the same number"
+            )
+    return torch.stack(found)
+
+
+@contextmanager
+def _showing(seeds: Sequence[Shown]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for layer, seed_idx, on in seeds:
+            stack.enter_context(layer.showing(seed_idx, on=on))
+        yield
+
+
+def evaluate(
+    model: nn.Module, loss_fn: LossFn, batches: Iterable[Any], *, share: Share = _own
+) -> float:
+    """Mean per-example value of ``loss_fn`` over the batches, in evaluation mode.
+
+    ``share`` makes this process's values, shape (N,), those of all.
+    """
+
+    def values() -> Tensor:
+        with side_effect_free(model, training=False, reads=batches), torch.no_grad():
+            return _joined([_losses_with([], model, loss_fn, batch) for batch in batches])
+
+    return float(share(values).mean())
 
 
 def _estimated(model: nn.Module) -> list[_BatchNorm]:

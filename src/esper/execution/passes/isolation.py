@@ -49,7 +49,9 @@ def example_losses(loss_fn: LossFn, model: nn.Module, batch: Any) -> Tensor:
             return losses.reshape(1)
         if losses.ndim >= 2 and losses.shape[1:].numel() > 1:
             return losses.flatten(1).mean(dim=1)
-    shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+    shape: object = type(losses).__name__
+    if isinstance(losses, Tensor):
+        shape = tuple(losses.shape) or "one number, as a mean of the batch"
     raise ConfigError(
         f"loss_fn(model, batch) returned {shape}; it must return one loss per example, shape "
         "(B,): use reduction='none' and take the mean in your own loop. Losses per token, shape "
@@ -97,6 +99,15 @@ def gradients_of(loss: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor | None,
         ) from error
 
 
+Gradients = Sequence[Tensor | None]
+Reduce = Callable[[Callable[[], Gradients | None], Sequence[Tensor]], Gradients | None]
+"""Takes what makes the gradients of this process, and tensors like them; gives those that count."""
+
+
+def _own(make: Callable[[], Gradients | None], _like: Sequence[Tensor]) -> Gradients | None:
+    return make()
+
+
 def shadow_step(
     model: nn.Module,
     layer: Seeded,
@@ -105,16 +116,48 @@ def shadow_step(
     loss_fn: LossFn,
     batch: Any,
     optimizer: torch.optim.Optimizer | SeedTrainer,
+    reduce: Reduce = _own,
 ) -> Tensor | None:
     """Train one seed, which has a kernel, on one batch.
 
-    ``optimizer`` holds the seed's parameters and no others.
+    ``optimizer`` holds the seed's parameters and no others. ``reduce`` makes the gradients of this
+    process those of all.
 
     Returns:
-        Mean loss with the seed on, before the step; a scalar without gradient. ``None``, and no
-        step, if the loss does not depend on the seed: the pass did not reach its layer.
+        Mean loss with the seed on, before the step; a scalar without gradient, NaN if only other
+        processes have one. ``None``, and no step, if no loss depends on the seed: the pass did not
+        reach its layer.
     """
     parameters = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad]
+    told: list[Tensor] = []
+
+    def own() -> Gradients | None:
+        found = _shadow_pass(model, layer, seed_idx, loss_fn, batch, parameters)
+        if found is None:
+            return None
+        told.append(found[0])
+        return found[1]
+
+    gradients = reduce(own, parameters)
+    if gradients is None:
+        return None
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+    layer.learn_statistics()
+    optimizer.zero_grad(set_to_none=True)
+    return told[0] if told else parameters[0].new_full((), float("nan"))
+
+
+def _shadow_pass(
+    model: nn.Module,
+    layer: Seeded,
+    seed_idx: int,
+    loss_fn: LossFn,
+    batch: Any,
+    parameters: Sequence[Tensor],
+) -> tuple[Tensor, Gradients] | None:
+    """Mean loss with the seed on, and its gradients; ``None`` if it does not depend on the seed."""
     for recording in [True] if layer in _RECORDED else [False, True]:
         with (
             side_effect_free(model, training=training_like_mode(model)),
@@ -132,10 +175,5 @@ def shadow_step(
             return None
         if recording:
             _RECORDED.add(layer)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        optimizer.step()
-        layer.learn_statistics()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
+        return loss.detach(), gradients
     return None

@@ -6,20 +6,26 @@ so a dormant layer costs what its host costs.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import sqrt
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from esper.blueprints import BLUEPRINTS, for_widths
 from esper.contracts.errors import KernelError
+from esper.contracts.seeds import LayerSpec
 from esper.execution.passes.isolation import LossFn, example_losses, gradients_of
 from esper.execution.seeded import Seeded
 from esper.execution.side_effect_free import freeze_statistics, side_effect_free, training_like_mode
 
-# B examples, N everything else of one example
+# B examples, N everything else of one example; F features read, G features written
+
+LOW_RANK = ("lora", "lowrank")
+"""Blueprints of linear maps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +47,80 @@ def probe(
     Raises:
         KernelError: if the losses have no gradients, or the model uses reentrant checkpointing.
     """
+    seen = _passed(model, layers, loss_fn, batch)
+    return {name: _read(*tensors) for name, tensors in seen.items()}
+
+
+def promises(
+    model: nn.Module, layers: Mapping[str, Seeded], *, loss_fn: LossFn, batches: Iterable[Any]
+) -> dict[str, dict[str, tuple[float, ...]]]:
+    """Gains that kernels promise, by layer, blueprint and unit of width, from one pass.
+
+    All on one scale: the fall of the summed losses, to first order, by a step of norm 1. Of a
+    kernel of low rank that are the singular values of the gradient of a linear map beside the
+    layer, one for each rank, descending; of any other the norm of the gradient of a fresh kernel of
+    the smallest size, of which the k-th unit adds ``sqrt(k) - sqrt(k - 1)``.
+
+    Raises:
+        KernelError: as `probe`.
+    """
+    sums: dict[tuple[str, str], list[Tensor]] = {}
+    for batch in batches:
+        for name, (x, _, gradient) in _passed(model, layers, loss_fn, batch).items():
+            spec = layers[name].spec
+            for blueprint in dict.fromkeys(layers[name].seed_blueprints) if spec else ():
+                assert spec is not None
+                found = _gradients(blueprint, spec, x.float(), gradient.float())
+                before = sums.get((name, blueprint)) or [torch.zeros_like(g) for g in found]
+                sums[name, blueprint] = [a + b for a, b in zip(before, found, strict=True)]
+    promised: dict[str, dict[str, tuple[float, ...]]] = {}
+    for (name, blueprint), gradients in sums.items():
+        spec = layers[name].spec
+        if spec is not None and gradients:
+            promised.setdefault(name, {})[blueprint] = _by_unit(blueprint, spec, gradients)
+    return promised
+
+
+def _gradients(blueprint: str, spec: LayerSpec, x: Tensor, gradient: Tensor) -> list[Tensor]:
+    """Gradient of a linear map, or of the parameters of a fresh kernel; none if it does not fit."""
+    if (
+        not blueprint
+        or for_widths(blueprint)
+        or (recipe := BLUEPRINTS.create(blueprint)).objection(spec)
+    ):
+        return []
+    if blueprint in LOW_RANK:
+        x_NF, gradient_NG = (
+            t.permute(spec.order).flatten(0, -2) if spec.order else t.flatten(0, -2)
+            for t in (x, gradient)
+        )
+        return [gradient_NG.T @ x_NF]
+    kernel = recipe.build(
+        spec, budget=recipe.count(spec, 1), seed=0, dtype=x.dtype, device=x.device
+    )
+    with torch.enable_grad():
+        found = torch.autograd.grad(
+            kernel(x),
+            list(kernel.parameters()),
+            gradient,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    return list(found)
+
+
+def _by_unit(blueprint: str, spec: LayerSpec, gradients: Sequence[Tensor]) -> tuple[float, ...]:
+    if blueprint in LOW_RANK:
+        return tuple(torch.linalg.svdvals(gradients[0]).tolist())
+    whole = float(sum(g.double().square().sum() for g in gradients)) ** 0.5
+    widest = BLUEPRINTS.create(blueprint).widest(spec) or min(spec.in_size, spec.out_size)
+    return tuple(whole * (sqrt(k + 1) - sqrt(k)) for k in range(widest))
+
+
+def _passed(
+    model: nn.Module, layers: Mapping[str, Seeded], loss_fn: LossFn, batch: Any
+) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """Input, output and gradient at the output of every layer that the loss depends on."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     roots: dict[str, Tensor] = {}
 
@@ -82,7 +162,7 @@ def probe(
         for handle in handles:
             handle.remove()
     return {
-        name: _read(*seen[name], gradient)
+        name: (*seen[name], gradient)
         for name, gradient in zip(roots, gradients, strict=True)
         if gradient is not None
     }

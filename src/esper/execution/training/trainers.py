@@ -37,7 +37,7 @@ Named = Sequence[tuple[str, nn.Parameter]]
 
 _Item = TypeVar("_Item")
 
-_CALLS = 4
+_CALLS = 5
 """Calls between the user's line that makes a ``Tamiyo`` and the warning of a scheduler."""
 
 

@@ -229,12 +229,18 @@ class KnowledgeOfArms(LayerKnowledge):
 
     @override
     def learn(self, seed_idx: int, reward: float, decision: Decision | None) -> None:
+        self.learn_measured(seed_idx, reward, 0.0, decision)
+
+    @override
+    def learn_measured(
+        self, seed_idx: int, reward: float, stderr: float, decision: Decision | None
+    ) -> None:
         for arm, knowledge in self.by_arm.items():
             seen = decision
             if decision is not None and decision.reason.strategy != self.strategies[arm]:
                 # What another strategy saw of the seed is written in that strategy's own terms.
                 seen = replace(decision, reason=decision.reason.with_(features=()))
-            knowledge.learn(seed_idx, reward, seen)
+            knowledge.learn_measured(seed_idx, reward, stderr, seen)
 
     @override
     def forget(self, seed_idx: int) -> None:

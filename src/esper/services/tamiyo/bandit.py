@@ -13,6 +13,7 @@ from esper.contracts.errors import ConfigError, MeasurementError, SelectionError
 from esper.contracts.performance import LARGEST
 from esper.contracts.schema import require_schema
 from esper.contracts.selection import Decision, SelectionContext, SelectionReason, checked_seeds
+from esper.drawing.html_tables import seeds_table
 from esper.records.draws import Draws
 from esper.records.history import History
 from esper.records.layer import LayerRecord
@@ -130,6 +131,7 @@ class Bandit:
             reason=reason,
             random_key=(self.seed, self.name, number),
             layer_type=context.layer_type,
+            depth=context.health.depth if context.health else None,
         )
         self._history.choose(layer, record, decision.decision_id, decision.epoch)
         if self._history.begin is not None:
@@ -174,6 +176,17 @@ class Bandit:
         if self._latest is None:
             raise SelectionError("there is no choice to explain yet; call choose() first")
         return self._latest
+
+    def _repr_html_(self) -> str:
+        latest = self._latest.propensities if self._latest is not None else {}
+        title = f"Bandit {self.name!r}: {self.strategy.name}, {self._layer.choices:,} choices"
+        return seeds_table(
+            title,
+            [self._layer],
+            "propensity of the latest choice",
+            lambda record: f"{latest[record.seed_idx]:.3f}" if record.seed_idx in latest else "-",
+            arms=True,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """All that was learnt and drawn, as JSON data."""

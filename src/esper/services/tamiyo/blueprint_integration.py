@@ -83,6 +83,7 @@ class BlueprintIntegration:
         health: Mapping[str, HealthSignal],
         scale: Mapping[str, float],
         always: bool = False,
+        most: int | None = None,
     ) -> list[tuple[Decision, Kernel]]:
         """Load fresh kernels into the seeds that are to audition, as ``graft_now`` does into one.
 
@@ -92,6 +93,7 @@ class BlueprintIntegration:
             health: The layers' latest signals, by name.
             scale: Factor on what the seeds of each layer are expected to earn.
             always: Every seed that is free, however sure the strategy is.
+            most: Number of seeds at most; by default all that may be the best.
 
         Returns:
             Decisions and kernels; none if no audition is worth it, or no kernel could be loaded.
@@ -102,7 +104,7 @@ class BlueprintIntegration:
         for name, layer in by_name.items():
             with suppress(NoViableSeedError):  # `graft_now` says why
                 asked[name] = self.question(layer, request, health.get(name))
-        decisions = reserve_cohort(self.selector, asked, scale, always=always)
+        decisions = reserve_cohort(self.selector, asked, scale, always=always, most=most)
         found = []
         for at, decision in enumerate(decisions):
             layer = by_name[decision.layer_name]
@@ -118,11 +120,16 @@ class BlueprintIntegration:
                 found.append((decision, kernel))
         return found
 
+    def follow_now(self, layer: Seeded, decision: Decision, kernel: Kernel) -> None:
+        """Load the kernel of a choice that another process made, as ``graft_now`` did there."""
+        self._load(layer, decision.seed_idx, kernel)
+        self.selector.follow(decision)
+
     def question(
         self, layer: Seeded, request: GraftRequest, health: HealthSignal | None
     ) -> tuple[list[int], SelectionContext]:
         """The seeds that may be chosen for a request, and what is known of them."""
-        candidates = self.candidates(layer, request.kernel_budget)
+        candidates = self.candidates(layer, request.kernel_budget, request.blueprint)
         return candidates, SelectionContext(
             current_epoch=request.epoch,
             layer_type=layer.host_type,
@@ -147,8 +154,8 @@ class BlueprintIntegration:
         self.selector.commit(layer.name, decision.seed_idx)
         return kernel
 
-    def candidates(self, layer: Seeded, kernel_budget: int) -> list[int]:
-        """Seeds that hold no kernel and whose blueprint fits the layer and the budget.
+    def candidates(self, layer: Seeded, kernel_budget: int, blueprint: str = "") -> list[int]:
+        """Seeds that hold no kernel and whose blueprint is wanted, and fits layer and budget.
 
         A seed that rests after a graft is among them; the selector knows its cooldown.
 
@@ -159,8 +166,10 @@ class BlueprintIntegration:
         found, objections = [], []
         for seed_idx, state in enumerate(layer.seed_states):
             objection = _objection(layer.seed_blueprints[seed_idx], spec, kernel_budget)
-            if state is not SeedState.DORMANT and state not in lifecycle.RESTING:
+            if not _is_free(state):
                 objection = str(state)
+            elif blueprint not in {"", layer.seed_blueprints[seed_idx]}:
+                objection = f"not the {blueprint} that was asked for"
             if objection:
                 objections.append(f"seed {seed_idx}: {objection}")
             else:
@@ -178,7 +187,7 @@ class BlueprintIntegration:
             blueprint=layer.seed_blueprints[decision.seed_idx],
             spec=known_spec(layer),
             budget=budget,
-            seed=_kernel_seed(self.seed, run_seed, name, number),
+            seed=kernel_seed(self.seed, run_seed, name, number),
         )
         alpha = layer.seed(decision.seed_idx).alpha
         kernel_id = f"{layer.name}:{decision.seed_idx}:{recipe.blueprint}:{number}"
@@ -221,6 +230,16 @@ def smallest_kernels(layer: Seeded) -> dict[str, int]:
     return dict(sorted(sizes.items(), key=itemgetter(1)))
 
 
+def free_blueprints(layer: Seeded) -> set[str]:
+    """Blueprints of the seeds that hold no kernel."""
+    pairs = zip(layer.seed_blueprints, layer.seed_states, strict=True)
+    return {blueprint for blueprint, state in pairs if _is_free(state)}
+
+
+def _is_free(state: SeedState) -> bool:
+    return state is SeedState.DORMANT or state in lifecycle.RESTING
+
+
 def misfit(layer: Seeded) -> str:
     """Reason why the blueprint of the layer's first seed does not fit it; empty if it does."""
     objection = _smallest(layer.seed_blueprints[0], known_spec(layer))[1]
@@ -254,7 +273,8 @@ def _smallest(blueprint: str, spec: LayerSpec) -> tuple[int, str]:
         return 0, str(error)
 
 
-def _kernel_seed(*key: Any) -> int:
+def kernel_seed(*key: Any) -> int:
+    """Seed of a kernel's first values: of integration, selector, layer, and choice in the layer."""
     return int.from_bytes(blake2b(repr(key).encode(), digest_size=6).digest(), "big")
 
 

@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from esper.contracts.audition import NO_WORTHS, Worths
+from esper.contracts.audition import NO_WORTHS, Arm, Worths
 from esper.contracts.errors import NoViableSeedError
 from esper.contracts.reason import SelectionReason
 from esper.contracts.selection import Decision, SelectionContext, checked_seeds
+from esper.records.draws import Draws
+from esper.services.tamiyo.drawn import draw_arms
 from esper.services.tamiyo.seed_selector import SeedSelector, Situation
 from esper.strategies import SelectionStrategy
 
@@ -39,6 +41,7 @@ def reserve_cohort(
     scale: Mapping[str, float] = _EVEN,
     *,
     always: bool = False,
+    most: int | None = None,
 ) -> list[Decision]:
     """Choose and reserve seeds that train side by side, of which the best is to go on.
 
@@ -50,6 +53,8 @@ def reserve_cohort(
         asked: The layers.
         scale: Factor on the worths of each layer, as for kernels that it has already.
         always: All viable seeds, however sure the strategy is.
+        most: Number of seeds at most; by default all that may be the best. Of more, each is drawn
+            with the chance that it is the best.
 
     Returns:
         One decision for each seed; none if fewer than two are viable, or worth an audition.
@@ -59,11 +64,15 @@ def reserve_cohort(
         strategy = selector.strategy
         if not isinstance(strategy, SelectionStrategy):
             return []
-        cohort = _worths(selector, asked, found).scaled(scale).cohort()
+        worths = _worths(selector, asked, found).scaled(scale)
+        cohort = worths.cohort()
         if always:
             cohort = [(name, seed) for name, layer in found.items() for seed in layer.viable]
         if len(cohort) < 2:
             return []
+        if most is not None and len(cohort) > most:
+            rng = Draws(selector.seed, "cohort", sum(it.number for it in found.values()))
+            cohort = draw_arms(worths if worths.arms else _alike(cohort), most, rng)
         name = cohort[0][0]
         point = selector.performance_tracker.events.decision_id(name, found[name].number)
         why = f"auditions beside {len(cohort) - 1} other seed(s)"
@@ -75,6 +84,13 @@ def reserve_cohort(
             decisions.append(selector.reserve(name, reason, found[name], context, audition=point))
             found[name] = replace(found[name], number=found[name].number + 1)
     return decisions
+
+
+def _alike(arms: Sequence[Arm]) -> Worths:
+    """Worths for a strategy that knows none."""
+    at = range(len(arms))
+    rows = tuple([tuple([float(i == j) for j in at]) for i in at])
+    return Worths(tuple(arms), tuple([1.0 for _ in at]), rows)
 
 
 def _situations(selector: SeedSelector, asked: Asked) -> dict[str, Situation]:

@@ -3,11 +3,11 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
-from threading import RLock
+from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any, final
 
 from esper.contracts.audition import Contrast
-from esper.contracts.errors import ConfigError, StoreError
+from esper.contracts.errors import StoreError
 from esper.contracts.performance import (
     PerformanceDelta,
     SeedPerformanceMetrics,
@@ -19,13 +19,12 @@ from esper.records.event_writer import (
     Bindings,
     EventWriter,
     Reads,
-    add_measured,
-    place_data,
-    read_history,
 )
-from esper.records.fold import fold
+from esper.records.facts import add_measured, place_data
+from esper.records.fold import fold, take
 from esper.records.history import BeginKnowledge, History
 from esper.records.layer import LayerRecord
+from esper.records.reading import read_history
 from esper.records.seed import SeedRecord
 from esper.records.state import history_data, history_from
 from esper.stores import opened
@@ -83,6 +82,7 @@ class PerformanceTracker:
     ) -> None:
         history = History(window_size, decay_factor)  # refuses wrong ones before a store is opened
         self.lock = RLock()
+        self._reading = Lock()
         self.events = EventWriter(opened(store, redis_client), scope=scope, run=run)
         self._history = read_history(self.events, history)
 
@@ -197,10 +197,10 @@ class PerformanceTracker:
                 fold(self._history, self.events.write("failure", facts))
         self.events.flush()
 
-    def record_audition(self, decision: Decision, contrast: Contrast) -> None:
+    def record_audition(self, decision: Decision, contrast: Contrast, **more: Any) -> None:
         """Record what a seed earned in an audition; errors are those of `update_metrics_now`."""
         require_finite(PerformanceDelta(reward=contrast.gain, reward_stderr=contrast.stderr))
-        facts = {"epoch": decision.epoch, "site": str(decision.site), **asdict(contrast)}
+        facts = {"epoch": decision.epoch, "site": str(decision.site), **asdict(contrast), **more}
         facts["relative"] = contrast.relative
         self._record("audition", decision.layer_name, decision.seed_idx, decision, facts)
 
@@ -242,8 +242,10 @@ class PerformanceTracker:
     def withdraw(self, decision: Decision) -> None:
         """No longer wait for the outcome of a decision that came to nothing."""
         with self.lock:
-            facts = place_data(self.record_of(decision), decision.decision_id)
-            fold(self._history, self.events.write("withdrawal", facts))
+            record = self.record_of(decision)
+            if decision.decision_id in record.open:
+                facts = place_data(record, decision.decision_id)
+                fold(self._history, self.events.write("withdrawal", facts))
         self.events.flush()
 
     def flush(self) -> None:
@@ -253,17 +255,23 @@ class PerformanceTracker:
     def refresh(self) -> int:
         """Take in what others have appended to the store since; returns how many events.
 
-        A store that cannot be read is logged as a warning and tried again at the next call.
+        Waits 0.08 s at most; a store that fails or is late is asked again at the next call.
         """
-        count = 0
         try:
+            return self.catch_up()
+        except StoreError as error:  # the journal has told it, once
+            logger.info("what others learnt cannot be read now: %s", error)
+            return 0
+
+    def catch_up(self) -> int:
+        """`refresh`, with a StoreError where that leaves it to the next call."""
+        with self._reading:
+            found = self.events.fetch_new()
             with self.lock:
-                for event in self.events.read_new():
-                    fold(self._history, event)
-                    count += 1
-        except StoreError as error:
-            logger.warning("what others learnt cannot be read now: %s", error)
-        return count
+                for event in found:
+                    take(self._history, event)
+                    self.events.note_read(event)
+        return len(found)
 
     def follow(self, begin: BeginKnowledge) -> None:
         """From now on keep a strategy's own knowledge of every layer, beside the records.
@@ -292,12 +300,11 @@ class PerformanceTracker:
     @property
     def position(self) -> int:
         """Number of events that this run has written; goes into a checkpoint, for `rewind`."""
-        self.events.flush()  # a checkpoint must not count what a killed process may lose
         return self.events.written
 
     def rewind(
         self,
-        position: int,
+        position: int | None,
         *,
         run: str | None = None,
         reads: Reads = (),
@@ -309,7 +316,7 @@ class PerformanceTracker:
         are what they were, bit for bit; without, the order of the store decides.
 
         Args:
-            position: What `position` was then.
+            position: What `position` was then; ``None``: take up all that is in the store.
             run: Its name, if it is not this tracker's; the tracker takes it on.
             reads: What ``events.reads`` was then.
             bindings: Layers, seeds and blueprints, as bound before the run's first choice.
@@ -331,7 +338,7 @@ class PerformanceTracker:
         Raises:
             ConfigError: if there is a store; a tracker opened on it knows as much.
         """
-        _require_no_store(self.events, "state_dict")
+        self.events.require_no_store("state_dict")
         with self.lock:
             return history_data(self._history)
 
@@ -345,7 +352,7 @@ class PerformanceTracker:
             ConfigError: if there is a store, or the state is damaged, of other settings or of
                 another strategy; nothing is taken over then.
         """
-        _require_no_store(self.events, "load_state_dict")
+        self.events.require_no_store("load_state_dict")
         with self.lock:
             self._history = history_from(state, self._history)
 
@@ -389,11 +396,3 @@ class PerformanceTracker:
             facts = place_data(record, decision.decision_id if decision else "") | facts
             fold(self._history, self.events.write(kind, facts, stored=stored))
         self.events.flush()
-
-
-def _require_no_store(events: EventWriter, what: str) -> None:
-    if events.journal is not None:
-        raise ConfigError(
-            f"{what}() is for a tracker without a store; with one, open a tracker on the same "
-            "store, or rewind() it to a position"
-        )

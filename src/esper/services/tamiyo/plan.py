@@ -1,7 +1,7 @@
 """Plan of a run: what it will do, and what that will cost; it prints as text."""
 
 import sys
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
@@ -14,10 +14,10 @@ from esper.execution.seeded import Seeded
 from esper.execution.side_effect_free import side_effect_free
 from esper.services.tamiyo.blueprint_integration import smallest_kernels
 from esper.services.tamiyo.growth.aside import Aside
-from esper.services.tamiyo.growth.budget import host_parameters
+from esper.services.tamiyo.growth.budget import count_host
 from esper.services.tamiyo.growth.graft import Training
 from esper.services.tamiyo.growth.grower import Grower
-from esper.services.tamiyo.report import wrapped
+from esper.services.tamiyo.report import preformatted, wrapped
 
 _AXES = {
     "B": "examples",
@@ -77,6 +77,7 @@ class Plan:
         budget: Parameters that growth may add in all.
         kernel_budget: Parameters that one kernel may cost.
         growth: The settings of the schedule.
+        cohort: Seeds that an audition may train side by side; 0 where there are none.
         batches: Training batches of an epoch; ``None`` if they were not told.
         holdout_batches: Batches of the holdout; ``None`` if it has no length.
         times: Measured passes; ``None`` if one of them failed.
@@ -87,6 +88,7 @@ class Plan:
     budget: int
     kernel_budget: int
     growth: Growth
+    cohort: int
     batches: int | None
     holdout_batches: int | None
     times: PassTimes | None
@@ -125,6 +127,9 @@ class Plan:
             "epoch_costs": costs,
         }
 
+    def _repr_html_(self) -> str:
+        return preformatted(self)
+
     @override
     def __str__(self) -> str:
         letters = sorted({letter for layer in self.layers for letter in layer.layout})
@@ -154,9 +159,12 @@ class Plan:
         if not growth.train_epochs:
             graft = f"a graft trains with the host, and is judged after {growth.blend_epochs}"
         begun = f", {growth.starts} begun at the end of one epoch" if growth.starts > 1 else ""
+        cohort = ""
+        if self.cohort:
+            cohort = f"; an audition of up to {self.cohort} seeds counts as one in each layer"
         return (
             f"schedule: {growth.warmup_epochs} epoch(s) of warm-up; {graft}; up to "
-            f"{growth.max_active} at once{begun}"
+            f"{growth.max_active} at once{begun}{cohort}"
         )
 
     def _aside(self) -> str:
@@ -183,6 +191,8 @@ class Plan:
             return "cost: not known, as a pass that was to be timed failed"
         seeds = range(1, self.growth.max_active + 1)
         active = "".join(f", {self.epoch_cost(n):.2f} x with {n}" for n in seeds)
+        if self.cohort > self.growth.max_active:
+            active += f", {self.epoch_cost(self.cohort):.2f} x with {self.cohort} that audition"
         active = active if self.growth.train_epochs else ""
         active += "" if self.growth.measure_on else ", 1 x once growth is over"
         times = self.times
@@ -226,19 +236,32 @@ def plan_of(
             held_out=held_out,
         )
     limits = {name: grower.kernel_limit(name) for name in grower.layers}
+    layers = tuple(
+        _plan_of(name, layer, limits[name], grower.objection(name))
+        for name, layer in grower.layers.items()
+    )
     return Plan(
-        layers=tuple(
-            _plan_of(name, layer, limits[name], grower.objection(name))
-            for name, layer in grower.layers.items()
-        ),
-        host_parameters=host_parameters(training.model, grower.layers),
+        layers=layers,
+        host_parameters=count_host(training.model, grower.layers),
         budget=grower.policy.budget,
         kernel_budget=max(limits.values(), default=grower.kernel_budget),
         growth=grower.policy.growth,
+        cohort=_cohort(grower, layers),
         batches=batches,
         holdout_batches=len(holdout) if isinstance(holdout, Sized) else None,
         times=times,
     )
+
+
+def _cohort(grower: Grower, layers: Sequence[LayerPlan]) -> int:
+    """Seeds that may audition side by side: those of a layer, or of all sites that are compared."""
+    seeds = [
+        sum(name in layer.kernels for name in grower.layers[layer.name].seed_blueprints)
+        for layer in layers
+    ]
+    most = sum(seeds) if grower.policy.compares_sites else max(seeds, default=0)
+    limit = grower.grafts.config.seed_selection.most_auditioned or most
+    return min(most, limit) if grower.auditions and most > 1 else 0
 
 
 def _plan_of(name: str, layer: Seeded, kernel_budget: int, objection: str) -> LayerPlan:

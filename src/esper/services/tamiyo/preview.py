@@ -28,6 +28,11 @@ class SeedPreview:
         count: Outcomes inside the window.
         outcomes: Outcomes ever, failures included.
         pending: Choices whose outcome has not come.
+        choices: Choices ever, auditions included.
+        least_share: Share of its layer's choices that the strategy gives it at least, in [0, 1].
+        worth: What it is expected to earn, in units of what an average seed of the run earns at
+            that moment, whatever has grown; ``None`` if the strategy does not know.
+        worth_sd: Standard deviation of ``worth``.
         propensity: Probability of being chosen next, in [0, 1], were every seed of the layer free.
         propensity_error: Largest absolute error of ``propensity``; 0 where it is exact.
     """
@@ -39,6 +44,10 @@ class SeedPreview:
     count: int
     outcomes: int
     pending: int
+    choices: int
+    least_share: float
+    worth: float | None
+    worth_sd: float | None
     propensity: float
     propensity_error: float
 
@@ -78,9 +87,12 @@ def preview(
             estimated = strategy.propensities(seeds, seen, context)
             chances, error = estimated.by_seed, estimated.error
         untried = first[1].scores if first else {}
+        worths = strategy.worths({layer_name: (list(seeds), seen, context)})
+        places = {seed: at for at, (_, seed) in enumerate(worths.arms)}
         found = {}
         for seed_idx in seeds:
             record = metrics.get(seed_idx) or SeedRecord(layer_name, seed_idx, "")
+            at = places.get(seed_idx)
             score = None if seed_idx in untried else reason.scores.get(seed_idx)
             found[seed_idx] = SeedPreview(
                 strategy=strategy.name,
@@ -90,6 +102,10 @@ def preview(
                 count=record.count,
                 outcomes=record.outcomes,
                 pending=record.pending,
+                choices=record.total_activations,
+                least_share=strategy.least_share,
+                worth=None if at is None else worths.means[at],
+                worth_sd=None if at is None else worths.sd(at),
                 propensity=chances.get(seed_idx, 0.0),
                 propensity_error=error,
             )

@@ -2,11 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from html import escape
 from textwrap import fill
+from typing import Any
 
 from typing_extensions import override
 
-from esper.contracts.seeds import SeedState
+from esper.contracts.errors import ConfigError
+from esper.contracts.seeds import SeedState, seed_name
 from esper.contracts.selection import Decision
 from esper.contracts.site import Site
 
@@ -15,18 +19,10 @@ WIDTH = 80
 FREE_AGAIN = "it may be chosen again"
 """Reason of a seed that is dormant again without a cooldown."""
 
+_FACTS = ("kernel_id", "parameters", "reward", "stderr", "why", "began", "epoch")
+
 _WORDS: Mapping[str, str] = {SeedState.GERMINATED: "chosen", SeedState.FOSSILIZED: "kept"}
 """Plain words for states; the others are plain already."""
-
-
-def seed_name(layer_name: str, seed_idx: int, blueprint: str = "") -> str:
-    """Name of a seed in a sentence.
-
-    Example:
-        >>> seed_name("fc1", 0, "glu")
-        'layer fc1, seed 0 (glu)'
-    """
-    return f"layer {layer_name}, seed {seed_idx}" + (f" ({blueprint})" if blueprint else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +68,8 @@ class Verdict:
         why: Reason, one sentence.
         began: Epoch at whose end the graft began.
         epoch: Epoch at whose end it was judged.
+        passed: Of a placebo that was judged, whether another kernel would have been kept for this;
+            ``None`` of others.
     """
 
     layer_name: str
@@ -85,11 +83,18 @@ class Verdict:
     why: str
     began: int
     epoch: int
+    passed: bool | None = None
 
     @property
     def site(self) -> Site:
         """Site of the kernel; ``layer_name`` is its text."""
         return Site.parse(self.layer_name)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Fields in the event of a graft's end, beside the seed and ``kept``."""
+        facts = {fact: getattr(self, fact) for fact in _FACTS}
+        return facts | ({} if self.passed is None else {"passed": self.passed})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,11 +149,38 @@ class EpochReport:
             lines.append(f"{'why now' if self.decisions else 'no graft'}: {self.reason}")
         return "\n".join([wrapped(head, ""), *(wrapped(line, "  ") for line in lines)])
 
+    def _repr_html_(self) -> str:
+        return preformatted(self)
+
+    def to_frame(self) -> Any:
+        """Changes of state of the epoch as a pandas ``DataFrame``, a row each, in order.
+
+        Raises:
+            ConfigError: if pandas is not installed.
+        """
+        try:
+            import pandas as pd  # noqa: PLC0415 (an extra)
+        except ImportError as error:
+            raise ConfigError("pandas is not installed; pip install pandas") from error
+        columns = ["epoch", *Step.__slots__]
+        rows = [(self.epoch, *map(partial(getattr, step), Step.__slots__)) for step in self.steps]
+        return pd.DataFrame(rows, columns=columns)
+
 
 def _goes_without_saying(step: Step) -> bool:
     """True of a kernel that is held, which is judged at once, and of one that lost an audition."""
     lost = step.new == SeedState.DORMANT and step.old == SeedState.CULLED
     return step.new == SeedState.HOLDING or (lost and step.why == FREE_AGAIN)
+
+
+def preformatted(shown: object) -> str:
+    """What ``print`` shows, for a notebook.
+
+    Example:
+        >>> preformatted("loss < 1")
+        '<pre>loss &lt; 1</pre>'
+    """
+    return f"<pre>{escape(str(shown))}</pre>"
 
 
 def wrapped(line: str, indent: str) -> str:

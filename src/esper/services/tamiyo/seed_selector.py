@@ -16,6 +16,7 @@ from esper.contracts.selection import (
     SelectionReason,
     checked_seeds,
 )
+from esper.drawing.html_tables import seeds_table
 from esper.records.draws import Draws
 from esper.records.seed import SeedRecord
 from esper.services.tamiyo.assignment import Assignment, strategy_in_turn
@@ -145,6 +146,16 @@ class SeedSelector:
         with self.performance_tracker.lock:
             self._reserved(layer_name, seed_idx, "commit").commit(seed_idx)
 
+    def follow(self, decision: Decision) -> None:
+        """Take over a choice that another process made, and whose kernel is loaded here too."""
+        with self.performance_tracker.lock:
+            book = self._layers.setdefault(decision.layer_name, Occupancy())
+            place = (decision.layer_name, decision.seed_idx)
+            book.reserve(
+                decision, self.performance_tracker.record_selection(*place, decision=decision)
+            )
+            book.commit(decision.seed_idx)
+
     def release(self, layer_name: str, seed_idx: int) -> None:
         """The choice came to nothing: the seed may be chosen again at once.
 
@@ -154,6 +165,15 @@ class SeedSelector:
         with self.performance_tracker.lock:
             decision = self._reserved(layer_name, seed_idx, "release").release(seed_idx)
             self.performance_tracker.withdraw(decision)
+
+    def expire(self, layer_name: str, seed_idx: int) -> None:
+        """Whoever asked for the choice is gone: the seed is free, its outcome would still count.
+
+        Raises:
+            SelectionError: if the seed is not reserved.
+        """
+        with self.performance_tracker.lock:
+            self._reserved(layer_name, seed_idx, "expire").release(seed_idx)
 
     def fail(self, decision: Decision, error: str) -> None:
         """The graft of a choice failed: an outcome of reward 0; a reserved seed cools down."""
@@ -182,6 +202,19 @@ class SeedSelector:
         """Seeds of a layer that were active, and the epoch at which each was freed."""
         book = self._layers.get(layer_name)
         return {} if book is None else book.freed
+
+    def _repr_html_(self) -> str:
+        tracker = self.performance_tracker
+        strategy = getattr(self.strategy, "name", "an A/B test")
+        with tracker.lock:
+            layers = map(tracker.layer, tracker.layer_names)
+            return seeds_table(f"SeedSelector: {strategy}", layers, "now", self._now)
+
+    def _now(self, record: SeedRecord) -> str:
+        book = self._layers.get(record.layer_name) or Occupancy()
+        seed, freed = record.seed_idx, book.freed.get(record.seed_idx)
+        active = "busy" if seed in book.busy else "reserved" if seed in book.reserved else ""
+        return active or ("free" if freed is None else f"free since epoch {freed}")
 
     def state_dict(self) -> dict[str, Any]:
         """Reservations, busy seeds and cooldowns as JSON data; what was learnt is the tracker's."""
@@ -277,6 +310,7 @@ class SeedSelector:
             layer_type=context.layer_type,
             ab=assigned,
             audition=audition,
+            depth=context.health.depth if context.health else None,
         )
         record = tracker.record_selection(layer_name, reason.seed_idx, decision=decision)
         self._layers[layer_name] = found.book
@@ -355,6 +389,7 @@ def _fall_back(
     epoch: int,
 ) -> SelectionReason:
     chosen, rested = cooling[0], epoch - freed[cooling[0]]
-    why = f"every seed that is free cools down; the lowest, after {rested} epochs of rest"
+    rest = f"after {rested} epoch(s) of rest" if rested else "which was freed in this epoch"
+    why = f"every seed that is free cools down; the lowest, {rest}"
     logger.warning("layer %s, epoch %d: fallback to seed %d: %s", layer_name, epoch, chosen, why)
     return SelectionReason(strategy.name, chosen, 0.0, {}, 1.0, why, True, tuple(cooling[1:]))

@@ -15,7 +15,9 @@ from esper.contracts.errors import ConfigError, unknown_name
 from esper.services.tamiyo.policies import POLICIES
 from esper.strategies import STRATEGIES
 
-__all__ = ["config_from", "load_config"]
+__all__ = ["config_from", "load_config", "parse_yaml"]
+
+_MOST_NODES = 100_000
 
 _NO_MAPPING = ("dict_type", "model_type", "dataclass_type", "dataclass_exact_type")
 
@@ -33,7 +35,7 @@ def load_config(path: str | PathLike[str], *, defaults: Mapping[str, Any] | None
     """
     place = fspath(path)
     try:
-        data = yaml.safe_load(Path(place).read_text(encoding="utf-8"))
+        data = parse_yaml(Path(place).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{place}: there is no such file") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -43,6 +45,33 @@ def load_config(path: str | PathLike[str], *, defaults: Mapping[str, Any] | None
     if defaults and isinstance(data, Mapping | None):
         data = _laid_over(defaults, data or {})
     return config_from(data, source=place)
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse YAML of a reasonable size, also once its aliases are written out.
+
+    Raises:
+        yaml.YAMLError: if it is no YAML, too deep or too large, or holds a number that cannot be.
+    """
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is not None and _size(root, {}) > _MOST_NODES:
+            raise yaml.YAMLError(f"it has more than {_MOST_NODES:,} parts, aliases written out")
+        return yaml.safe_load(text)
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply, or in itself") from error
+    except ValueError as error:
+        raise yaml.YAMLError(f"it holds a value that cannot be read: {error}") from error
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Number of nodes, aliases written out."""
+    if id(node) not in known:
+        known[id(node)] = _MOST_NODES  # an alias of itself
+        inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = [part for one in inner for part in (one if isinstance(one, tuple) else (one,))]
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
 
 
 def config_from(data: object, *, source: str = "settings") -> Config:
@@ -88,7 +117,7 @@ def _laid_over(below: Mapping[str, Any], above: Mapping[Any, Any]) -> dict[Any, 
 def _yaml_problem(error: yaml.YAMLError) -> str:
     """On one line; marks, which quote the file, take several."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-        return str(error)
+        return " ".join(str(error).split())
     mark = error.problem_mark
     context = f"{error.context}: " if error.context else ""
     return f"{context}{error.problem}, in line {mark.line + 1}, column {mark.column + 1}"

@@ -1,18 +1,19 @@
 """Parts of a run, made from its settings; the user's functions, tried out beforehand."""
 
 import logging
-from collections.abc import Iterable, Mapping
+import platform
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
 
 from esper.contracts.config import Config
 from esper.contracts.errors import ConfigError, KernelError
-from esper.contracts.events import Event
+from esper.contracts.version import VERSION
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.kernel import FAULTS
 from esper.execution.passes.batches import OnCopies
@@ -21,17 +22,20 @@ from esper.execution.passes.isolation import LossFn
 from esper.execution.passes.probes import probe
 from esper.execution.passes.reach import reached, refusing
 from esper.execution.passes.trial import try_passes
+from esper.execution.replicas.data_parallel import refuse_unknown
+from esper.execution.replicas.replicas import Replicas
 from esper.execution.seeded import Seeded
 from esper.execution.shapes import observe_shapes
 from esper.execution.side_effect_free import side_effect_free
-from esper.execution.undoing.module_state import Sources
-from esper.execution.undoing.reachable import walk
-from esper.records.fold import KINDS
 from esper.services.tamiyo.assignment import Assignment
 from esper.services.tamiyo.blueprint_integration import misfit, smallest_kernels
+from esper.services.tamiyo.growth.aside import Aside
 from esper.services.tamiyo.growth.graft import Training
+from esper.services.tamiyo.growth.holdout import ONCE, refuse_one_example, refuse_unreadable
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
+from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.services.tamiyo.settings import config_from, load_config
+from esper.services.tamiyo.tracking import Tracker, Trackers
 from esper.stores import opened
 from esper.stores.base import MetricsStore
 from esper.stores.journal import Journal
@@ -40,15 +44,19 @@ from esper.strategies import STRATEGIES, SelectionStrategy
 
 logger = logging.getLogger(__name__)
 
-_ONCE = "holdout is an iterator and can be read only once; give a list of batches, or a DataLoader"
-
 
 def config_of(config: Config | Mapping[str, Any] | str | Path | None) -> Config:
     """Settings as they are given: as such, a mapping of sections, or the path of a file.
 
     Raises:
-        ConfigError: if a key or value is wrong, or says what to wrap: the model is wrapped already.
+        ConfigError: if it is none of these, a key or value is wrong, or it says what to wrap: the
+            model is wrapped already.
     """
+    if not (config is None or isinstance(config, Config | Mapping | str | Path)):
+        raise ConfigError(
+            f"config is {config!r}; give a mapping of sections, as {{'growth': {{'budget': 500}}}}"
+            ", the path of a YAML file, or an esper.Config"
+        )
     if config is None or isinstance(config, Config):
         found = config or Config()
     else:
@@ -61,10 +69,19 @@ def config_of(config: Config | Mapping[str, Any] | str | Path | None) -> Config:
     return found
 
 
-def journal_of(store: str | MetricsStore | Journal | None) -> Journal:
-    """The store that is meant, written behind; one in memory if there is none."""
-    found = opened(store)
+def journal_of(store: str | MetricsStore | Journal | None, replicas: Replicas) -> Journal:
+    """The store that is meant, written behind; one in memory if there is none.
+
+    Of several processes rank 0 alone opens it, and decides by what it holds.
+    """
+    found = opened(store if replicas.leads else None)
     return found if isinstance(found, Journal) else Journal(found or MemoryStore())
+
+
+def run_name(run: str | None, store: object, replicas: Replicas) -> str:
+    """Name of a run, the same in every process; a fresh one if none is given and it is stored."""
+    found: str = replicas.share(lambda: run or ("run" if store is None else token_hex(6)))
+    return found
 
 
 def scope_of(model: nn.Module) -> str:
@@ -72,12 +89,86 @@ def scope_of(model: nn.Module) -> str:
     return type(model.host if isinstance(model, KasminaLayer) else model).__name__
 
 
-def strategy_of(config: Config) -> SelectionStrategy | Assignment:
-    """Strategy that decides which seed, or an A/B test of several."""
-    if config.ab_test is not None:
-        return Assignment.of(config.ab_test)
+def trackers_of(trackers: Sequence[Tracker], replicas: Replicas, aside: Aside) -> Trackers:
+    """Trackers of a run, in rank 0.
+
+    Raises:
+        ConfigError: if one is none.
+    """
+    if not isinstance(trackers, Iterable):
+        raise ConfigError(f"trackers is {trackers!r}; give a list of trackers")
+    for one in trackers:
+        if not isinstance(one, Tracker):
+            raise ConfigError(
+                f"tracker is {one!r}; give objects with log(scalars, step) and close(), as "
+                "esper.integrations.trackers has them"
+            )
+    return Trackers(trackers if replicas.leads else (), aside)
+
+
+def facts_of(
+    model: nn.Module, layers: Mapping[str, Seeded], config: Config, *, optimizers: Any, seed: int
+) -> dict[str, Any]:
+    """What a run is: the same for two runs of one seed."""
+    many = optimizers if isinstance(optimizers, Sequence) else [optimizers]
+    return {
+        "model": scope_of(model),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "optimizers": [type(getattr(one, "optimizer", one)).__name__ for one in many],
+        "sites": [
+            {"layer": name, "seeds": list(layer.seed_blueprints)} for name, layer in layers.items()
+        ],
+        "settings": config.model_dump(mode="json"),
+        "seed": seed,
+        "versions": {
+            "esper": VERSION,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def tracker_of(
+    config: Config, journal: Journal, layers: Mapping[str, Seeded], *, scope: str, run: str
+) -> PerformanceTracker:
+    """Tracker of a run, every seed bound to its blueprint.
+
+    Raises:
+        ConfigError: if the scope or the name of the run is no text.
+    """
+    for what, name in {"scope": scope, "run": run}.items():
+        if not isinstance(name, str):
+            raise ConfigError(f"{what} is {name!r}; it is a name, and must be text")
+    performance = config.seed_selection.performance
+    tracker = PerformanceTracker(
+        window_size=performance.window_size,
+        decay_factor=performance.decay_factor,
+        store=journal,
+        scope=scope,
+        run=run,
+    )
+    others = [name for name in tracker.layer_names if name not in layers]
+    if others:
+        logger.warning(
+            "the store has runs of scope %r that wrap other layers, as %s; if they are of another "
+            "model, give each model a scope of its own: esper.Tamiyo(..., scope=...)",
+            scope,
+            ", ".join(others[:3]),
+        )
+    for binding in bindings_of(layers):
+        tracker.bind(*binding)
+    return tracker
+
+
+def selector_of(config: Config, tracker: PerformanceTracker, seed: int) -> SeedSelector:
+    """Selector by the strategy of the settings, or by an A/B test of several."""
     settings = config.seed_selection
-    return STRATEGIES.create(settings.strategy, **settings.settings_of(settings.strategy))
+    strategy: SelectionStrategy | Assignment
+    if config.ab_test is not None:
+        strategy = Assignment.of(config.ab_test)
+    else:
+        strategy = STRATEGIES.create(settings.strategy, **settings.settings_of(settings.strategy))
+    return SeedSelector(strategy, tracker=tracker, seed=seed, constraints=settings.constraints)
 
 
 def bindings_of(layers: Mapping[str, Seeded]) -> list[tuple[str, int, str]]:
@@ -89,13 +180,21 @@ def bindings_of(layers: Mapping[str, Seeded]) -> list[tuple[str, int, str]]:
     ]
 
 
-def events_to_save(journal: Journal, tracker: PerformanceTracker) -> list[Event]:
-    """The events of the history that the store would not give to another process."""
-    if journal.store.durable:
-        return journal.undelivered()
-    events = tracker.events
-    found = journal.read(scope=events.scope, kinds=KINDS)
-    return [event for _, event in found]
+def try_out_together(training: Training, layers: Mapping[str, Seeded]) -> dict[str, str]:
+    """`try_out` in every process; if it fails in one, it fails in all.
+
+    Raises:
+        ConfigError, KernelError: as `try_out`.
+        ReplicaError: if a process is gone.
+    """
+    replicas = training.replicas
+    if not replicas.alone:
+        refuse_unknown(layers.values())
+    with replicas.together("esper.Tamiyo"):
+        left_out = try_out(training, layers)
+    replicas.inspect_holdout(training.holdout)
+    found: dict[str, str] = replicas.share(lambda: left_out)
+    return found
 
 
 def try_out(training: Training, layers: Mapping[str, Seeded]) -> dict[str, str]:
@@ -111,7 +210,11 @@ def try_out(training: Training, layers: Mapping[str, Seeded]) -> dict[str, str]:
             is left as it was.
     """
     with torch.inference_mode(False):  # the caller may be in that mode
-        _check(layers, training.holdout)
+        if not layers:
+            raise ConfigError(
+                "the model has no wrapped layers; call esper.wrap(model, layers=[...])"
+            )
+        refuse_unreadable(training.holdout)
         left_out: dict[str, str] = {}
         batch = _observe_all(training, layers, left_out)
         with suppress(KernelError):  # data that only evaluation takes says nothing of training
@@ -126,6 +229,7 @@ def try_out(training: Training, layers: Mapping[str, Seeded]) -> dict[str, str]:
                 _require_examples(training.model, function, batch)
             if isinstance(function, OnCopies):
                 function.settle()
+        refuse_one_example(training)
         _require_gradients(training, {n: la for n, la in layers.items() if n not in left_out})
         training.trainers.check()
         return left_out
@@ -238,7 +342,7 @@ def _require_gradients(training: Training, layers: Mapping[str, Seeded]) -> None
             except FAULTS:  # as under vmap: no gradient can be taken
                 continue
     if empty:
-        raise ConfigError(_ONCE)
+        raise ConfigError(ONCE)
     for name in deaf:
         raise KernelError(
             f"layer {name!r} cannot grow: no loss of the holdout depends on it in training, as "
@@ -258,34 +362,3 @@ def _require_examples(model: nn.Module, function: LossFn, batch: Any) -> None:
             "targets (B,) do; it must return one loss per example, shape (B,), or losses per token "
             "with their mask: (losses, mask), both (B, T)"
         )
-
-
-def _check(layers: Mapping[str, Seeded], holdout: Iterable[Any]) -> None:
-    if not layers:
-        raise ConfigError("the model has no wrapped layers; call esper.wrap(model, layers=[...])")
-    if isinstance(holdout, Mapping):
-        first = next(iter(holdout), "name")
-        raise ConfigError(
-            f"holdout is a {type(holdout).__name__}, and iterating over it gives its keys; give "
-            f"one list of batches or DataLoader, as holdout[{first!r}]"
-        )
-    if not any(hasattr(type(holdout), name) for name in ("__iter__", "__getitem__")):
-        raise ConfigError(
-            f"holdout is {holdout!r}, and cannot be iterated; give a list of batches that are "
-            "never trained on, or a DataLoader"
-        )
-    if not _can_be_read_again(holdout):
-        raise ConfigError(_ONCE)
-
-
-def _can_be_read_again(holdout: Iterable[Any]) -> bool:
-    """False for an iterator, and for a source with one inside that it hands out each time."""
-    sources = Sources(holdout)
-    datasets = [
-        value for _, value in walk(holdout, data=True) if isinstance(value, IterableDataset)
-    ]
-    own = [] if isinstance(holdout, DataLoader) else [holdout]
-    try:
-        return not any(iter(source) is iter(source) for source in (*own, *datasets))
-    finally:
-        sources.put_back()

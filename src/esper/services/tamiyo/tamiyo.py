@@ -4,22 +4,23 @@
 measures, moves grafts on, judges those that are due, and lets the policy ask for the next one.
 """
 
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, final
-from uuid import uuid4
 
 from torch import nn
 
 from esper.contracts.config import Config
-from esper.contracts.errors import ConfigError
-from esper.contracts.events import Event, event_data, event_from
+from esper.contracts.events import Event
 from esper.contracts.schema import require_schema
 from esper.contracts.selection import Decision
+from esper.drawing.html_tables import seeds_table
+from esper.drawing.run_log import draw_log
 from esper.execution.copies.mirrors import Mirrors
 from esper.execution.passes.batches import OnCopies
 from esper.execution.passes.isolation import LossFn
+from esper.execution.replicas.data_parallel import Reduction, unwrapped
+from esper.execution.replicas.replicas import Replicas
 from esper.execution.side_effect_free import keeps_statistics
 from esper.execution.surgery import name_layers
 from esper.execution.training import optimizers
@@ -28,36 +29,37 @@ from esper.services.tamiyo.blueprint_integration import BlueprintIntegration
 from esper.services.tamiyo.growth.aside import Aside
 from esper.services.tamiyo.growth.budget import with_budget
 from esper.services.tamiyo.growth.governor import Governor
-from esper.services.tamiyo.growth.graft import Baseline, Training
+from esper.services.tamiyo.growth.graft import Baseline, Training, alphas_of
 from esper.services.tamiyo.growth.grafts import ActiveGrafts
 from esper.services.tamiyo.growth.grower import Grower
-from esper.services.tamiyo.growth.holdout_watch import HoldoutWatch
+from esper.services.tamiyo.growth.holdout import HoldoutWatch
 from esper.services.tamiyo.growth.mover import Mover
+from esper.services.tamiyo.growth.ownership import let_go, own, refuse_owned
 from esper.services.tamiyo.growth.prober import Prober
+from esper.services.tamiyo.growth.progress import Progress
 from esper.services.tamiyo.growth.reload import Reloads
-from esper.services.tamiyo.ownership import let_go, own, refuse_owned, refuse_replicas
-from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.plan import Plan, plan_of
 from esper.services.tamiyo.policies import POLICIES
 from esper.services.tamiyo.report import EpochReport, Verdict
 from esper.services.tamiyo.run_log import RunLog
-from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.services.tamiyo.setup import (
     bindings_of,
     config_of,
-    events_to_save,
+    facts_of,
     journal_of,
     observe,
+    run_name,
     scope_of,
-    strategy_of,
-    try_out,
+    selector_of,
+    tracker_of,
+    trackers_of,
+    try_out_together,
 )
+from esper.services.tamiyo.tracking import Tracker
 from esper.stores.base import MetricsStore
 from esper.stores.journal import Journal
 
-SCHEMA = 1  # of the state
-
-_CALIBRATION_BATCHES = 8
+SCHEMA = 2  # of the state
 
 
 @final
@@ -77,13 +79,15 @@ class Tamiyo:
         seed: Run seed: the same seed and data give the same event log.
         accuracy_fn: Per-example correctness, shape (B,); recorded if given.
         seed_optimizer: Makes the optimizer of an isolated seed; by default one like ``optimizer``.
-        scope: Whose history this is; by default the model's class name.
+        scope: Whose history this is; by default the model's class name. Runs of one scope learn
+            from each other, so a comparison of settings wants a scope for each run.
         run: Name of the run in the store; by default a fresh one.
+        trackers: Get the scalars of every epoch, as those of ``esper.integrations.trackers``.
         plan: Print the plan of the run, as ``plan()`` returns it.
 
     Raises:
-        ConfigError: if the model is not wrapped, lazy, on the meta device, sharded, trained by
-            several processes, or grows under another Tamiyo; if the holdout can be iterated only
+        ConfigError: if the model is not wrapped, lazy, on the meta device, sharded,
+            or grows under another Tamiyo; if the holdout can be iterated only
             once; if an optimizer or a setting is wrong.
         KernelError: if the model fails on a batch of the holdout; it is left as it was.
         StoreError: if the store cannot be opened.
@@ -104,11 +108,12 @@ class Tamiyo:
         seed_optimizer: optimizers.SeedOptimizer | None = None,
         scope: str | None = None,
         run: str | None = None,
+        trackers: Sequence[Tracker] = (),
         plan: bool = False,
     ) -> None:
-        model = getattr(model, "_orig_mod", model)
+        model = unwrapped(getattr(model, "_orig_mod", model))
         self.config = config_of(config)
-        refuse_replicas()
+        self.replicas = Replicas()
         self.layers = name_layers(model)
         refuse_owned(self.layers.values())
         self.training = Training(
@@ -117,30 +122,28 @@ class Tamiyo:
             loss_fn=OnCopies(loss_fn, "loss_fn"),
             holdout=holdout,
             accuracy_fn=accuracy_fn and OnCopies(accuracy_fn, "accuracy_fn"),
+            replicas=self.replicas,
         )
         self.aside = Aside()
-        self._left_out = try_out(self.training, self.layers)
+        self._left_out = try_out_together(self.training, self.layers)
         self.config = with_budget(self.config, model, self.layers, self._left_out)
         self._owns_store = not isinstance(store, MetricsStore | Journal)
         self._names_run = run is not None
-        self.journal = journal_of(store)
-        performance, growth = self.config.seed_selection.performance, self.config.growth
-        self.tracker = PerformanceTracker(
-            window_size=performance.window_size,
-            decay_factor=performance.decay_factor,
-            store=self.journal,
+        self.journal = journal_of(store, self.replicas)
+        growth = self.config.growth
+        self.tracker = tracker_of(
+            self.config,
+            self.journal,
+            self.layers,
             scope=scope_of(model) if scope is None else scope,
-            run=run or ("run" if store is None else uuid4().hex[:12]),
+            run=run_name(run, store, self.replicas),
         )
-        for binding in bindings_of(self.layers):
-            self.tracker.bind(*binding)
-        self.log = RunLog(self.tracker.events)
-        self.selector = SeedSelector(
-            strategy_of(self.config),
-            tracker=self.tracker,
-            seed=seed,
-            constraints=self.config.seed_selection.constraints,
+        self.log = RunLog(
+            self.tracker.events,
+            trackers_of(trackers, self.replicas, self.aside),
+            facts_of(model, self.layers, self.config, optimizers=optimizer, seed=seed),
         )
+        self.selector = selector_of(self.config, self.tracker, seed)
         self.policy = POLICIES.create(self.config.policy, growth=growth, seed=seed)
         self.integration = BlueprintIntegration(self.selector, seed=seed)
         self.grafts = ActiveGrafts(
@@ -172,47 +175,43 @@ class Tamiyo:
         self.governor = Governor(
             model, self.training.trainers.optimizers, divergence_factor=growth.divergence_factor
         )
-        self.mover = Mover(self.training, self.grafts, self.governor, self.log, self.aside)
+        self.progress = Progress(keeps_statistics=keeps_statistics(model))
+        self.mover = Mover(
+            self.training, self.progress, self.grafts, self.governor, self.log, self.aside
+        )
         self.reloads = Reloads(self.grafts, self.governor)
         self._mirrors = Mirrors(model, self.training.trainers.take_joined)
-        self._losses, self._epoch = list[float](), -1
-        self._batches = self._batches_of_epoch = 0
-        self._recent: deque[Any] = deque(maxlen=_CALIBRATION_BATCHES)
-        self._keeps_statistics, self._finished = keeps_statistics(model), False
-        self._watch = HoldoutWatch(holdout)
+        self._finished, self._watch = False, HoldoutWatch(holdout)
+        self._reduction = Reduction(model, self.layers.values())
         own(self.layers.values(), self)
         if plan:
             self.plan().show()
 
-    # --- what the user calls ----------------------------------------------------------------------
-
     def plan(self, *, batch: Any = None, batches: int | None = None) -> Plan:
         """What the run will do and an estimate of its cost, from a few passes on the side.
 
-        Args:
-            batch: A training batch to time; by default the first of the holdout.
-            batches: Training batches of an epoch; by default as many as make the holdout a tenth.
+        ``batch`` is a training batch to time, by default the first of the holdout; ``batches`` are
+        those of an epoch, by default as many as make the holdout a tenth.
         """
         return plan_of(self.training, self.grower, self.aside, batch=batch, batches=batches)
 
-    def on_batch_end(self, batch: Any) -> None:
+    def on_batch_end(self, batch: Any) -> EpochReport | None:
         """After ``optimizer.step()``: probe now and then, train isolated seeds, raise alphas.
 
-        Args:
-            batch: The batch that was just trained on, as ``loss_fn`` takes it.
+        ``batch`` was just trained on, and is as ``loss_fn`` takes it. Returns the report of an
+        epoch of ``growth.every`` batches, if one ended.
         """
         if self._finished:
-            return
+            return None
         self.reloads.link(begun=True)
-        self._batches, self._batches_of_epoch = self._batches + 1, self._batches_of_epoch + 1
         with self.aside("the watch over the holdout"):
             self._watch.on_batch(batch)
-        if not self._keeps_statistics:
-            self._recent.clear()
-        self._recent.append(batch)
+        self.progress.on_batch(batch)
         if not self.grower.rests:
-            self.prober.on_batch(self._batches, batch)
+            self.prober.on_batch(self.progress.batches, batch)
         self.grafts.on_batch(batch)
+        due = self.progress.batches_of_epoch == self.config.growth.every
+        return self.on_evaluation() if due else None
 
     def on_epoch_end(self, epoch: int) -> EpochReport:
         """Measure, move grafts on, judge what is due, and perhaps begin the next graft.
@@ -226,27 +225,28 @@ class Tamiyo:
         Raises:
             ConfigError: if the epoch is not larger than the last one.
         """
-        if epoch <= self._epoch:
-            raise ConfigError(f"epoch {epoch} ended before: the last one was {self._epoch}")
-        self._epoch = epoch
+        self.progress.on_epoch_end(epoch)
+        self.replicas.check_equal(self.training.model)
         now, decisions, verdicts = None, tuple[Decision, ...](), list[Verdict]()
         self.reloads.epoch = epoch
         self.reloads.link(begun=True)
+        with self.aside("the record of the run"):
+            self.log.begin()
         with self.aside("the end of an epoch") as attempt, self._mirrors.following():
             self.grafts.wake(epoch)
             attempt.reason = self.grower.over
             if not self.grower.rests:
-                now = self._move_on(epoch, verdicts)
+                now = self.mover.move_on(epoch, verdicts, finished=self._finished)
                 decisions, attempt.reason = self._grow(now, epoch)
             self.mover.protect(now, epoch)
             self.grower.look_ahead(epoch)
+        self._reduction.fit()
         if decisions:
             with self.aside("the watch over averages of the parameters"):
                 self._mirrors.watch()
-        self._batches_of_epoch = 0
+        self.progress.begin_epoch()
         self.reloads.epoch = epoch + 1
         self._watch.stop()
-        self._recent.clear()  # what a resumed run does not have, must not matter
         report = EpochReport(
             epoch=epoch,
             holdout_loss=float("nan") if now is None else now.loss,
@@ -261,26 +261,26 @@ class Tamiyo:
             measured=now is not None,
         )
         with self.aside("the record of an epoch"):
-            self.log.epoch(report)
+            self.log.epoch(report, alphas_of(self.grafts.grafts))
         return report
 
     def on_evaluation(self) -> EpochReport:
         """As ``on_epoch_end``, numbered by itself: for a loop in steps, at each evaluation."""
-        return self.on_epoch_end(self._epoch + 1)
+        return self.on_epoch_end(self.progress.epoch + 1)
 
     def finish(self) -> list[Verdict]:
         """End the run: no choice stays open in the store, and another engine may take the model.
 
-        Kernels under way are culled without an outcome, those that are being blended in too. From
-        now on ``on_batch_end`` does nothing and ``on_epoch_end`` only measures. Again does nothing.
-
-        Returns:
-            The end of each graft that was under way.
+        Kernels under way, those being blended in too, are culled without an outcome, and returned;
+        with ``growth.judge`` other than each, those that train with the host are judged instead.
+        From now on ``on_batch_end`` does nothing and ``on_epoch_end`` only measures.
         """
         self._finished, verdicts = True, list[Verdict]()
         with self.aside("the end of the run"), self._mirrors.following():
-            verdicts = self.grafts.withdraw_all("the run ended", epoch=max(self._epoch, 0))
+            verdicts = self.mover.end(epoch := max(self.progress.epoch, 0))
+            verdicts += self.grafts.withdraw_all("the run ended", epoch=epoch)
             self.governor.let_go()
+            self.log.end("finished", epoch=self.progress.epoch)
             self.journal.flush()
         self.reloads.end()
         let_go(self.layers.values(), self)
@@ -292,8 +292,7 @@ class Tamiyo:
     def __exit__(self, *error: object) -> None:
         """``finish``, and ``close`` what would outlive the process."""
         self.finish()
-        if self.journal.store.durable:
-            self.close()
+        self.close() if self.journal.store.durable else self.log.trackers.close()
 
     @property
     def budget(self) -> int:
@@ -305,44 +304,56 @@ class Tamiyo:
         """Parameters of all kernels, absorbed or under way."""
         return self.grower.used
 
+    def _repr_html_(self) -> str:
+        grown = f"{self.used:,} of {self.budget:,} parameters grown"
+        return seeds_table(
+            f"Tamiyo, epoch {self.progress.epoch}: {grown}",
+            map(self.tracker.layer, self.layers),
+            "state",
+            lambda one: self.layers[one.layer_name].seed_states[one.seed_idx],
+        )
+
     def events(self) -> list[Event]:
         """The event log of this run so far, in order."""
         return self.log.events()
 
-    def close(self) -> None:
-        """Deliver what waits for the store, and close it unless it was handed in open.
+    def picture(self, path: str | Path) -> None:
+        """Draw the run so far into a file, .png, .svg or .pdf: losses, states of seeds, rewards.
 
         Raises:
-            StoreError: if events could not be stored.
+            ConfigError: if matplotlib or the folder is missing, or the suffix is another.
+            StoreError: if the log cannot be read, as after `close`.
         """
-        if self._owns_store:
-            self.journal.close()
-        else:
-            self.journal.flush()
+        if self.replicas.leads:
+            draw_log(self.events(), Path(path))
 
-    # --- one epoch, in order ----------------------------------------------------------------------
+    def close(self) -> None:
+        """End the run for its history: deliver what waits, and close a store not handed in open.
 
-    def _move_on(self, epoch: int, verdicts: list[Verdict]) -> Baseline | None:
-        """Measure, roll back what fell ill, and take every graft the step that is due."""
-        now = self.mover.measure(epoch, verdicts)
-        self._losses += [] if now is None else [now.loss]
-        recent = list(self._recent) if self._keeps_statistics else ()
-        verdicts += self.mover.move_on(now, epoch, self._batches_of_epoch, calibration=recent)
-        return now
+        Choices under way are withdrawn, and teach nothing; the model keeps their kernels, and a
+        checkpoint can be taken up again. From now on the engine does as after `finish`. Raises a
+        `StoreError` if events could not be stored.
+        """
+        if not self._finished:
+            self._finished = True
+            with self.aside("the end of the run"):
+                for graft in self.grafts.grafts:
+                    self.tracker.withdraw(graft.decision)
+                self.log.end("closed", epoch=self.progress.epoch)
+        self.log.trackers.close()
+        self.journal.close() if self._owns_store else self.journal.flush()
 
     def _grow(self, now: Baseline | None, epoch: int) -> tuple[tuple[Decision, ...], str]:
-        batches = list(self._recent)
         if self._finished:
             return (), "the run is finished"
         if now is None:
             self.prober.forget()
             return (), "the held-out loss could not be measured"
-        health = self.prober.health(epoch, self._losses, batches)
+        losses, batches = self.progress.losses, list(self.progress.recent)
+        health = self.prober.health(epoch, losses, batches)
         with self.aside("the choice of a graft") as attempt:
-            return self.grower.grow(health, self._losses, now, epoch, batches)
+            return self.grower.grow(health, losses, now, epoch, batches)
         return (), attempt.why
-
-    # --- checkpoints ------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """State of the run, beside the states of model, optimizer and scheduler.
@@ -351,19 +362,15 @@ class Tamiyo:
         """
         return {
             "schema": SCHEMA,
-            "epoch": self._epoch,
-            "losses": list(self._losses),
-            "batches": self._batches,
+            **self.progress.state_dict(),
             "last_graft_epoch": self.grower.last_epoch,
             "prober": self.prober.state_dict(),
             "groups": self.training.trainers.group_names(),
             "grafts": self.grafts.state_dict(),
             "selector": self.selector.state_dict(),
             "policy": self.policy.state_dict(),
-            "run": self.tracker.events.run,
-            "history": self.tracker.position,
-            "reads": list(self.tracker.events.reads),
-            "events": [event_data(event) for event in events_to_save(self.journal, self.tracker)],
+            "log": self.tracker.events.state_dict(),
+            "begun": self.log.begun,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -380,20 +387,13 @@ class Tamiyo:
         """
         require_schema(state, "Tamiyo", SCHEMA)
         self.training.trainers.replay_groups(state["groups"], self.reloads.start_over(state))
-        self._epoch = state["epoch"]
-        self._losses = list(state["losses"])
-        self._batches = state["batches"]
+        self.progress.load_state_dict(state)
         self.grower.last_epoch = state["last_graft_epoch"]
         self.prober.load_state_dict(state.get("prober", {}))
-        self.journal.append_all([event_from(data) for data in state["events"]])
-        run = self.tracker.events.run if self._names_run else state["run"]
-        self.tracker.rewind(
-            state["history"],
-            run=run,
-            reads=state.get("reads", ()) if run == state["run"] else (),
-            bindings=bindings_of(self.layers),
-        )
+        told = self.tracker, bindings_of(self.layers), self.replicas
+        self.log.take_up(state, *told, keep_name=self._names_run)
         self.policy.load_state_dict(state["policy"])
         self.grafts.load_state_dict(state["grafts"])
         self.selector.load_state_dict(state["selector"])
-        self.grower.look_ahead(self._epoch)
+        self.grower.look_ahead(self.progress.epoch)
+        self._reduction.fit()

@@ -35,8 +35,12 @@ from esper.strategies.scoring import draw_best
 _YOUNG = 0.3
 """Factor on ``exploration`` in a young layer whose kinds other layers share: they explore too."""
 
+_HEARD = 0.03
+"""The same where seeds audition: beside the best one those are heard that are not known well enough
+(`Worths.cohort`), and to try one of them alone costs a graft."""
+
 _FLOOR = 100
-"""Choices of a layer of which each of its seeds has one at least, once worths decide."""
+"""Choices of a layer of which each of its viable seeds has one at least, once worths decide."""
 
 _STARVED = f"chosen less than once in {_FLOOR} times, which is the least"
 
@@ -47,6 +51,8 @@ _LEAST = 1e-6
 @dataclass(frozen=True)
 class PooledIMED(SelectionStrategy, ABC):
     """Choice by `imed_scores` of `posterior_means`."""
+
+    least_share = 1 / _FLOOR
 
     exploration: float = 1.0
     horizon: float = 250.0
@@ -68,14 +74,18 @@ class PooledIMED(SelectionStrategy, ABC):
 
     @override
     def worths(self, layers: Layers) -> Worths:
-        arms, pairs, taught = list[Arm](), list[Pair](), RelativeWorths()
+        arms, pairs, starved, taught = list[Arm](), list[Pair](), list[Arm](), RelativeWorths()
+        depths, choices = dict[str, float](), 0
         for name, (viable, metrics, context) in layers.items():
             taught = self.knowledge(metrics, PooledKnowledge, context).worths
             arms += [(name, seed) for seed in viable]
+            choices += sum([one.total_activations for one in metrics.values()])
+            starved += [(name, seed) for seed in _starved(viable, metrics)]
             pairs += pairs_of(name, viable, _kinds(viable, metrics, context))
-        means, covariance = taught.posterior(pairs)
+            depths |= _depth(name, context)
+        means, covariance = taught.posterior(pairs, depths)
         rows = tuple([tuple(row) for row in covariance.tolist()])
-        return Worths(tuple(arms), tuple(means.tolist()), rows)
+        return Worths(tuple(arms), tuple(means.tolist()), rows, tuple(starved), choices)
 
     @override
     def decide(
@@ -115,12 +125,12 @@ class PooledIMED(SelectionStrategy, ABC):
             return self.chosen(chosen, scores, chances, _STARVED)
         name = next((str(getattr(one, "layer_name", "")) for one in metrics.values()), "")
         means, covariance = worths.posterior(
-            pairs_of(name, viable, _kinds(viable, metrics, context))
+            pairs_of(name, viable, _kinds(viable, metrics, context)), _depth(name, context)
         )
         about = np.eye(len(viable)) - 1 / len(viable)
         variances = np.diag(about @ covariance @ about) if len(viable) > 1 else [NOISE]
         trials = [NOISE / max(float(variance), _LEAST) for variance in variances]
-        exploration = self.exploration * (_YOUNG if is_young(viable, metrics) else 1.0)
+        exploration = self.exploration * (_HEARD if is_young(viable, metrics) else 1.0)
         found = imed_scores(means.tolist(), trials, sqrt(NOISE), exploration, self.horizon)
         scores = dict(zip(viable, found, strict=True))
         chosen, chances = draw_best(scores, rng)
@@ -133,6 +143,12 @@ def _kinds(viable: Seeds, metrics: Metrics, context: SelectionContext) -> dict[i
     return {
         seed: kind_of(context.layer_type, blueprint_of(metrics, context, seed)) for seed in viable
     }
+
+
+def _depth(name: str, context: SelectionContext) -> dict[str, float]:
+    """Relative depth of a layer, if it is known."""
+    depth = None if context.health is None else context.health.depth
+    return {} if depth is None else {name: depth}
 
 
 def _starved(viable: Seeds, metrics: Metrics) -> Seeds:
@@ -166,7 +182,7 @@ class Auto(PooledIMED):
     Once any run of the history has auditioned seeds, the worths that auditions taught
     (`RelativeWorths`) take the place of means: ``n`` is then the number of outcomes that would know
     a seed's worth as well, beside the others of its layer. A seed that had less than a hundredth
-    of its layer's choices is chosen first.
+    of its layer's choices is chosen first, or auditions beside the best.
 
     A factor on all rewards changes no choice; nor does a shift, unless all rewards shrink together
     (`Beliefs`) or seeds have auditioned: both compare with a reward of 0.

@@ -1,6 +1,7 @@
 """Knowledge of `auto`: rewards as they are, and relative worths once seeds have auditioned."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any, final
 
 from typing_extensions import override
@@ -15,7 +16,7 @@ from esper.strategies.pooled.pooling import kind_of
 from esper.strategies.pooled.worths import Gain, Pair, RelativeWorths
 
 _CLEAR = 2.0
-"""Standard errors by which the mean gain of a cohort must exceed 0 for it to teach anything."""
+"""Standard errors that gains of a cohort must be from 0, root mean square, to teach anything."""
 
 
 @final
@@ -42,25 +43,34 @@ class PooledKnowledge(LayerKnowledge):
 
     @override
     def learn(self, seed_idx: int, reward: float, decision: Decision | None) -> None:
+        self.learn_measured(seed_idx, reward, 0.0, decision)
+
+    @override
+    def learn_measured(
+        self, seed_idx: int, reward: float, stderr: float, decision: Decision | None
+    ) -> None:
         self.rewards.learn(seed_idx, reward, decision)
-        if decision is None or not self.worths.taught:
+        if decision is None:
             return
-        run, layer = writer_of(decision.decision_id, decision.layer_name), decision.layer_name
-        if reward > 0 and not decision.audition:  # what auditioned is known already
-            self.worths.learn(run, [Gain(_pair_of(decision), reward, 0.0)])
-        if reward > 0:
-            self.worths.count_graft(run, layer)
+        self.worths.locate(decision.layer_name, decision.depth)
+        run = writer_of(decision.decision_id, decision.layer_name)
+        gain = Gain(_pair_of(decision), reward, stderr)
+        if self.worths.taught:
+            self.worths.learn_outcome(run, gain, audition=bool(decision.audition))
+        else:
+            self.worths.learn_untaught(run, gain)
 
     @override
     def learn_audition(self, seed_idx: int, contrast: Contrast, decision: Decision) -> None:
         self.worths.taught = True
+        self.worths.locate(decision.layer_name, decision.depth)
         if contrast.point not in self._cohort:
             self._cohort.clear()
         cohort = self._cohort.setdefault(contrast.point, [])
         cohort.append(Gain(_pair_of(decision), contrast.gain, contrast.stderr))
-        clear = contrast.mean > _CLEAR * contrast.noise
-        if len(cohort) == contrast.cohort and clear:
-            self.worths.learn(writer_of(decision.decision_id, decision.layer_name), cohort)
+        if len(cohort) == contrast.cohort and _is_clear(cohort):
+            run = writer_of(decision.decision_id, decision.layer_name)
+            self.worths.learn_audition(run, cohort)
 
     @override
     def learn_unlogged(
@@ -84,6 +94,12 @@ class PooledKnowledge(LayerKnowledge):
                 self.worths.load_state_dict(worths)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(f"the worths of a state cannot be read: {error!r}") from error
+
+
+def _is_clear(cohort: Sequence[Gain]) -> bool:
+    """True if gains, or what they differ by, stand out of their noise."""
+    squares = fmean(gain.gain**2 for gain in cohort)
+    return squares > _CLEAR**2 * fmean(gain.stderr**2 for gain in cohort)
 
 
 def pairs_of(layer_name: str, seeds: Sequence[int], kinds: Mapping[int, str]) -> list[Pair]:

@@ -5,9 +5,14 @@ threefold. An audition measures several seeds at one moment, so the time that th
 A gain is learnt in units of what an average seed of this run earns now, so that what one layer and
 run learn serves another, on a task with other losses.
 
-The worth of a seed is a sum of independent normal effects about 1: of its layer, of its kind (layer
-type and blueprint), and of the two together. So a Gaussian process over pairs of layer and kind
-says what all measurements so far make of any seed, measured or not.
+The worth of a seed is a sum of independent normal effects about 1: of its layer, of its blueprint,
+of its kind (layer type and blueprint), and of layer and kind together. So a Gaussian process over
+pairs of layer and kind says what all measurements so far make of any seed, measured or not. Of the
+effects of a layer half are those of its relative depth, where that is known: layers side
+by side, and those of another network as deep, are alike.
+
+Where runs are so short that none teaches itself, as adaptations of one kernel each, outcomes alone
+teach, and a run begins in the units of the one before.
 
 Rasmussen & Williams (2006), Gaussian Processes for Machine Learning, section 2.2, equations 2.25
 and 2.26; Searle, Casella & McCulloch (1992), Variance Components, section 3.2 (crossed effects).
@@ -15,6 +20,9 @@ and 2.26; Searle, Casella & McCulloch (1992), Variance Components, section 3.2 (
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
+from statistics import fmean
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, final
 
 import numpy as np
@@ -22,8 +30,12 @@ import numpy.typing as npt
 
 from esper.contracts.audition import FADING
 
-OF_LAYER, OF_KIND, OF_BOTH, NOISE = 0.3, 0.15, 0.15, 0.2
+OF_LAYER, OF_BLUEPRINT, OF_KIND, OF_BOTH, NOISE = 1.2, 0.4, 0.4, 0.6, 1.0
 """Variances of the effects, and of one measurement about their sum beyond its standard error."""
+
+DEPTH_OF_LAYER, DEPTH_OF_BOTH, REACH = 0.6, 0.3, 0.2
+"""Parts of the variances of a layer, and of layer and kind, that layers at its depth share; the
+difference of depths, in shares of the network, from which on they share nothing."""
 
 _PACE: Final = 0.4, 0.7
 """Weight of the newest measurement in a run's unit, on a logarithmic scale: of one seed, of several
@@ -32,14 +44,26 @@ at one moment."""
 _LOWEST, _HIGHEST, _MODEST = -2.0, 5.0, 0.2
 """Limits of one measurement; smallest expectation that tells what an average seed would earn."""
 
+_STEP: Final = 4.0
+"""Factor by which one measurement may seem to change a run's unit: a kernel that failed says little
+of what the next one can earn."""
+
+_CLEAR: Final = 2.0
+"""Standard errors by which a kernel must have helped to make its layer's next one worth less."""
+
 _HEAVIEST: Final = 60.0
 """Largest precision of a pair, so that what was learnt long ago can be unlearnt."""
+
+_SHORT_RUNS, _SHORT = 5, 2
+"""Runs, of so many outcomes at most on average, after which outcomes alone teach."""
 
 _RUNS, _PAIRS = 256, 400
 """Runs whose units are remembered; pairs, the best known, that a posterior is made of."""
 
 Pair = tuple[str, str]
 """Layer and kind."""
+
+_NO_DEPTHS: Final[Mapping[str, float]] = MappingProxyType({})
 
 Numbers = npt.NDArray[np.float64]
 
@@ -54,9 +78,17 @@ class Gain(NamedTuple):
 
 @dataclass(slots=True)
 class Unit:
-    """Run's unit; 0 before the first measurement. Kernels of each layer that earned something."""
+    """Units of one run, and the kernels of each layer that earned something.
 
-    size: float
+    Attributes:
+        shadow: What an average seed earns now in the shadow; 0 before the first audition.
+        blended: What it earns once it is blended in, where it has trained for longer and the host
+            with it: two to four times as much; 0 before the first outcome.
+        grafts: Kernels by layer.
+    """
+
+    shadow: float
+    blended: float
     grafts: dict[str, int]
 
 
@@ -65,86 +97,176 @@ class RelativeWorths:
     """Measurements of a history, pair by pair, and the units of its runs.
 
     Attributes:
-        taught: True if any run has auditioned seeds.
+        taught: True if any run has auditioned seeds, or runs are short.
     """
 
-    __slots__ = ("_pairs", "_runs", "taught")
+    __slots__ = ("_depths", "_early", "_pairs", "_runs", "_short", "taught")
 
     def __init__(self) -> None:
         self.taught = False
+        self._early: list[tuple[str, Gain]] | None = []  # until it is known whether runs are short
+        self._short = False
+        self._depths: dict[str, float] = {}
         self._pairs: dict[Pair, tuple[float, float]] = {}  # precision, precision-weighted sum
         self._runs: dict[str, Unit] = {}
 
-    def learn(self, run: str, gains: Sequence[Gain]) -> None:
-        """Learn gains of one moment, and move the run's unit.
+    def locate(self, layer: str, depth: float | None) -> None:
+        """Note the relative depth of a layer, in [0, 1]; ``None`` if it is not known."""
+        if depth is not None:
+            self._depths[layer] = depth
 
-        The unit moves towards the mean gain over its expectation: by 0.7 of the way on a
-        logarithmic scale, or by 0.4 if it is the gain of one seed.
+    def learn_audition(self, run: str, gains: Sequence[Gain]) -> None:
+        """Learn what several seeds earned in the shadow at one moment."""
+        unit = self._unit(run)
+        expected, faded = self._expected(unit, gains)
+        unit.shadow = _moved(unit.shadow, gains, expected, _PACE[1])
+        self._add(gains, unit.shadow * faded)
+
+    def learn_outcome(self, run: str, gain: Gain, *, audition: bool) -> None:
+        """Learn what one seed earned once it was blended in, in the units of such gains.
+
+        Args:
+            run: Its run.
+            gain: Its reward.
+            audition: True if it won an audition, and is known from it: then only the run's unit
+                moves.
         """
-        unit = self._runs.pop(run, None) or Unit(0.0, {})
+        unit = self._unit(run)
+        expected, faded = self._expected(unit, [gain])
+        unit.blended = _moved(unit.blended, [gain], expected, _PACE[0])
+        if not audition and unit.blended:
+            self._add([gain], unit.blended * faded)
+        if gain.gain > _CLEAR * gain.stderr:
+            layer = gain.pair[0]
+            unit.grafts[layer] = unit.grafts.get(layer, 0) + 1
+
+    def learn_untaught(self, run: str, gain: Gain) -> None:
+        """Learn an outcome of a history without auditions, if its runs turn out to be short."""
+        if self._early is None:
+            return
+        self._early.append((run, gain))
+        if len({name for name, _ in self._early}) == _SHORT_RUNS:
+            early, self._early = self._early, None
+            self.taught = self._short = True
+            for name, one in early:
+                self.learn_outcome(name, one, audition=False)
+        elif len(self._early) == _SHORT_RUNS * _SHORT:
+            self._early = None
+
+    def _unit(self, run: str) -> Unit:
+        last = next(reversed(self._runs.values())).blended if self._short and self._runs else 0.0
+        unit = self._runs.pop(run, None) or Unit(0.0, last, {})
         self._runs[run] = unit
         while len(self._runs) > _RUNS:
             del self._runs[next(iter(self._runs))]
+        return unit
+
+    def _expected(self, unit: Unit, gains: Sequence[Gain]) -> tuple[float, Numbers]:
+        """Mean magnitude of the worths that some gains should show; how far each layer's faded."""
         pairs = [gain.pair for gain in gains]
         faded = np.array([FADING ** unit.grafts.get(layer, 0) for layer, _ in pairs])
-        expected = float(np.mean(self.posterior(pairs)[0] * faded))
-        size = float(np.mean([gain.gain for gain in gains])) / max(expected, _MODEST)
-        if size > 0:
-            pace = _PACE[len(gains) > 1]
-            unit.size = unit.size * (size / unit.size) ** pace if unit.size else size
-        if unit.size:
-            for gain, fade in zip(gains, faded, strict=True):
-                self._add(gain, unit.size * float(fade))
+        return float(np.mean(np.abs(self.posterior(pairs)[0] * faded))), faded
 
-    def count_graft(self, run: str, layer: str) -> None:
-        """Note that a kernel of the layer earned something."""
-        grafts = self._runs.setdefault(run, Unit(0.0, {})).grafts
-        grafts[layer] = grafts.get(layer, 0) + 1
+    def posterior(
+        self, pairs: Sequence[Pair], depths: Mapping[str, float] = _NO_DEPTHS
+    ) -> tuple[Numbers, Numbers]:
+        """Mean and covariance of the worths of some pairs, (n,) and (n, n).
 
-    def posterior(self, pairs: Sequence[Pair]) -> tuple[Numbers, Numbers]:
-        """Mean and covariance of the worths of some pairs, (n,) and (n, n)."""
-        prior = _covariance(pairs, pairs)
+        Args:
+            pairs: Layers and kinds.
+            depths: Relative depths of layers, beside those that are noted.
+        """
+        depths = {**self._depths, **depths}
+        prior = _covariance(pairs, pairs, depths)
         known = sorted(self._pairs, key=lambda pair: -self._pairs[pair][0])[:_PAIRS]
         if not known:
             return np.ones(len(pairs)), prior
         precision, weighted = np.array([self._pairs[pair] for pair in known]).T
-        between = _covariance(pairs, known)
-        inside = _covariance(known, known) + np.diag(1 / precision)
+        between = _covariance(pairs, known, depths)
+        inside = _covariance(known, known, depths) + np.diag(1 / precision)
         targets = np.column_stack([weighted / precision - 1, between.T])
         solved = np.linalg.solve(inside, targets)
         return 1 + between @ solved[:, 0], prior - between @ solved[:, 1:]
 
-    def _add(self, gain: Gain, unit: float) -> None:
-        value = max(_LOWEST, min(gain.gain / unit, _HIGHEST))
-        precision = 1 / (NOISE + (gain.stderr / unit) ** 2)
-        known, weighted = self._pairs.get(gain.pair, (0.0, 0.0))
-        known, weighted = known + precision, weighted + precision * value
-        kept = min(1.0, _HEAVIEST / known)
-        self._pairs[gain.pair] = known * kept, weighted * kept
+    def _add(self, gains: Sequence[Gain], units: Numbers) -> None:
+        for gain, unit in zip(gains, units.tolist(), strict=True):
+            value = max(_LOWEST, min(gain.gain / unit, _HIGHEST))
+            precision = 1 / (NOISE + (gain.stderr / unit) ** 2)
+            known, weighted = self._pairs.get(gain.pair, (0.0, 0.0))
+            known, weighted = known + precision, weighted + precision * value
+            kept = min(1.0, _HEAVIEST / known)
+            self._pairs[gain.pair] = known * kept, weighted * kept
 
     def state_dict(self) -> dict[str, Any]:
         """All measurements and units, as JSON data."""
         return {
             "taught": self.taught,
+            "depths": dict(self._depths),
+            "short": self._short,
+            "early": self._early and [[run, *g.pair, g.gain, g.stderr] for run, g in self._early],
             "pairs": [[*pair, *numbers] for pair, numbers in self._pairs.items()],
-            "runs": [[run, unit.size, unit.grafts] for run, unit in self._runs.items()],
+            "runs": [
+                [run, unit.shadow, unit.blended, unit.grafts] for run, unit in self._runs.items()
+            ],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state that `state_dict` returned; an error leaves all as it was."""
         pairs = {(str(a), str(b)): (float(n), float(sum_)) for a, b, n, sum_ in state["pairs"]}
         runs = {
-            str(run): Unit(float(size), {str(k): int(v) for k, v in grafts.items()})
-            for run, size, grafts in state["runs"]
+            str(run): Unit(float(shadow), float(blended), {str(k): int(v) for k, v in own.items()})
+            for run, shadow, blended, own in state["runs"]
         }
-        if not np.isfinite([n for numbers in pairs.values() for n in numbers]).all():
+        depths = {str(k): float(v) for k, v in state.get("depths", {}).items()}  # 0.1.0: none
+        early = [
+            (str(run), Gain((str(a), str(b)), float(gain), float(stderr)))
+            for run, a, b, gain, stderr in state.get("early") or ()
+        ]
+        numbers = [n for pair in pairs.values() for n in pair]
+        if not np.isfinite([*numbers, *depths.values()]).all():
             raise ValueError("a number is not finite")
         self.taught, self._pairs, self._runs = bool(state["taught"]), pairs, runs
+        self._depths, self._short = depths, bool(state.get("short"))
+        self._early = None if state.get("early", ()) is None else early
 
 
-def _covariance(one: Sequence[Pair], two: Sequence[Pair]) -> Numbers:
-    layers, kinds = (
-        np.array([a[at] for a in one])[:, None] == np.array([b[at] for b in two]) for at in (0, 1)
+def _moved(unit: float, gains: Sequence[Gain], expected: float, pace: float) -> float:
+    """Unit after gains that were expected to be so many units large.
+
+    Magnitudes, since at one moment some seeds do harm: the mean of gains may be near 0 where they
+    differ by much. Gains below their standard errors are noise, which shows how small a unit is.
+    """
+    seen = max(fmean(abs(gain.gain) for gain in gains), fmean(gain.stderr for gain in gains))
+    size = seen / max(expected, _MODEST)
+    if not unit or not size:
+        return unit or size
+    ratio = max(1 / _STEP, min(size / unit, _STEP))
+    return float(unit * ratio**pace)
+
+
+def _covariance(one: Sequence[Pair], two: Sequence[Pair], depths: Mapping[str, float]) -> Numbers:
+    rows, columns = [[_parts(pair) for pair in pairs] for pairs in (one, two)]
+    layers, kinds, blueprints = (
+        np.array([a[at] for a in rows])[:, None] == np.array([b[at] for b in columns])
+        for at in range(3)
     )
-    same: Numbers = OF_LAYER * layers + OF_KIND * kinds + OF_BOTH * (layers & kinds)
+    near = _near([layer for layer, _ in one], [layer for layer, _ in two], depths)
+    of_layer = np.where(layers, OF_LAYER, DEPTH_OF_LAYER * near)
+    of_both = np.where(layers, OF_BOTH, DEPTH_OF_BOTH * near) * kinds
+    shared = OF_BLUEPRINT * blueprints + OF_KIND * kinds
+    same: Numbers = of_layer + shared + of_both
     return same.reshape(len(one), len(two))
+
+
+def _near(one: Sequence[str], two: Sequence[str], depths: Mapping[str, float]) -> Numbers:
+    """Nearness of layers in depth, in [0, 1]; 0 where a depth is not known."""
+    rows, columns = [np.array([depths.get(n, nan) for n in names]) for names in (one, two)]
+    apart = np.abs(rows[:, None] - columns[None, :]) / REACH
+    near: Numbers = np.nan_to_num(np.maximum(1 - apart, 0.0))
+    return near
+
+
+def _parts(pair: Pair) -> tuple[str, str, str]:
+    """Layer, kind and blueprint."""
+    layer, kind = pair
+    return layer, kind, kind.rpartition("/")[2]

@@ -9,6 +9,7 @@ from esper.contracts.config import Performance
 from esper.contracts.errors import ConfigError
 from esper.contracts.events import Event
 from esper.runs import run_reader, store_address
+from esper.stores.addresses import shown
 
 
 @final
@@ -70,14 +71,14 @@ def read_store(url: str, scope: str | None) -> list[Log]:
     by_scope: dict[str, list[Event]] = {}
     for event in store_address.read(url, None):
         by_scope.setdefault(event.scope, []).append(event)
-    shown = store_address.without_password(url)
+    place = shown(url)
     if not by_scope:
-        raise ConfigError(f"{shown} is empty: no event was ever written to it")
+        raise ConfigError(f"{place} is empty: no event was ever written to it")
     if scope is not None and scope not in by_scope:
         known = ", ".join(repr(name) for name in by_scope)
-        raise ConfigError(f"{shown} has nothing of scope {scope!r}; it has {known}")
+        raise ConfigError(f"{place} has nothing of scope {scope!r}; it has {known}")
     return [
-        Log(name=name or shown, events=events)
+        Log(name=name or place, events=events)
         for name, events in by_scope.items()
         if scope in (None, name)
     ]

@@ -4,15 +4,19 @@ A run is a function of its spec and of the history that it inherits, which trave
 engine needs a shared file system, and all give the same results.
 """
 
+import os
+import socket
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from importlib.util import find_spec
 from multiprocessing import get_context
 from typing import Any, final
 
 from typing_extensions import override
 
-from esper.contracts.errors import ConfigError, unknown_name
+from esper.contracts.errors import ConfigError, EsperError, unknown_name
 from esper.studies.trained.cells import EffectRun
 from esper.studies.trained.training import Trained, train_run
 
@@ -20,6 +24,7 @@ Ended = tuple[EffectRun, Trained, bytes | None]
 """A run, its result, and the history that it leaves."""
 
 ENGINES = ("processes", "ray")
+_PATIENCE_S = 10.0
 
 
 class Engine(ABC):
@@ -40,6 +45,7 @@ class Engine(ABC):
         """Wait until one of the runs has ended.
 
         Raises:
+            EsperError: if what trained it was killed, or its machine is gone.
             Exception: whatever its training raised, with a note that names the run.
         """
 
@@ -117,6 +123,8 @@ class OverProcesses(Engine):
         run = self._runs.pop(first)
         try:
             return run, *first.result()
+        except BrokenProcessPool as error:
+            raise _lost(run, error) from error
         except Exception as error:
             _name(error, run)
             raise
@@ -130,8 +138,10 @@ class OverProcesses(Engine):
 class OverRay(Engine):
     """A Ray cluster: that of ``RAY_ADDRESS``, or a new one on this machine; one core for a run.
 
+    A run whose process is killed, or whose machine is gone, is trained again, up to three times.
+
     Raises:
-        ConfigError: if ray is not installed.
+        ConfigError: if ray is not installed, or no cluster answers.
     """
 
     def __init__(self, slots: int | None) -> None:
@@ -141,12 +151,13 @@ class OverRay(Engine):
                 "the cluster; or leave --engine out, and processes of this machine are used"
             )
         import ray  # noqa: PLC0415 (an extra)
+        import ray.exceptions  # noqa: PLC0415
 
         self._ray: Any = ray
         self._began = not ray.is_initialized()
         if self._began:
-            ray.init(log_to_driver=False)
-        self.slots = slots or max(int(ray.cluster_resources().get("CPU", 1)), 1)
+            _reach(lambda: ray.init(log_to_driver=False))
+        self.slots = slots or max(int(self._ray.cluster_resources().get("CPU", 1)), 1)
         self._train = ray.remote(num_cpus=1, max_retries=3)(train_run)
         self._runs: dict[Any, EffectRun] = {}
 
@@ -160,9 +171,11 @@ class OverRay(Engine):
         run = self._runs.pop(first)
         try:
             return run, *self._ray.get(first)
-        except Exception as error:
-            _name(error, run)
-            raise
+        except self._ray.exceptions.RayTaskError as error:
+            _name(error.cause, run)
+            raise error.cause from error
+        except self._ray.exceptions.RayError as error:
+            raise _lost(run, error) from error
 
     @override
     def close(self) -> None:
@@ -170,6 +183,29 @@ class OverRay(Engine):
             self._ray.cancel(handle, force=True)
         if self._began:
             self._ray.shutdown()
+
+
+def _reach(connect: Callable[[], object]) -> None:
+    """Connect to a cluster; its address is asked first, as Ray tries one for many minutes."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:
+        if host and port.isdecimal():
+            socket.create_connection((host.strip("[]"), int(port)), _PATIENCE_S).close()
+        connect()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"no Ray cluster answers at RAY_ADDRESS={address!r} ({error}); start one with "
+            "'ray start --head', correct the address, or unset it: then Ray uses this machine"
+        ) from error
+
+
+def _lost(run: EffectRun, error: Exception) -> EsperError:
+    return EsperError(
+        f"run {run.name} was lost: its process was killed or its machine is gone "
+        f"({type(error).__name__}). Give the same command again: runs that ended are kept; "
+        "with fewer --jobs if memory was short"
+    )
 
 
 def _name(error: Exception, run: EffectRun) -> None:

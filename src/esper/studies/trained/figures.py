@@ -13,7 +13,17 @@ from typing import final
 
 import numpy as np
 
-from esper.studies.trained.cells import CONTROL, HOMOGENEOUS, RANDOM, Cell, cells, slot_names
+from esper.runs.placebos import Passed, Placebos
+from esper.studies.trained.cells import (
+    CONTROL,
+    HOMOGENEOUS,
+    ORACLE,
+    PLACEBO,
+    RANDOM,
+    Cell,
+    cells,
+    slot_names,
+)
 from esper.studies.trained.intervals import Array, Estimate, mean, ratio
 from esper.studies.trained.setups import GRAFTS, Setup
 from esper.studies.trained.training import Trained
@@ -43,12 +53,15 @@ class Effect:
         area: Mean area, in nats times epochs.
         over_slots: Areas relative to the mean of the slots.
         over_random: Areas relative to random choice.
+        over_oracle: Areas relative to hearing all seeds of all sites at every graft; ``None`` if
+            there are no such runs.
         gains: Test loss below the control's at the verdicts on grafts 3, 5, 10; means, in nats.
     """
 
     area: Estimate
     over_slots: Estimate
     over_random: Estimate
+    over_oracle: Estimate | None
     gains: tuple[float, ...]
 
 
@@ -98,7 +111,10 @@ class TaskFigures:
         seeds: Number of run seeds.
         null: True for a null task: what random choice gains is not clear of 0.
         cells: Figures of each cell; ``slots`` stands before ``random``.
-        homogeneous: Areas of ``auto`` over those of seed 0, where all seeds are alike: 1.
+        homogeneous: Areas of ``auto`` over those of seed 0, where all seeds are alike: 1; ``None``
+            if there are no such runs.
+        placebos: Kernels that cannot help, and how many of them would have been kept; ``None`` if
+            there are no such runs.
         sizes: Parameters of the seeds' kernels, by site and blueprint, as they grew.
         curves: Mean gain over the control at the end of each epoch, by cell, in nats.
     """
@@ -107,15 +123,24 @@ class TaskFigures:
     seeds: int
     null: bool
     cells: tuple[CellFigures, ...]
-    homogeneous: Estimate
+    homogeneous: Estimate | None
+    placebos: Placebos | None
     sizes: dict[str, dict[str, int]]
     curves: dict[str, list[float]]
 
     @property
-    def sound(self) -> bool:
+    def sound(self) -> bool | None:
         """True if the homogeneous cells earn the same, within 2 %: a check of the study itself."""
+        if self.homogeneous is None:
+            return None
         value = self.homogeneous.value
         return value is not None and abs(value - 1) <= _TOLERANCE
+
+    @property
+    def alike(self) -> str:
+        """Ratio of the homogeneous cells in words."""
+        value = self.homogeneous.value if self.homogeneous else None
+        return "not defined" if value is None else f"{value:.3f}"
 
 
 def figures(setup: Setup, results: Iterable[Trained]) -> TaskFigures:
@@ -134,6 +159,7 @@ def figures(setup: Setup, results: Iterable[Trained]) -> TaskFigures:
             area=mean(area),
             over_slots=ratio(area, areas[SLOTS]),
             over_random=ratio(area, areas[RANDOM]),
+            over_oracle=ratio(area, areas[ORACLE]) if ORACLE in areas else None,
             gains=tuple(float(gains[name][:, setup.verdict(n)].mean()) for n in AFTER),
         )
         for name, area in areas.items()
@@ -145,15 +171,24 @@ def figures(setup: Setup, results: Iterable[Trained]) -> TaskFigures:
         if cell.name in found:
             row = _row(setup, cell, found[cell.name], found[CONTROL], effects.get(cell.name))
             rows.append(row)
-    low = effects[RANDOM].area.low
+    low, alike = effects[RANDOM].area.low, all(name in areas for name in HOMOGENEOUS)
     return TaskFigures(
         setup=setup,
         seeds=len(found[CONTROL]),
         null=low is not None and low <= 0,
         cells=tuple(rows),
-        homogeneous=ratio(areas[HOMOGENEOUS[0]], areas[HOMOGENEOUS[1]]),
+        homogeneous=ratio(*[areas[name] for name in HOMOGENEOUS]) if alike else None,
+        placebos=_placebos(found[PLACEBO].values()) if PLACEBO in found else None,
         sizes=_sizes([found[name] for name in slots]),
         curves={name: of_cell.mean(axis=0).tolist() for name, of_cell in gains.items()},
+    )
+
+
+def _placebos(runs: Iterable[Trained]) -> Placebos:
+    made = list(runs)
+    return Placebos(
+        shadow=Passed.of(one for run in made for one in run.auditions),
+        blended=Passed.of(graft for run in made for graft in run.grafts),
     )
 
 

@@ -25,6 +25,8 @@ from esper.studies.trained.training import Trained
 
 SCHEMA = 1
 
+_TRAINS = {"training.py", "counting.py", "fleet.py"}
+
 _NO_PART = {"cli", "pictures", "testing"}
 """Rooms that determine no result of a run."""
 
@@ -54,7 +56,7 @@ class StudyFolder:
         try:
             data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             return Trained.from_json(data["result"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise StoreError(f"{path} is damaged ({error!r}); delete it to train anew") from error
 
     def history(self, run: EffectRun) -> bytes | None:
@@ -93,7 +95,7 @@ def sources() -> str:
         if part.parts[0] in _NO_PART:
             continue
         # Of the studies, the spec of a run has the rest.
-        if part.parts[0] == "studies" and part.name not in {"training.py", "counting.py"}:
+        if part.parts[0] == "studies" and part.name not in _TRAINS:
             continue
         made.update(part.as_posix().encode() + path.read_bytes())
     return made.hexdigest()

@@ -6,9 +6,10 @@ Test data decide nothing: they are read at the end of each epoch for the figures
 import json
 import platform
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from statistics import fmean
 from time import process_time
 from typing import Any, final
 
@@ -25,9 +26,13 @@ from esper.services.tamiyo.settings import config_from
 from esper.services.tamiyo.tamiyo import Tamiyo
 from esper.studies.trained.cells import CONTROL, EffectRun
 from esper.studies.trained.counting import Meter
+from esper.studies.trained.fleet import Adaptation
 from esper.tasks import TASKS
 from esper.tasks.base import Task
 from esper.widths.wrap import wrap
+
+_FLEETS = 1000
+"""Seeds of a run seed's adaptations."""
 
 _CHOICE = ("layer", "seed", "blueprint", "epoch", "strategy", "propensity")
 
@@ -43,10 +48,10 @@ class Trained:
         cell: Cell.
         seed: Run seed of the pair.
         run_seed: Seed that it was trained with.
-        test_losses: Mean test loss at the end of each epoch, in nats.
-        test_accuracies: Test accuracy at the end of each epoch, in [0, 1].
-        parameters: Trainable parameters at the end.
-        flops: Operations of each epoch, all passes on the side included, as `Meter` counts them.
+        test_losses: Mean test loss in nats at the end of each epoch, or adaptation of a fleet.
+        test_accuracies: Test accuracy then, in [0, 1].
+        parameters: Trainable parameters at the end; in a fleet the mean.
+        flops: Operations of each of them, all passes on the side included, as `Meter` counts them.
         seconds: Processor time of the training, counting included and test evaluations not.
         grafts: Grafts that ended, in order, as `Verdict` has them.
         choices: Choices, in order: layer, seed, blueprint, epoch, strategy, propensity; those that
@@ -86,38 +91,76 @@ def train_run(run: EffectRun, history: bytes | None) -> tuple[Trained, bytes | N
     Returns:
         The result; and of a run that teaches, the file of all runs so far, this one the last.
     """
-    task = TASKS.create(run.setup.task)
     with one_thread(), tempfile.TemporaryDirectory(prefix="esper-effect-") as folder:
         path = Path(folder, "history.db")
         if history is not None:
             path.write_bytes(history)
+        if run.setup.adaptations:
+            return _train_fleet(run, None if run.cell.alone else f"sqlite:///{path}"), None
         keeps = history is not None or run.cell.teacher
-        loop = _Loop(run, task, f"sqlite:///{path}" if keeps else None)
+        loop = _Loop(run, TASKS.create(run.setup.task), f"sqlite:///{path}" if keeps else None)
         for epoch in range(run.setup.epochs):
             loop.train(epoch)
+            loop.test()
         result = loop.end()
         return result, path.read_bytes() if run.cell.teacher else None
+
+
+def _train_fleet(run: EffectRun, store: str | None) -> Trained:
+    """Adaptations one after another on one store; losses are those at the end of each."""
+    ended = []
+    for number in range(run.setup.adaptations):
+        loop = _Loop(run, Adaptation(run.run_seed, number), store, number)
+        for epoch in range(run.setup.epochs):
+            loop.train(epoch)
+        loop.test()
+        ended.append(loop.end())
+    return replace(
+        ended[0],
+        name=run.name,
+        test_losses=[one.test_losses[-1] for one in ended],
+        test_accuracies=[one.test_accuracies[-1] for one in ended],
+        parameters=round(fmean(one.parameters for one in ended)),
+        flops=[sum(one.flops) for one in ended],
+        seconds=sum(one.seconds for one in ended),
+        grafts=_of_all([one.grafts for one in ended]),
+        choices=_of_all([one.choices for one in ended]),
+        auditions=_of_all([one.auditions for one in ended]),
+    )
+
+
+def _of_all(adaptations: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return [
+        {"adaptation": number, **fact} for number, facts in enumerate(adaptations) for fact in facts
+    ]
 
 
 @final
 class _Loop:
     """The user's loop: wrap, Tamiyo, two calls in each epoch; and what is measured around it."""
 
-    def __init__(self, run: EffectRun, task: Task, store: str | None) -> None:
+    def __init__(
+        self, run: EffectRun, task: Task, store: str | None, number: int | None = None
+    ) -> None:
         self.run, self.task = run, task
+        self.name, self.seed = run.name, run.run_seed
+        if number is None:
+            task.batches = run.setup.batches
+        else:
+            self.name, self.seed = f"{run.name}-{number}", run.run_seed * _FLEETS + number
         self.grafts: list[dict[str, Any]] = []
         self.losses: list[float] = []
         self.accuracies: list[float] = []
         self.seconds = 0.0
         self.tamiyo: Tamiyo | None = None
-        self.model: nn.Module = task.host(run.run_seed)
+        self.model: nn.Module = task.host(self.seed)
         if run.cell.name != CONTROL:
-            self.model = wrap(self.model, list(run.setup.layers), run.seeds)
+            self.model = wrap(self.model, *run.sites(number or 0))
         self.optimizer: Optimizer = task.optimizer(self.model)
         self.scheduler: LRScheduler = task.scheduler(self.optimizer, run.setup.epochs)
         if run.cell.name != CONTROL:
             settings = run.setup.settings(run.cell.selection, run.cell.policy)
-            config = config_from(settings, source=run.name)
+            config = config_from(settings, source=self.name)
             self.tamiyo = Tamiyo(
                 self.model,
                 self.optimizer,
@@ -126,9 +169,9 @@ class _Loop:
                 config=config,
                 store=store,
                 scheduler=self.scheduler,
-                seed=run.run_seed,
+                seed=self.seed,
                 scope=run.setup.task,
-                run=run.name,
+                run=self.name,
             )
         self.meter = Meter(self.tamiyo.config.growth.probe_every if self.tamiyo else 0)
 
@@ -139,7 +182,7 @@ class _Loop:
             self.model,
             self.optimizer,
             epoch=epoch,
-            seed=self.run.run_seed,
+            seed=self.seed,
             tamiyo=self.tamiyo,
             around=self.meter.batch,
         )
@@ -149,6 +192,8 @@ class _Loop:
                 report = self.tamiyo.on_epoch_end(epoch)
                 self.grafts += [asdict(verdict) for verdict in report.verdicts]
         self.seconds += process_time() - began
+
+    def test(self) -> None:
         test = self.task.test_batches()
         self.losses.append(evaluate(self.model, self.task.loss_fn, test))
         self.accuracies.append(evaluate(self.model, self.task.accuracy_fn, test))
@@ -161,7 +206,7 @@ class _Loop:
             self.tamiyo.close()
         made = [dict(event.data) for event in events if event.kind == "decision"]
         data = Trained(
-            name=self.run.name,
+            name=self.name,
             task=self.run.setup.task,
             cell=self.run.cell.name,
             seed=self.run.seed,

@@ -7,6 +7,8 @@ from typing import Self, final
 
 import torch
 
+from esper.contracts.errors import ReplicaError
+
 logger = logging.getLogger(__name__)
 
 
@@ -45,7 +47,7 @@ class Attempt:
     ) -> bool:
         if self._mode is not None:
             self._mode.__exit__(kind, error, traceback)
-        if not isinstance(error, Exception):
+        if not isinstance(error, Exception) or isinstance(error, ReplicaError):
             return False
         told = TracebackException.from_exception(error, limit=0)  # whose str() never fails
         cause, name = str(told).strip().partition("\n")[0], type(error).__name__
@@ -63,7 +65,8 @@ class Aside:
     """Catches what fails on the side of the user's training; the only place that does.
 
     Each kind of failure is logged once, as a warning with its traceback. What is no ``Exception``,
-    as ``KeyboardInterrupt`` and ``SystemExit``, passes through.
+    as ``KeyboardInterrupt`` and ``SystemExit``, passes through, and so does a `ReplicaError`: to go
+    on alone would be to train another model.
 
     Example:
         >>> aside = Aside()

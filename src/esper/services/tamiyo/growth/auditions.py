@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from esper.contracts.audition import Contrast
-from esper.contracts.config import Growth
+from esper.contracts.config import Growth, Reward
 from esper.contracts.seeds import SeedState
 from esper.execution.passes.counterfactual import Effect
 from esper.services.tamiyo.growth.graft import Fault, Graft
@@ -36,7 +36,11 @@ def trained(cohort: Sequence[Graft], epoch: int, growth: Growth) -> Sequence[Gra
 
 def measured(cohort: Sequence[Graft], calibration: Sequence[Any]) -> dict[Graft, Effect]:
     """Effect of each graft; one that is not finite is its kernel's fault, and left out."""
-    effects = {graft: graft.judge(calibration) for graft in cohort}
+    if not cohort:
+        return {}
+    first, *others = cohort
+    found = first.judge(calibration, others)
+    effects = dict(zip(cohort, found, strict=True))
     for graft, effect in list(effects.items()):
         if not (isfinite(effect.gain) and isfinite(effect.stderr)):
             graft.fault = Fault(why="its counterfactual is not finite", of_kernel=True)
@@ -60,10 +64,16 @@ def contrasts_of(effects: Mapping[Graft, Effect]) -> Iterator[tuple[Graft, Contr
         yield graft, contrast
 
 
+def best_of(effects: Mapping[Graft, Effect], settings: Reward) -> Graft:
+    """The graft that goes on: the best, rent charged; a placebo only if there is nothing else."""
+    return max(effects, key=lambda it: (not it.placebo, effects[it].gain - it.rent(settings)))
+
+
 def lost_to(best: Graft, effects: Mapping[Graft, Effect], graft: Graft) -> str:
     """Sentence on a graft that lost an audition to another."""
     own, other = effects[graft], effects[best]
+    placebo = "a placebo, " if graft.placebo and not best.placebo else ""
     return (
-        f"lost its audition: worth {own.gain:+.4f} ± {own.stderr:.4f} of held-out loss, where "
-        f"seed {best.decision.seed_idx} ({best.kernel.blueprint}) is worth {other.gain:+.4f}"
+        f"lost its audition: {placebo}worth {own.gain:+.4f} ± {own.stderr:.4f} of held-out loss, "
+        f"where seed {best.decision.seed_idx} ({best.kernel.blueprint}) is worth {other.gain:+.4f}"
     )

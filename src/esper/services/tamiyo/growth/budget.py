@@ -8,6 +8,7 @@ from torch import nn
 from esper.contracts.config import Config, Growth
 from esper.execution.seeded import Seeded
 from esper.services.tamiyo.blueprint_integration import smallest_kernels
+from esper.widths.host import host_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -31,17 +32,15 @@ def with_budget(
         layers: Its wrapped layers by name; those that were not called yet are passed over.
         left_out: Layers that cannot grow anyway, by name.
     """
-    budget = config.growth.budget_for(host_parameters(model, layers))
+    budget = config.growth.budget_for(count_host(model, layers))
     growth = config.growth.model_copy(update={"budget": budget})
     _warn_if_too_small(growth, {n: it for n, it in layers.items() if it.spec and n not in left_out})
     return config.model_copy(update={"growth": growth})
 
 
-def host_parameters(model: nn.Module, layers: Mapping[str, Seeded]) -> int:
+def count_host(model: nn.Module, layers: Mapping[str, Seeded]) -> int:
     """Trainable parameters of the model without its kernels; all if almost none is trainable."""
-    kernels = [part.kernel for layer in layers.values() for part in layer.contributions()]
-    grown = {id(parameter) for kernel in kernels for parameter in kernel.parameters()}
-    host = [parameter for parameter in model.parameters() if id(parameter) not in grown]
+    host = host_parameters(model)
     merged = sum(layer.merged_parameters for layer in layers.values())
     total = sum(parameter.numel() for parameter in host) - merged
     trainable = sum(p.numel() for p in host if p.requires_grad) - merged

@@ -22,7 +22,7 @@ from esper.execution.concealed import every_tensor
 
 @final
 class Governor:
-    """Keeps one healthy state and puts it back.
+    """Keeps one healthy state and puts it back; frozen parameters, which stay as they are, aside.
 
     A loss of ``divergence_factor`` times the last healthy one, > 1, is ill.
     """
@@ -60,7 +60,8 @@ class Governor:
         """Keep the present state aside as the healthy one; its held-out loss is ``loss``."""
         self.epoch, self._loss = epoch, loss
         with torch.no_grad():
-            self._tensors = [(tensor, tensor.clone()) for tensor in every_tensor(self.model)]
+            frozen = {p for p in self.model.parameters() if not p.requires_grad}
+            self._tensors = [(t, t.clone()) for t in every_tensor(self.model) if t not in frozen]
         self._states = [
             {
                 parameter: {key: _copied(value) for key, value in state.items()}

@@ -12,13 +12,15 @@ from typing import Any, final
 import torch
 from torch import nn
 
+from esper.blueprints import is_placebo
 from esper.contracts.config import Growth, Reward
 from esper.contracts.performance import PerformanceDelta, rent
 from esper.contracts.seeds import SeedState
 from esper.contracts.selection import Decision
 from esper.execution.kernel import Kernel, count_parameters
-from esper.execution.passes.counterfactual import Effect, counterfactual, evaluate
+from esper.execution.passes.counterfactual import Effect, counterfactuals, evaluate
 from esper.execution.passes.isolation import LossFn, shadow_step
+from esper.execution.replicas.replicas import ALONE, Replicas
 from esper.execution.seeded import Seeded
 from esper.execution.training.trainers import Trainers
 
@@ -44,6 +46,7 @@ class Training:
         loss_fn: Per-example losses.
         holdout: Batches that are never trained on.
         accuracy_fn: Per-example correctness, if it is to be recorded.
+        replicas: The processes that train copies of the model.
     """
 
     model: nn.Module
@@ -51,13 +54,16 @@ class Training:
     loss_fn: LossFn
     holdout: Iterable[Any]
     accuracy_fn: LossFn | None = None
+    replicas: Replicas = ALONE
 
     def measure(self) -> Baseline:
         """Held-out values now."""
-        loss = evaluate(self.model, self.loss_fn, self.holdout)
+        share = self.replicas.losses
+        loss = evaluate(self.model, self.loss_fn, self.holdout, share=share)
         if self.accuracy_fn is None:
             return Baseline(loss=loss)
-        return Baseline(loss=loss, accuracy=evaluate(self.model, self.accuracy_fn, self.holdout))
+        accuracy = evaluate(self.model, self.accuracy_fn, self.holdout, share=share)
+        return Baseline(loss=loss, accuracy=accuracy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +118,11 @@ class Graft:
         return self.layer.seed_states[self.decision.seed_idx]
 
     @property
+    def alpha(self) -> float:
+        """Blend weight of the kernel, from 0 to 1."""
+        return min(1.0, self._blended / self._ramp) if self._ramp else 0.0
+
+    @property
     def auditions(self) -> bool:
         """True while it trains beside other seeds, of which the best is to go on."""
         return bool(self.decision.audition) and self.state is SeedState.TRAINING
@@ -120,6 +131,11 @@ class Graft:
     def lost(self) -> bool:
         """True if the seed holds another kernel, or none: a state dict was loaded."""
         return self.layer.seed(self.decision.seed_idx).kernel is not self.kernel.module
+
+    @property
+    def placebo(self) -> bool:
+        """True if its kernel cannot help, and is judged only to see how often such ones pass."""
+        return is_placebo(self.kernel.blueprint)
 
     @property
     def parameters(self) -> int:
@@ -141,6 +157,7 @@ class Graft:
                 loss_fn=self.training.loss_fn,
                 batch=batch,
                 optimizer=self._optimizer,
+                reduce=self.training.replicas.mean,
             )
             self.trained += loss is not None
         elif self.state is SeedState.BLENDING:
@@ -208,15 +225,15 @@ class Graft:
         elif self.state is SeedState.BLENDING and not self._ramp:
             self.blend(epoch, ramp_batches=1)
 
-    def judge(self, calibration: Sequence[Any]) -> Effect:
-        """The counterfactual on held-out data, as things stand."""
-        return counterfactual(
+    def judge(self, calibration: Sequence[Any], beside: Sequence["Graft"] = ()) -> list[Effect]:
+        """Counterfactuals on held-out data, as things stand: its own, then those of its cohort."""
+        return counterfactuals(
             self.training.model,
-            self.layer,
-            self.decision.seed_idx,
-            loss_fn=self.training.loss_fn,
-            holdout=self.training.holdout,
-            calibration=calibration,
+            [(graft.layer, graft.decision.seed_idx) for graft in (self, *beside)],
+            self.training.loss_fn,
+            self.training.holdout,
+            calibration,
+            self.training.replicas.losses,
         )
 
     def rent(self, settings: Reward) -> float:
@@ -261,6 +278,15 @@ class Graft:
         self._since, self._blended, self._ramp = state["since"], state["blended"], state["ramp"]
         self.trained = state.get("trained", 1)  # a checkpoint of 0.1.0 has no count
         self._optimizer.load_state_dict(state["optimizer"])
+
+
+def alphas_of(grafts: Iterable[Graft]) -> dict[str, float]:
+    """Alphas of the kernels that are being blended in, by layer and seed: ``"fc1:0"``."""
+    return {
+        f"{graft.decision.layer_name}:{graft.decision.seed_idx}": graft.alpha
+        for graft in grafts
+        if graft.state is SeedState.BLENDING
+    }
 
 
 def _difference(after: float | None, before: float | None) -> float | None:

@@ -18,6 +18,7 @@ from esper.execution.kernel import Kernel, count_parameters
 from esper.execution.seeded import Seeded
 from esper.services.tamiyo.growth.aside import Aside
 from esper.services.tamiyo.growth.auditions import (
+    best_of,
     cohorts_of,
     contrasts_of,
     lost_to,
@@ -25,14 +26,12 @@ from esper.services.tamiyo.growth.auditions import (
     trained,
 )
 from esper.services.tamiyo.growth.graft import Baseline, Fault, Graft, Training
+from esper.services.tamiyo.growth.ruling import UNJUDGED, Judge, Ruling, passes, rule
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.report import FREE_AGAIN, Step, Verdict
 from esper.services.tamiyo.run_log import RunLog, finite
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.widths.first_rows import choose_rows
-
-_FACTS = ("kernel_id", "parameters", "reward", "stderr", "why", "began", "epoch")
-"""Fields of a `Verdict` in the event of a graft's end, beside the seed and ``kept``."""
 
 _WORK = {
     SeedState.BLENDING: "blending a kernel in",
@@ -66,6 +65,7 @@ class ActiveGrafts:
         self.grafts: list[Graft] = []
         self.ended: dict[str, tuple[int, int]] = {}
         """By layer, the grafts of this run that came to a verdict, and those of them kept."""
+        self.judge = Judge(training, config.growth, aside)
         self._steps: list[Step] = []
         self._batches = 1
 
@@ -141,6 +141,7 @@ class ActiveGrafts:
         with self.aside("the first values of a kernel"):
             model, loss_fn = self.training.model, self.training.loss_fn
             choose_rows(graft.layer, seed_idx, model, loss_fn, batches)
+        self.training.replicas.equalise(kernel.module)
         why = f"{kernel.blueprint} of {graft.parameters} parameters: {decision.reason.reason}"
         change = (SeedState.DORMANT, SeedState.GERMINATED)
         self._note(name, seed_idx, change, why, epoch=epoch, graft=graft)
@@ -175,10 +176,9 @@ class ActiveGrafts:
         self._batches = max(1, batches_per_epoch)
         if now is not None:
             self._end_auditions(epoch, calibration)
-        verdicts = []
+        verdicts, growth = [], self.config.growth
         for graft in list(self.grafts):
-            due = graft.due(epoch, self.config.growth, measured=now is not None)
-            verdict = None
+            due, verdict = graft.due(epoch, growth, measured=now is not None), None
             with self.aside(_WORK.get(due or SeedState.TRAINING, "the step of a graft")) as attempt:
                 if due is not None and not graft.is_finite:
                     graft.fault = Fault(why="its weights became NaN or infinite", of_kernel=True)
@@ -199,16 +199,17 @@ class ActiveGrafts:
 
     def _end_auditions(self, epoch: int, calibration: Sequence[Any]) -> None:
         """Blend in the best of each cohort that has trained, and dismiss the others."""
-        reward = self.config.reward
         for cohort in cohorts_of(self.grafts):
             able = trained(cohort, epoch, self.config.growth)
             with self.aside("the end of an audition") as attempt:
                 effects = measured(able, calibration)
                 for graft, contrast in contrasts_of(effects):
-                    self.tracker.record_audition(graft.decision, contrast)
+                    passed = passes(graft, effects[graft], self.config)
+                    facts = {"passed": passed} if graft.placebo else {}
+                    self.tracker.record_audition(graft.decision, contrast, **facts)
             if attempt.failed or not effects:  # measured again at the next epoch, or culled
                 continue
-            best = max(effects, key=lambda graft: effects[graft].gain - graft.rent(reward))
+            best = best_of(effects, self.config.reward)
             for graft in effects:
                 if graft is not best:
                     self._dismiss(graft, lost_to(best, effects, graft), epoch)
@@ -229,6 +230,7 @@ class ActiveGrafts:
         batches = round(growth.ramp * growth.blend_epochs * self._batches)
         why = f"alpha goes from 0 to 1 in {batches} batches" if batches else "alpha is 1 at once"
         self._step(graft, SeedState.BLENDING, why, epoch)
+        self.training.replicas.equalise(graft.kernel.module)
         graft.blend(epoch, ramp_batches=batches)
 
     @property
@@ -258,18 +260,16 @@ class ActiveGrafts:
     def _judge(
         self, graft: Graft, now: Baseline, calibration: Sequence[Any], epoch: int
     ) -> Verdict:
-        effect = graft.judge(calibration)
+        effect = self.judge.effect(graft, calibration)
+        if effect is None:
+            self.tracker.withdraw(graft.decision)
+            self.count_end(graft.decision.layer_name, kept=True)
+            return self._end(graft, UNJUDGED, epoch=epoch)
         if not (isfinite(effect.gain) and isfinite(effect.stderr) and isfinite(now.loss)):
             fault = Fault(why="its counterfactual is not finite", of_kernel=True)
             return self._fail(graft, fault, epoch)
-        charged = graft.rent(self.config.reward)
-        worth, bar = effect.gain - charged, self.config.growth.keep_stderrs
-        kept = worth > bar * effect.stderr
-        why = (
-            f"worth {worth:+.4f} ± {effect.stderr:.4f} of held-out loss: "
-            f"{'more' if kept else 'not more'} than {bar:g} standard errors"
-        )
-        decision = graft.decision
+        decision, shrunk = graft.decision, self.judge.shrunk.get(graft)
+        ruling = rule(graft, effect, self.config, shrunk)
         reward = self.tracker.update_metrics_now(
             decision.layer_name,
             decision.seed_idx,
@@ -277,10 +277,8 @@ class ActiveGrafts:
             decision=decision,
             kernel_id=graft.kernel.kernel_id,
         )
-        self.count_end(decision.layer_name, kept=kept)
-        return self._end(
-            graft, kept=kept, why=why, epoch=epoch, reward=reward, stderr=effect.stderr
-        )
+        self.count_end(decision.layer_name, kept=ruling.kept)
+        return self._end(graft, ruling, epoch=epoch, reward=reward, stderr=effect.stderr)
 
     def _fail(self, graft: Graft, fault: Fault, epoch: int) -> Verdict:
         """End a graft without a measurement; only the kernel's own fault is an outcome."""
@@ -290,20 +288,19 @@ class ActiveGrafts:
                 self.selector.fail(graft.decision, fault.why)
             else:
                 self.tracker.withdraw(graft.decision)
-        return self._end(graft, kept=False, why=fault.why, epoch=epoch)
+        return self._end(graft, Ruling(kept=False, why=fault.why), epoch=epoch)
 
     def _end(
         self,
         graft: Graft,
+        ruling: Ruling,
         *,
-        kept: bool,
-        why: str,
         epoch: int,
         reward: float | None = None,
         stderr: float | None = None,
     ) -> Verdict:
         decision, name = graft.decision, graft.decision.layer_name
-        seed_idx = decision.seed_idx
+        seed_idx, kept, why = decision.seed_idx, ruling.kept, ruling.why
         verdict = Verdict(
             layer_name=name,
             seed_idx=seed_idx,
@@ -316,6 +313,7 @@ class ActiveGrafts:
             why=why,
             began=decision.epoch,
             epoch=epoch,
+            passed=ruling.passed,
         )
         if not graft.lost:
             self._step(graft, SeedState.FOSSILIZED if kept else SeedState.CULLED, why, epoch)
@@ -327,7 +325,7 @@ class ActiveGrafts:
                 graft.forget()
         self.grafts.remove(graft)
         with self.aside("the record of a graft's end"):
-            facts = finite({fact: getattr(verdict, fact) for fact in _FACTS})
+            facts = finite(verdict.facts)
             self.tracker.record_end(name, seed_idx, kept, decision=decision, facts=facts)
         self.selector.free(name, seed_idx, epoch)
         return verdict
@@ -372,11 +370,13 @@ class ActiveGrafts:
                 for graft in self.grafts
             ],
             "ended": {name: list(counts) for name, counts in self.ended.items()},
+            "worth": self.judge.worth,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo ``state_dict``; the model has been restored before."""
         self.grafts, ended = [], state.get("ended", {})  # a checkpoint of 0.1.0 has none
+        self.judge.worth = state.get("worth")
         self.ended = {name: (judged, kept) for name, (judged, kept) in ended.items()}
         for saved in state["grafts"]:
             decision = decision_from(saved["decision"])

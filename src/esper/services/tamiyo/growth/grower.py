@@ -1,10 +1,12 @@
 """Grower: asks the policy where to grow, and begins the grafts that it asks for."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from math import ceil
+from types import MappingProxyType
 from typing import Any, final
 
 from esper.blueprints import BLUEPRINTS
@@ -15,9 +17,11 @@ from esper.contracts.seeds import LayerSpec
 from esper.contracts.selection import Decision, SelectionContext
 from esper.contracts.site import Site
 from esper.execution.kernel import Kernel
+from esper.execution.passes.probes import promises
 from esper.execution.seeded import Seeded
 from esper.services.tamiyo.blueprint_integration import (
     BlueprintIntegration,
+    free_blueprints,
     known_spec,
     smallest_kernels,
 )
@@ -25,9 +29,10 @@ from esper.services.tamiyo.cohort import may_audition, worths_of
 from esper.services.tamiyo.growth.auditions import surplus_of
 from esper.services.tamiyo.growth.graft import Baseline
 from esper.services.tamiyo.growth.grafts import ActiveGrafts
+from esper.services.tamiyo.growth.proposal import Proposal
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.policies import LayerGrowth, Situation
-from esper.services.tamiyo.policies.base import Policy
+from esper.services.tamiyo.policies.base import Policy, Promises
 from esper.services.tamiyo.run_log import RunLog
 from esper.widths.evenly import even_units
 from esper.widths.kasmina_width import KasminaWidth
@@ -74,7 +79,7 @@ class Grower:
         self.last_epoch: int | None = None
         self.over = ""
         self._even: dict[str, int] | None = None
-        self._sizes: dict[str, tuple[LayerSpec, list[int]]] = {}
+        self._sizes: dict[str, tuple[LayerSpec, dict[str, int]]] = {}
 
     @property
     def used(self) -> int:
@@ -121,26 +126,56 @@ class Grower:
         self.tracker.refresh()
         begun: list[Decision] = []
         reasons: list[str] = []
+        found = cache(partial(self._promises, batches))
+        tried: dict[str, set[str]] = {}
         rested_since = self.last_epoch
         while len(begun) < self.policy.growth.starts:
-            situation = self._situation(epoch, rested_since, losses, signals)
-            request, reason = self.policy.ask(situation)
-            if request is None:
-                reasons.append(reason)
+            made = self._agreed(
+                lambda: self._propose(
+                    replace(
+                        self._situation(epoch, rested_since, losses, signals, tried), promises=found
+                    ),
+                    signals,
+                )
+            )
+            if made.request is None:
+                reasons.append(made.reason)
                 break
-            self.log.request(request)
-            # A layer that refuses must not keep the others from growing.
-            decision, reason = self._begin(request, signals, now, batches)
-            del signals[str(request.site)]
+            # What refuses must not keep the others from growing.
+            decision, reason = self._begin(made, now, batches)
+            name = str(made.request.site)
+            tried.setdefault(name, set()).add(made.request.blueprint)
+            if not (made.request.blueprint and self._record_of(name, tried[name]).kinds):
+                del signals[name]
             begun += [] if decision is None else [decision]
             reasons.append(reason)
         return tuple(begun), "; ".join(reasons)
 
+    def _agreed(self, make: Callable[[], Proposal]) -> Proposal:
+        """Grafts that rank 0 makes; the others load the kernels that it chose."""
+        replicas, kept = self.grafts.training.replicas, list[Proposal]()
+
+        def told() -> Any:
+            kept.append(make())
+            return None if replicas.alone else kept[0].to_json()
+
+        data = replicas.share(told)
+        if kept:
+            return kept[0]
+        found = Proposal.from_json(data, self.layers)
+        for decision, kernel in found.chosen:
+            self.integration.follow_now(self.layers[decision.layer_name], decision, kernel)
+        return found
+
     def look_ahead(self, epoch: int) -> None:
         """Find out whether growth is over, at the end of this epoch; it may begin again later."""
         under_way = epoch < 0 or self.grafts.grafts
-        ahead = None if under_way else self._situation(epoch, self.last_epoch, [], {})
-        self.over = "" if ahead is None else self.policy.over(ahead)
+
+        def over() -> str:
+            ahead = None if under_way else self._situation(epoch, self.last_epoch, [], {})
+            return "" if ahead is None else self.policy.over(ahead)
+
+        self.over = self.grafts.training.replicas.share(over)
 
     @property
     def rests(self) -> bool:
@@ -153,24 +188,30 @@ class Grower:
         last_graft_epoch: int | None,
         losses: Sequence[float],
         signals: Mapping[str, HealthSignal],
+        tried: Mapping[str, Collection[str]] = MappingProxyType({}),
     ) -> Situation:
         return Situation(
             epoch=epoch,
             losses=losses,
             signals=list(signals.values()),
-            records={name: self._record_of(name) for name in self.layers},
+            records={name: self._record_of(name, tried.get(name, ())) for name in self.layers},
             used=self.used,
+            under_way=sum(graft.parameters for graft in self.grafts.grafts),
             last_graft_epoch=last_graft_epoch,
             worths=partial(self._worths, epoch, signals),
+            worth=self.grafts.judge.worth,
         )
 
-    def _begin(
-        self,
-        request: GraftRequest,
-        health: Mapping[str, HealthSignal],
-        now: Baseline,
-        batches: Sequence[Any],
-    ) -> tuple[Decision | None, str]:
+    def _promises(self, batches: Sequence[Any]) -> Promises:
+        training = self.grafts.training
+        return promises(training.model, self.layers, loss_fn=training.loss_fn, batches=batches[-1:])
+
+    def _propose(self, now: Situation, health: Mapping[str, HealthSignal]) -> Proposal:
+        """The next graft that the policy asks for, its kernel chosen and loaded."""
+        request, reason = self.policy.ask(now)
+        if request is None:
+            return Proposal(request=None, reason=reason)
+        self.log.request(request)
         layer = self.layers[str(request.site)]
         try:
             chosen = self._audition(request, health) or [
@@ -178,36 +219,44 @@ class Grower:
             ]
         except (NoViableSeedError, KernelError) as error:
             logger.warning("no graft at epoch %d: %s", request.epoch, error)
-            if isinstance(error, KernelError):
-                self.grafts.count_end(layer.name, kept=False)
             self.log.refusal(request, error)
-            return None, str(error)
-        begun, objection = list[Decision](), ""
-        for decision, kernel in chosen:
+            faulty = isinstance(error, KernelError)
+            return Proposal(request=request, reason=str(error), faulty=faulty)
+        return Proposal(request=request, reason=request.reason, chosen=tuple(chosen))
+
+    def _begin(
+        self, made: Proposal, now: Baseline, batches: Sequence[Any]
+    ) -> tuple[Decision | None, str]:
+        assert made.request is not None
+        if made.faulty:
+            self.grafts.count_end(str(made.request.site), kept=False)
+        begun, reason = list[Decision](), made.reason
+        for decision, kernel in made.chosen:
             objection = self.grafts.begin(decision, kernel, now, batches)
+            reason = objection or reason
             if not objection:
                 begun.append(decision)
                 self._time(decision, kernel)
         if not begun:
-            return None, objection
-        self.last_epoch = request.epoch
-        return begun[0], request.reason
+            return None, reason
+        self.last_epoch = made.request.epoch
+        return begun[0], made.reason
 
     def _audition(
         self, request: GraftRequest, health: Mapping[str, HealthSignal]
     ) -> list[tuple[Decision, Kernel]]:
         """Kernels that train side by side first; none if one seed is to be chosen at once."""
-        growth, mode = self.policy.growth, self.grafts.config.seed_selection.audition
-        if mode == "never" or not self._may_audition:
+        growth, selection = self.policy.growth, self.grafts.config.seed_selection
+        always, most = selection.audition == "always", selection.most_auditioned
+        if not self.auditions:
             return []
         needed = max(1, growth.train_epochs) + growth.blend_epochs
         if growth.epochs is not None and request.epoch + needed >= growth.epochs:
             return []
         layers = [self.layers[str(site)] for site in (request.site, *request.rivals)]
-        always = mode == "always"
         scale = self._fading({layer.name: request.kernel_budget for layer in layers})
         return self.integration.audition_now(
-            layers, request, health=health, scale=scale, always=always
+            layers, request, health=health, scale=scale, always=always, most=most
         )
 
     def _worths(
@@ -224,6 +273,13 @@ class Grower:
                 signal = health.get(name)
                 asked[name] = self.integration.question(self.layers[name], request, signal)
         return worths_of(self.integration.selector, asked, self._fading(budgets))
+
+    @property
+    def auditions(self) -> bool:
+        """True if seeds may train side by side first, of which the best goes on."""
+        mode = self.grafts.config.seed_selection.audition
+        able = may_audition(self.integration.selector, always=mode == "always")
+        return mode != "never" and self._may_audition and able
 
     @property
     def _may_audition(self) -> bool:
@@ -248,9 +304,10 @@ class Grower:
                 stored=False,
             )
 
-    def _record_of(self, layer_name: str) -> LayerGrowth:
+    def _record_of(self, layer_name: str, tried: Collection[str] = ()) -> LayerGrowth:
         judged, kept = self.grafts.ended.get(layer_name, (0, 0))
-        sizes = self._sizes_of(layer_name)
+        kinds = self._kinds_of(layer_name)
+        sizes, free = list(kinds.values()), free_blueprints(self.layers[layer_name])
         return LayerGrowth(
             kept=kept,
             judged=judged,
@@ -258,6 +315,7 @@ class Grower:
             smallest_kernel=sizes[0] if sizes else None,
             roomy_kernel=sizes[-1] if sizes else 0,
             even_kernel=self._even_kernel_of(layer_name) if sizes else None,
+            kinds={name: kinds[name] for name in kinds if name in free and name not in tried},
             objection=self.objection(layer_name),
         )
 
@@ -278,12 +336,13 @@ class Grower:
         blueprint = BLUEPRINTS.create(layer.seed_blueprints[0])
         return blueprint.count(known_spec(layer), units) if units > 0 else 0
 
-    def _sizes_of(self, layer_name: str) -> list[int]:
+    def _kinds_of(self, layer_name: str) -> Mapping[str, int]:
+        """Smallest kernel of each blueprint that fits, ascending."""
         layer = self.layers[layer_name]
         if layer.spec is None or layer_name in self.left_out:
-            return []
-        spec, sizes = self._sizes.get(layer_name, (None, []))
+            return {}
+        spec, kinds = self._sizes.get(layer_name, (None, {}))
         if spec != layer.spec:  # that of a width changes as it grows
-            sizes = list(smallest_kernels(layer).values())
-            self._sizes[layer_name] = (layer.spec, sizes)
-        return sizes
+            kinds = smallest_kernels(layer)
+            self._sizes[layer_name] = (layer.spec, kinds)
+        return kinds

@@ -1,14 +1,14 @@
 """Mover: measures the end of an epoch, rolls back what fell ill, and moves the grafts on."""
 
 import logging
-from collections.abc import Sequence
 from math import isfinite
-from typing import Any, final
+from typing import final
 
 from esper.services.tamiyo.growth.aside import Aside
 from esper.services.tamiyo.growth.governor import Governor
 from esper.services.tamiyo.growth.graft import Baseline, Training
 from esper.services.tamiyo.growth.grafts import ActiveGrafts
+from esper.services.tamiyo.growth.progress import Progress
 from esper.services.tamiyo.report import Verdict
 from esper.services.tamiyo.run_log import RunLog
 
@@ -22,42 +22,53 @@ class Mover:
     def __init__(
         self,
         training: Training,
+        progress: Progress,
         grafts: ActiveGrafts,
         governor: Governor,
         log: RunLog,
         aside: Aside,
     ) -> None:
         self.training = training
+        self.progress = progress
         self.grafts = grafts
         self.governor = governor
         self.log = log
         self.aside = aside
 
-    def measure(self, epoch: int, verdicts: list[Verdict]) -> Baseline | None:
-        """Held-out values, after a rollback if the host fell ill; ``None`` if they fail.
+    def move_on(self, epoch: int, verdicts: list[Verdict], *, finished: bool) -> Baseline | None:
+        """Measure, roll back what fell ill, and take every graft the step that is due.
 
         Args:
             epoch: The epoch that ended.
-            verdicts: Those on kernels at fault are added.
+            verdicts: Those on grafts that ended are added.
+            finished: Only measure.
+
+        Returns:
+            Held-out values; ``None`` if they cannot be measured.
         """
         now = self._measure()
-        if now is None:
-            return None
-        ended = self._govern(now, epoch)
+        ended = [] if now is None else self._govern(now, epoch)
         verdicts += ended
-        return self._measure() if ended else now
+        now = self._measure() if ended else now
+        self.progress.losses += [] if now is None else [now.loss]
+        if not finished:
+            verdicts += self._move(now, epoch, self.progress.batches_of_epoch)
+        return now
 
-    def move_on(
-        self,
-        now: Baseline | None,
-        epoch: int,
-        batches_per_epoch: int,
-        *,
-        calibration: Sequence[Any],
-    ) -> list[Verdict]:
-        """As ``ActiveGrafts.move_on``."""
+    def end(self, epoch: int) -> list[Verdict]:
+        """Judge what trains with the host before its time; nothing where each waits for its own."""
+        growth = self.grafts.config.growth
+        if growth.judge == "each" or growth.train_epochs or not self.grafts.grafts:
+            return []
+        now, due = self._measure(), epoch + growth.blend_epochs
+        return [] if now is None else self._move(now, due, 1)
+
+    def _move(self, now: Baseline | None, epoch: int, batches: int) -> list[Verdict]:
+        calibration = self.progress.calibration
+        if now is not None:
+            self.grafts.judge.prepare(self.grafts.grafts, epoch, calibration)
         return self.grafts.move_on(
-            now, epoch=epoch, batches_per_epoch=batches_per_epoch, calibration=calibration
+            now, epoch=epoch, batches_per_epoch=batches, calibration=calibration
         )
 
     def protect(self, now: Baseline | None, epoch: int) -> None:

@@ -51,6 +51,7 @@ class Prober:
         self._missing: set[str] = set()
         self._patience = _PATIENCE
         self._tries = 0
+        self._order: list[str] = []
 
     def on_batch(self, number: int, batch: Any) -> None:
         """Probe if it is time, or if a layer is still looked for.
@@ -78,6 +79,8 @@ class Prober:
             training = self.training
             found = probe(training.model, self.layers, loss_fn=training.loss_fn, batch=batch)
             self._readings.add(found)
+            if len(found) >= len(self._order):
+                self._order = list(found)  # that of the forward pass
             self._missing -= found.keys()
             if not self._missing:
                 self._patience = _PATIENCE
@@ -102,10 +105,15 @@ class Prober:
                 epoch=epoch,
                 holdout_loss=losses[-1],
                 loss_trend=trend,
+                depth=self._depth(name),
                 **means.get(name, {}),
             )
             for name in self.layers
         ]
+
+    def _depth(self, name: str) -> float | None:
+        order = self._order
+        return (order.index(name) + 0.5) / len(order) if name in order else None
 
     def forget(self) -> None:
         """Drop the readings of this epoch."""
@@ -117,6 +125,7 @@ class Prober:
             "missing": sorted(self._missing),
             "patience": self._patience,
             "tries": self._tries,
+            "order": self._order,
             "specs": {n: asdict(layer.spec) for n, layer in self.layers.items() if layer.spec},
         }
 
@@ -125,6 +134,7 @@ class Prober:
         self._missing = set(state.get("missing", ()))
         self._patience = state.get("patience", _PATIENCE)
         self._tries = state.get("tries", 0)
+        self._order = list(state.get("order", ()))
         for name, fields in state.get("specs", {}).items():
             if (
                 name in self.layers and self.layers[name].spec is None

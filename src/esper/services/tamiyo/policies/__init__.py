@@ -8,6 +8,7 @@ __all__ = ["POLICIES", "LayerGrowth", "Policy", "Situation"]
 POLICIES: Registry[Policy] = Registry(
     "policy",
     {
+        "gradient": "esper.services.tamiyo.policies.gradient:GradientPolicy",
         "heuristic": "esper.services.tamiyo.policies.heuristic:HeuristicPolicy",
         "learned": "esper.services.tamiyo.policies.learned:LearnedPolicy",
     },

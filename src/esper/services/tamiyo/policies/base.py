@@ -23,6 +23,8 @@ class LayerGrowth:
         roomy_kernel: Parameters with which every blueprint that fits it can build a kernel.
         even_kernel: Parameters of the kernel with which a width keeps step with the others, 0 once
             it has; ``None`` if it need not, as without ``growth.evenly``.
+        kinds: Smallest kernel of each of its blueprints that fits and has a free seed; empty if it
+            is not known.
         objection: Why it cannot grow now, as ``"was not called yet"``; empty if it may.
     """
 
@@ -32,6 +34,7 @@ class LayerGrowth:
     smallest_kernel: int | None = None
     roomy_kernel: int = 0
     even_kernel: int | None = None
+    kinds: Mapping[str, int] = field(default_factory=dict)
     objection: str = ""
 
     @property
@@ -45,6 +48,14 @@ def _no_worths(kernel_budgets: Mapping[str, int]) -> Worths:
     return NO_WORTHS
 
 
+Promises = Mapping[str, Mapping[str, Sequence[float]]]
+"""By layer and blueprint, what each unit of a kernel's width would gain."""
+
+
+def _no_promises() -> Promises:
+    return {}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
     """All that a policy looks at, at the end of one epoch.
@@ -55,9 +66,14 @@ class Situation:
         signals: Health of every layer that may be asked for.
         records: Growth of every layer so far, by name.
         used: Parameters of all kernels, absorbed or under way.
+        under_way: Those of them under way.
         last_graft_epoch: Epoch of the latest graft of the run; ``None`` before the first.
         worths: Gives, for kernel budgets of some layers, what each seed there that may be chosen is
             expected to earn; nothing if the strategy does not know.
+        worth: Held-out loss that the kernels judged last remove together, and its standard error;
+            ``None`` if they were not judged together.
+        promises: Gives what kernels would gain, from a pass on recent batches, as
+            `esper.execution.passes.probes.promises` measures it.
     """
 
     epoch: int
@@ -65,8 +81,11 @@ class Situation:
     signals: Sequence[HealthSignal]
     records: Mapping[str, LayerGrowth] = field(default_factory=dict)
     used: int = 0
+    under_way: int = 0
     last_graft_epoch: int | None = None
     worths: Callable[[Mapping[str, int]], Worths] = _no_worths
+    worth: Sequence[float] | None = None
+    promises: Callable[[], Promises] = _no_promises
 
 
 @dataclass(frozen=True)
@@ -87,6 +106,9 @@ class Policy(ABC):
 
     when: ClassVar[str] = ""
     """When to use it, in a few words."""
+
+    compares_sites: ClassVar[bool] = False
+    """True if seeds of several sites may audition beside each other."""
 
     growth: Growth = field(default_factory=Growth)
     seed: int = 0

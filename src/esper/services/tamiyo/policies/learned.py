@@ -2,7 +2,8 @@
 
 *When* is the heuristic's. *Where*: seeds of all sites that may grow are compared by what each is
 expected to earn, relative to an average seed of the run at that moment. Those of any site that may
-still beat the best one audition beside it, and the best goes on.
+still beat the best one audition beside it, and the best goes on. Of very many the site is drawn,
+each seed with the chance that it is the best.
 """
 
 from dataclasses import dataclass, replace
@@ -12,8 +13,13 @@ from typing_extensions import override
 
 from esper.contracts.health import GraftRequest
 from esper.contracts.site import Site
+from esper.records.draws import Draws
+from esper.services.tamiyo.drawn import draw_arms
 from esper.services.tamiyo.policies.base import Policy, Situation
 from esper.services.tamiyo.policies.heuristic import HeuristicPolicy
+
+MANY = 24
+"""Seeds of all sites, more than a run has grafts, from among which the site is drawn."""
 
 
 @final
@@ -26,6 +32,7 @@ class LearnedPolicy(Policy):
 
     name = "learned"
     when = "auditions teach, in this run or in earlier ones, which sites pay"
+    compares_sites = True
 
     @override
     def decide(self, now: Situation) -> tuple[GraftRequest | None, str]:
@@ -40,10 +47,15 @@ class LearnedPolicy(Policy):
             return request, reason
         wanted = str(request.site)  # what the heuristic would take, among equals
         best = max(arms, key=lambda at: (worths.means[at], worths.arms[at][0] == wanted))
+        how = "the most"
+        if len(arms) > MANY:
+            # The highest mean would be taken again and again, and most others never tried.
+            rng = Draws(self.seed, "learned", worths.choices)
+            best, how = worths.arms.index(draw_arms(worths, 1, rng)[0]), "drawn as the best"
         layer, seed = worths.arms[best]
         why = (
             f"seed {seed} of layer {layer} is worth {worths.means[best]:.2f} ± "
-            f"{worths.sd(best):.2f} times what an average seed earns now, the most of {len(arms)}"
+            f"{worths.sd(best):.2f} times what an average seed earns now, {how} of {len(arms)}"
         )
         site = Site.parse(layer)
         budget = limits[layer]  # kernels of one size are compared

@@ -1,10 +1,12 @@
 """Shared look of all pictures: colours, figure, bare axes, saving, and the check beforehand."""
 
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from esper.contracts.errors import ConfigError
+from esper.stores.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,8 +55,12 @@ def figure(path: Path, width: float, height: float) -> "Figure":
 
 def save(made: "Figure", path: Path) -> None:
     """Save without a date, so that two pictures of one thing are the same file."""
-    stamp = {".svg": "Date", ".pdf": "CreationDate"}.get(path.suffix.lower())
-    made.savefig(path, metadata={stamp: None} if stamp else None)
+    suffix = path.suffix.lower()
+    stamp = {".svg": "Date", ".pdf": "CreationDate"}.get(suffix)
+    content = BytesIO()
+    kind = suffix.removeprefix(".")
+    made.savefig(content, format=kind, metadata={stamp: None} if stamp else None)
+    write_whole(path, content.getvalue())
 
 
 def title(made: "Figure", text: str) -> None:

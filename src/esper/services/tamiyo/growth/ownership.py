@@ -1,32 +1,13 @@
-"""Who grows which layer: two engines, or processes, would each go by their own verdicts."""
+"""Ownership of layers by engines: two of them would each go by their own verdicts."""
 
 import gc
 from collections.abc import Iterable
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
-import torch.distributed
-
 from esper.contracts.errors import ConfigError
 from esper.execution.seeded import Seeded
 
 _OWNERS: "WeakKeyDictionary[Seeded, ReferenceType[object]]" = WeakKeyDictionary()
-
-
-def refuse_replicas() -> None:
-    """Refuse to grow a model of which other processes train replicas.
-
-    Raises:
-        ConfigError: if `torch.distributed` is initialised with more than one process.
-    """
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return
-    processes = torch.distributed.get_world_size()
-    if processes > 1:
-        raise ConfigError(
-            f"torch.distributed runs {processes} processes, and each would grow its replica of the "
-            "model by itself, so that they drift apart; grow in one process, and train "
-            "esper.harden(model) in several"
-        )
 
 
 def refuse_owned(layers: Iterable[Seeded]) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from esper.contracts.events import Event
 from esper.contracts.performance import SeedPerformanceMetrics
-from esper.pictures.style import BLUE, INK, PALE, bare
+from esper.drawing.style import BLUE, INK, PALE, bare
 from esper.records.interval import mean_interval
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Adapters: small kernels beside the layers of a pretrained, frozen network."""

@@ -1,0 +1,3 @@
+"""Version of Esper."""
+
+VERSION = "0.1.0"

@@ -1,0 +1,1 @@
+"""Drawings of an event log, and the look of all pictures."""

@@ -1,0 +1,1 @@
+"""Replicas: processes that each train a copy of one model, and stay equal."""

@@ -1,0 +1,112 @@
+"""Routes for those who do not train with Esper's own loop, and ask which seed or action to take."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, HTTPException
+
+from esper.contracts.errors import ConfigError
+from esper.contracts.performance import PerformanceDelta
+from esper.contracts.selection import SelectionContext
+from esper.server import bodies
+from esper.server.choosers import Choosers
+from esper.server.places import Places
+
+
+def project_of(places: Places) -> Callable[[str], str]:
+    """Check of a path's project, which must be one of the service's."""
+
+    def known(project: str) -> str:
+        if project not in places.urls:
+            raise HTTPException(404, f"no project {project!r}")
+        return project
+
+    return known
+
+
+def choices(places: Places, choosers: Choosers) -> APIRouter:
+    """Routes of choices and outcomes."""
+    router = APIRouter()
+
+    Project = Annotated[str, Depends(project_of(places))]
+
+    @router.post("/choices")
+    def choose(project: Project, body: bodies.Choose) -> bodies.Choice:
+        """Choose a seed of a layer and reserve it; the decision is stored."""
+        if body.blueprints and len(body.blueprints) != len(body.seeds):
+            raise ConfigError(
+                f"{len(body.blueprints)} blueprints for {len(body.seeds)} seeds; give one for each"
+            )
+        context = SelectionContext(
+            current_epoch=body.epoch,
+            layer_type=body.layer_type,
+            blueprints=dict(zip(body.seeds, body.blueprints, strict=False)),
+        )
+        chooser = choosers.of(project, body.scope)
+        made, version = chooser.choose(body.layer, body.seeds, context, body.seconds)
+        reason = made.reason
+        score = reason.score if abs(reason.score) < float("inf") else None
+        return bodies.Choice(
+            decision=made.decision_id,
+            seed=made.seed_idx,
+            propensity=reason.propensity,
+            score=score,
+            strategy=reason.strategy,
+            version=version,
+            reason=reason.reason,
+        )
+
+    @router.post("/outcomes")
+    def tell(project: Project, body: bodies.Outcomes) -> dict[str, int]:
+        """Record outcomes, which count once each; all of them are stored when this answers."""
+        asked = {one.scope: choosers.of(project, one.scope) for one in body.outcomes}
+        for one in body.outcomes:
+            delta = PerformanceDelta(reward=one.reward, reward_stderr=one.stderr)
+            asked[one.scope].tell(one.decision, delta)
+        for chooser in asked.values():
+            chooser.settle()
+        return {"stored": len(body.outcomes)}
+
+    @router.post("/releases")
+    def release(project: Project, body: bodies.Release) -> dict[str, bool]:
+        """A choice came to nothing: its seed is free, and nothing is learnt."""
+        chooser = choosers.of(project, body.scope)
+        chooser.release(body.decision)
+        chooser.settle()
+        return {"released": True}
+
+    return router
+
+
+def events(places: Places, choosers: Choosers) -> APIRouter:
+    """Routes of ranks and rewards."""
+    router = APIRouter()
+    Project = Annotated[str, Depends(project_of(places))]
+
+    @router.post("/rank")
+    def rank(project: Project, body: bodies.Rank) -> bodies.Ranking:
+        """Choose among named actions; others may choose the same ones at the same time."""
+        names = [action.id for action in body.actions]
+        ranks = choosers.ranks(project, body.scope)
+        made = ranks.rank(names, body.event, excluded=body.excluded, deferred=body.deferred)
+        order = sorted(names, key=lambda name: (name != made.action, -made.chances[name]))
+        return bodies.Ranking(
+            event=made.event,
+            action=made.action,
+            ranking=[bodies.Chance(id=name, probability=made.chances[name]) for name in order],
+            version=made.version,
+        )
+
+    @router.post("/events/{event}/activate")
+    def activate(project: Project, event: str, body: bodies.Activate) -> dict[str, bool]:
+        """The action of a deferred event was taken."""
+        choosers.ranks(project, body.scope).activate(event)
+        return {"activated": True}
+
+    @router.post("/events/{event}/reward")
+    def reward(project: Project, event: str, body: bodies.Reward) -> dict[str, bool]:
+        """Record the reward of an event; the first counts."""
+        choosers.ranks(project, body.scope).reward(event, body.value)
+        return {"rewarded": True}
+
+    return router

@@ -1,0 +1,166 @@
+"""Ranks: choices among named actions, in the calls that users of hosted bandit services know.
+
+`rank` answers with the action to take and a probability for each; `reward` tells what it earned.
+An event whose reward does not come in time earns a default, unless it was never activated. In
+apprentice mode the caller's own choice, the first action, is answered and learnt from.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Final, final
+
+from esper.contracts.errors import ConfigError, SelectionError
+from esper.contracts.performance import PerformanceDelta
+from esper.contracts.selection import Decision, SelectionContext
+from esper.server.chooser import Chooser
+
+LAYER: Final = "actions"
+"""Layer of the history under which actions are learnt; an action is a blueprint."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Ways of a service to choose.
+
+    Attributes:
+        strategy: Name of the strategy.
+        apprentice: Answer the caller's first action, and learn from what it earns.
+        wait_s: Time after which an event without a reward earns the default, in seconds.
+        default: Reward of such an event.
+    """
+
+    strategy: str = "auto"
+    apprentice: bool = False
+    wait_s: float = 600.0
+    default: float = 0.0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """An event and its answer.
+
+    Attributes:
+        event: Id of the event.
+        decision: The choice, which is stored; the event's reward is its outcome.
+        action: Action to take.
+        chances: Probability of each action.
+        version: Number of outcomes that the strategy had learnt from.
+    """
+
+    event: str
+    decision: Decision
+    action: str
+    chances: Mapping[str, float]
+    version: int
+
+
+@final
+class Ranks:
+    """Events of one scope. Safe to use from several threads.
+
+    Args:
+        chooser: Of the scope.
+        settings: How events end, and whether the caller's choice is answered.
+    """
+
+    def __init__(self, chooser: Chooser, settings: Settings) -> None:
+        self._chooser, self._settings = chooser, settings
+        self._events: dict[str, tuple[Decision, float, bool]] = {}
+        self._seeds: dict[str, int] = {}
+        self._lock = Lock()
+
+    def rank(
+        self, actions: Sequence[str], event: str, *, excluded: Sequence[str], deferred: bool
+    ) -> Ranked:
+        """Choose an action.
+
+        Args:
+            actions: Names, the caller's own choice first.
+            event: Id for the event; drawn if empty.
+            excluded: Actions that may not be chosen.
+            deferred: The event counts only once it is activated.
+
+        Raises:
+            ConfigError: if an action is named twice, or none is left.
+            SelectionError: if there is an event of this id.
+            StoreError: if the choice cannot be stored now.
+        """
+        self.settle()
+        free = [name for name in actions if name not in set(excluded)]
+        if not free or len(set(actions)) < len(actions):
+            raise ConfigError("actions: give at least one that is not excluded, each of them once")
+        if event and self._known(event):
+            raise SelectionError(f"there is an event {event!r} already; give each its own id")
+        seeds = {self._seed_of(name): name for name in free}
+        context = SelectionContext(blueprints=seeds)
+        own = next(iter(seeds)) if self._settings.apprentice else None
+        decision, version = self._chooser.choose_among(LAYER, list(seeds), context, own)
+        reason = decision.reason
+        chances = {name: reason.propensities.get(seed, 0.0) for seed, name in seeds.items()}
+        chosen = seeds[decision.seed_idx]
+        chances |= dict.fromkeys(set(actions) - set(free), 0.0) | {chosen: reason.propensity}
+        event = event or decision.decision_id
+        with self._lock:
+            until = self._chooser.clock() + self._settings.wait_s
+            self._events[event] = decision, until, not deferred
+        return Ranked(event, decision, chosen, chances, version)
+
+    def activate(self, event: str) -> None:
+        """Note that the action of a deferred event was taken; its time begins now.
+
+        Raises:
+            SelectionError: if there is no such event.
+        """
+        self.settle()
+        with self._lock:
+            decision, _, _ = self._found(event)
+            self._events[event] = decision, self._chooser.clock() + self._settings.wait_s, True
+
+    def reward(self, event: str, value: float) -> None:
+        """Record the reward of an event; only the first counts, and activates it.
+
+        Raises:
+            MeasurementError: if the value is not finite.
+            SelectionError: if there is no such event, or its time is over.
+        """
+        self.settle()
+        with self._lock:
+            decision, _, _ = self._found(event)
+        self._chooser.tell(decision.decision_id, PerformanceDelta(reward=value))
+        with self._lock:
+            self._events.pop(event, None)
+        self._chooser.settle()
+
+    def settle(self) -> None:
+        """End the events whose time is over: the default reward, or nothing if never activated."""
+        now = self._chooser.clock()
+        with self._lock:
+            late = [name for name, (_, until, _) in self._events.items() if until <= now]
+            ended = [self._events.pop(name) for name in late]
+        for decision, _, active in ended:
+            if active:
+                delta = PerformanceDelta(reward=self._settings.default)
+                self._chooser.tell(decision.decision_id, delta)
+            else:
+                self._chooser.tracker.withdraw(decision)
+
+    def _seed_of(self, action: str) -> int:
+        """Seed that stands for an action, the same after a restart: the history knows it."""
+        with self._chooser.tracker.lock:
+            if not self._seeds and (layer := self._chooser.tracker.layer(LAYER)):
+                self._seeds = {one.blueprint: seed for seed, one in layer.seeds.items()}
+            return self._seeds.setdefault(action, max(self._seeds.values(), default=-1) + 1)
+
+    def _known(self, event: str) -> bool:
+        with self._lock:
+            return event in self._events
+
+    def _found(self, event: str) -> tuple[Decision, float, bool]:
+        if event not in self._events:
+            raise SelectionError(
+                f"no event {event!r} waits for its reward; it has one, or its time is over"
+            )
+        return self._events[event]

@@ -1,0 +1,68 @@
+"""Progress: epochs, batches and held-out losses of a run so far, and the latest batches."""
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, final
+
+from esper.contracts.errors import ConfigError
+
+_CALIBRATION_BATCHES = 8
+
+
+@final
+class Progress:
+    """How far a run is.
+
+    Args:
+        keeps_statistics: Whether the model has statistics that a pass in training mode changes.
+
+    Attributes:
+        epoch: Epoch that ended last; -1 before the first.
+        losses: Held-out loss at the end of every epoch that was measured.
+        batches: Batches so far.
+        batches_of_epoch: Batches since the last epoch ended.
+        recent: Latest batches of the epoch: one, or as many as statistics are estimated from.
+    """
+
+    def __init__(self, *, keeps_statistics: bool) -> None:
+        self.epoch = -1
+        self.losses: list[float] = []
+        self.batches = 0
+        self.batches_of_epoch = 0
+        self.recent: deque[Any] = deque(maxlen=_CALIBRATION_BATCHES if keeps_statistics else 1)
+        self._keeps_statistics = keeps_statistics
+
+    @property
+    def calibration(self) -> list[Any]:
+        """Batches to estimate statistics from; none for a model without."""
+        return list(self.recent) if self._keeps_statistics else []
+
+    def on_batch(self, batch: Any) -> None:
+        """Count a batch."""
+        self.batches += 1
+        self.batches_of_epoch += 1
+        self.recent.append(batch)
+
+    def on_epoch_end(self, epoch: int) -> None:
+        """An epoch ends.
+
+        Raises:
+            ConfigError: if it is not larger than the last one.
+        """
+        if epoch <= self.epoch:
+            raise ConfigError(f"epoch {epoch} ended before: the last one was {self.epoch}")
+        self.epoch = epoch
+
+    def begin_epoch(self) -> None:
+        """The next epoch begins; what a resumed run does not have, must not matter."""
+        self.batches_of_epoch = 0
+        self.recent.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counts and losses."""
+        return {"epoch": self.epoch, "losses": list(self.losses), "batches": self.batches}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Undo `state_dict`; other entries do not matter."""
+        self.epoch, self.losses = state["epoch"], list(state["losses"])
+        self.batches = state["batches"]

@@ -1,0 +1,83 @@
+"""Arguments that cannot be: one sentence that names the thing, the value, what would be right."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import esper
+from esper.contracts.errors import ConfigError
+from esper.integrations.plain import Growth
+from esper.stores.journal import Journal
+from esper.stores.memory import MemoryStore
+from tests.unit.services.small_run import SmallRun
+
+
+def losses(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    outputs: torch.Tensor = model(batch)
+    return outputs.square().mean(dim=1)
+
+
+def begin(make: Any, **given: Any) -> Any:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    if make is esper.Tamiyo:
+        esper.wrap(model, layers=["0"])
+    whole = {"loss_fn": losses, "holdout": [torch.ones(8, 4)], **given}
+    return make(model, torch.optim.SGD(model.parameters(), lr=0.1), **whole)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"buget": 3}, "unknown argument of Growth 'buget'; known: layers, .*plan"),
+        ({"layer": ["0"]}, "unknown argument of Growth 'layer'.*Did you mean 'layers'"),
+        ({"stor": "a.db"}, "Did you mean 'store'"),
+        ({"every": "x"}, "every is 'x'; it counts optimizer steps, and must be a whole number"),
+        ({"every": True}, "every is True"),
+        ({"every": 0}, "every is 0"),
+        ({"layers": ["0"], "trackers": 3}, "trackers is 3; give a list of trackers"),
+        ({"layers": ["0"], "scope": 3}, "scope is 3; it is a name, and must be text"),
+        ({"layers": ["0"], "run": 3}, "run is 3; it is a name, and must be text"),
+        ({"layers": ["0"], "loss_fn": None}, "loss_fn is None; give a function of the model"),
+    ],
+)
+def test_of_growth(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        begin(Growth, **given)
+
+
+@pytest.mark.parametrize("name", ["loss_fn", "accuracy_fn"])
+def test_of_an_engine_functions_that_are_none(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is 7; give a function of the model"):
+        begin(esper.Tamiyo, **{name: 7})
+
+
+@pytest.mark.parametrize("config", [42, ["growth"], True])
+def test_of_an_engine_a_config_that_is_none(config: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^config is .*; give a mapping .*, the path .*Config$"):
+        begin(esper.Tamiyo, config=config)
+
+
+def test_of_a_store_that_another_model_of_the_class_has_written(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = Journal(MemoryStore())
+
+    def run(*layers: str, scope: str | None = None) -> str:
+        caplog.clear()
+        run = SmallRun(layers=layers, options={"store": store, "scope": scope})
+        run.engine.tracker.record_selection(layers[-1], 0)
+        run.engine.close()
+        return caplog.text
+
+    assert not run("fc1", "fc2")
+    assert not run("fc2", "fc1"), "all of them are this model's"
+    assert "runs of scope 'Sequential' that wrap other layers, as fc2; " in run("fc1")
+    assert not run("fc1", scope="another")
+
+
+@pytest.mark.parametrize("model", [None, "net", nn.Linear])
+def test_of_wrap_what_is_no_model(model: Any) -> None:
+    with pytest.raises(ConfigError, match=r"model is .*; give a torch\.nn\.Module"):
+        esper.wrap(model, layers=["0"])
