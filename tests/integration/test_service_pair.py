@@ -1,8 +1,10 @@
 """Two services before one store: real processes that never hand out one seed twice."""
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -117,3 +119,41 @@ def test_many_events_of_one_action_wait_at_once(pair: list[Service], url: str) -
         assert pair[0].ask("POST", path, body).status == 200
     with open_store(url) as store:
         assert len(list(store.read(scope=f"{SCOPE} ranks", kinds=["outcome"]))) == 40
+
+
+def test_events_wait_over_a_restart_and_for_either_service(url: str, tmp_path: Path) -> None:
+    scope = f"{SCOPE} waits"
+    pair = [Service(tmp_path, url, "--wait", wait).start() for wait in ("600", "0.6")]
+
+    def ask(service: Service, path: str, **body: object) -> int:
+        return service.ask("POST", f"/main/v1/{path}", {"scope": scope} | body).status
+
+    def rank(service: Service, event: str, **more: object) -> int:
+        return ask(service, "rank", actions=[{"id": "red"}], event=event, **more)
+
+    try:
+        for event in ("killed", "other", "taken", "silent", "default"):
+            assert rank(pair[0], event) == 200
+        for event in ("late", "never"):
+            assert rank(pair[0], event, deferred=True) == 200
+        assert ask(pair[0], "events/taken/reward", value=0.5) == 200
+        pair[0].kill()
+        pair[0].start()
+        assert ask(pair[0], "events/killed/reward", value=0.25) == 200
+        assert ask(pair[0], "events/taken/reward", value=9.0) == 409
+        assert ask(pair[0], "events/late/activate") == 200
+        assert ask(pair[1], "events/killed/reward", value=9.0) == 409  # asked of the other
+        assert ask(pair[1], "events/other/reward", value=0.125) == 200
+        assert ask(pair[0], "events/other/reward", value=9.0) in (200, 409)  # counts once
+        time.sleep(0.7)
+        assert rank(pair[1], "more") == 200  # ends what waits there: three defaults, one nothing
+        assert ask(pair[0], "events/silent/reward", value=9.0) in (200, 409)
+    finally:
+        for service in pair:
+            service.kill()
+    with open_store(url) as store:
+        kinds = [event.kind for _, event in store.read(scope=scope)]
+        rewards = [e.data["reward"] for _, e in store.read(scope=scope, kinds=["outcome"])]
+        assert not store.quarantined
+    assert sorted(rewards) == [0.0, 0.0, 0.0, 0.125, 0.25, 0.5]
+    assert kinds.count("withdrawal") == 1

@@ -6,13 +6,13 @@ however late it comes, also after a restart of the service.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from secrets import token_hex
-from typing import final
+from typing import Any, final
 
 from esper.contracts.errors import NoViableSeedError, SelectionError, StoreError
-from esper.contracts.events import joined, parted
+from esper.contracts.events import Event, joined, parted
 from esper.contracts.performance import PerformanceDelta
 from esper.contracts.selection import Decision, SelectionContext, decision_from
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
@@ -98,14 +98,13 @@ class Chooser:
     ) -> tuple[Decision, int]:
         """Choose a seed that others may choose at the same time; or note ``own``, the caller's.
 
-        Returns, raises: as `choose`.
+        It is stored by the next `settle`. Returns, raises: as `choose`.
         """
         self._look()
         with self.tracker.lock:
             version = self._version(layer)
             decision = self.selector.decide(layer, seeds if own is None else [own], context)
             self.selector.expire(layer, decision.seed_idx)
-        self._stored()
         self._keep(decision)
         return decision, version
 
@@ -133,6 +132,31 @@ class Chooser:
             SelectionError: if there is no such decision.
         """
         self._end(self._decision(decision_id)[0])
+
+    def give_up(self, decision_id: str) -> None:
+        """Withdraw a choice of which nothing comes, however long ago it was made.
+
+        Raises:
+            SelectionError: if there is no such decision.
+            StoreError: if it is not known here, and the store cannot be read.
+        """
+        decision, answered = self._decision(decision_id)
+        if not answered:
+            with self.tracker.lock:
+                self.tracker.record_of(decision).await_again(decision_id)
+            self._end(decision)
+
+    def note(self, kind: str, subject: str, data: dict[str, Any]) -> None:
+        """Write an event beside the choices; `settle` waits until it is stored."""
+        self.tracker.events.write_about(kind, subject, data)
+
+    def read(self, after: str, kinds: Collection[str]) -> Iterator[tuple[str, Event]]:
+        """Stored events of the scope, by position; raises StoreError."""
+        return self._store.read(after, scope=self._scope, kinds=kinds)
+
+    def end(self) -> str:
+        """Position of the last stored event of the scope; raises StoreError."""
+        return self._store.end(self._scope)
 
     def settle(self) -> None:
         """Wait until all that was told is stored.

@@ -7,13 +7,13 @@ apprentice mode the caller's own choice, the first action, is answered and learn
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from threading import Lock
 from typing import Final, final
 
-from esper.contracts.errors import ConfigError, SelectionError
+from esper.contracts.errors import ConfigError
 from esper.contracts.performance import PerformanceDelta
 from esper.contracts.selection import Decision, SelectionContext
 from esper.server.chooser import Chooser
+from esper.server.waiting import Waiting
 
 LAYER: Final = "actions"
 """Layer of the history under which actions are learnt; an action is a blueprint."""
@@ -68,9 +68,8 @@ class Ranks:
 
     def __init__(self, chooser: Chooser, settings: Settings) -> None:
         self._chooser, self._settings = chooser, settings
-        self._events: dict[str, tuple[Decision, float, bool]] = {}
+        self._waiting = Waiting(chooser, settings.wait_s)
         self._seeds: dict[str, int] = {}
-        self._lock = Lock()
 
     def rank(
         self, actions: Sequence[str], event: str, *, excluded: Sequence[str], deferred: bool
@@ -92,32 +91,24 @@ class Ranks:
         free = [name for name in actions if name not in set(excluded)]
         if not free or len(set(actions)) < len(actions):
             raise ConfigError("actions: give at least one that is not excluded, each of them once")
-        if event and self._known(event):
-            raise SelectionError(f"there is an event {event!r} already; give each its own id")
-        seeds = {self._seed_of(name): name for name in free}
-        context = SelectionContext(blueprints=seeds)
-        own = next(iter(seeds)) if self._settings.apprentice else None
-        decision, version = self._chooser.choose_among(LAYER, list(seeds), context, own)
-        reason = decision.reason
-        chances = {name: reason.propensities.get(seed, 0.0) for seed, name in seeds.items()}
-        chosen = seeds[decision.seed_idx]
-        chances |= dict.fromkeys(set(actions) - set(free), 0.0) | {chosen: reason.propensity}
-        event = event or decision.decision_id
-        with self._lock:
-            until = self._chooser.clock() + self._settings.wait_s
-            self._events[event] = decision, until, not deferred
-        return Ranked(event, decision, chosen, chances, version)
+        if event:
+            self._waiting.hold(event)
+        try:
+            return self._ranked(actions, free, event, deferred=deferred)
+        except BaseException:
+            self._waiting.drop(event)
+            raise
 
     def activate(self, event: str) -> None:
         """Note that the action of a deferred event was taken; its time begins now.
 
         Raises:
             SelectionError: if there is no such event.
+            StoreError: if that cannot be stored now.
         """
         self.settle()
-        with self._lock:
-            decision, _, _ = self._found(event)
-            self._events[event] = decision, self._chooser.clock() + self._settings.wait_s, True
+        self._waiting.activate(event)
+        self._chooser.settle()
 
     def reward(self, event: str, value: float) -> None:
         """Record the reward of an event; only the first counts, and activates it.
@@ -125,27 +116,47 @@ class Ranks:
         Raises:
             MeasurementError: if the value is not finite.
             SelectionError: if there is no such event, or its time is over.
+            StoreError: if it cannot be stored now.
         """
         self.settle()
-        with self._lock:
-            decision, _, _ = self._found(event)
-        self._chooser.tell(decision.decision_id, PerformanceDelta(reward=value))
-        with self._lock:
-            self._events.pop(event, None)
+        awaited = self._waiting.take(event)
+        try:
+            self._chooser.tell(awaited.decision, PerformanceDelta(reward=value))
+        except BaseException:
+            self._waiting.give_back(event, awaited)
+            raise
         self._chooser.settle()
 
     def settle(self) -> None:
-        """End the events whose time is over: the default reward, or nothing if never activated."""
-        now = self._chooser.clock()
-        with self._lock:
-            late = [name for name, (_, until, _) in self._events.items() if until <= now]
-            ended = [self._events.pop(name) for name in late]
-        for decision, _, active in ended:
-            if active:
+        """End the events whose time is over: the default reward, or nothing if never activated.
+
+        Raises:
+            StoreError: if the store cannot be read.
+        """
+        for awaited in self._waiting.take_late():
+            if awaited.active:
                 delta = PerformanceDelta(reward=self._settings.default)
-                self._chooser.tell(decision.decision_id, delta)
+                self._chooser.tell(awaited.decision, delta)
             else:
-                self._chooser.tracker.withdraw(decision)
+                self._chooser.give_up(awaited.decision)
+
+    def _ranked(
+        self, actions: Sequence[str], free: Sequence[str], event: str, *, deferred: bool
+    ) -> Ranked:
+        seeds = {self._seed_of(name): name for name in free}
+        context = SelectionContext(blueprints=seeds)
+        own = next(iter(seeds)) if self._settings.apprentice else None
+        decision, version = self._chooser.choose_among(LAYER, list(seeds), context, own)
+        event = event or decision.decision_id
+        try:
+            self._waiting.add(event, decision.decision_id, active=not deferred)
+            self._chooser.settle()
+        except BaseException:
+            self._waiting.drop(event)
+            self._chooser.give_up(decision.decision_id)
+            raise
+        chances = _chances(decision, seeds, actions)
+        return Ranked(event, decision, seeds[decision.seed_idx], chances, version)
 
     def _seed_of(self, action: str) -> int:
         """Seed that stands for an action, the same after a restart: the history knows it."""
@@ -154,13 +165,12 @@ class Ranks:
                 self._seeds = {one.blueprint: seed for seed, one in layer.seeds.items()}
             return self._seeds.setdefault(action, max(self._seeds.values(), default=-1) + 1)
 
-    def _known(self, event: str) -> bool:
-        with self._lock:
-            return event in self._events
 
-    def _found(self, event: str) -> tuple[Decision, float, bool]:
-        if event not in self._events:
-            raise SelectionError(
-                f"no event {event!r} waits for its reward; it has one, or its time is over"
-            )
-        return self._events[event]
+def _chances(
+    decision: Decision, seeds: Mapping[int, str], actions: Sequence[str]
+) -> dict[str, float]:
+    """Probability of each action; 0 for those that were excluded."""
+    reason = decision.reason
+    chances = dict.fromkeys(actions, 0.0)
+    chances |= {name: reason.propensities.get(seed, 0.0) for seed, name in seeds.items()}
+    return chances | {seeds[decision.seed_idx]: reason.propensity}
