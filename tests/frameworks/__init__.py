@@ -1,11 +1,13 @@
 """Toys of the laws of integrations, trained in the real frameworks: ``train`` of each module."""
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from operator import itemgetter
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
+from typing_extensions import override
 
 from esper.testing.integration_laws import Batch, Toy
 
@@ -17,9 +19,28 @@ OF_THEIR_OWN = (
 """Warnings about code of the frameworks."""
 
 
+class Loader(DataLoader[Any]):
+    """A loader that goes on within an epoch where its state was taken, as those of torchdata."""
+
+    _first = _given = 0
+
+    @override
+    def __iter__(self) -> Any:
+        self._given, self._first = self._first, 0
+        for batch in islice(super().__iter__(), self._given, None):
+            self._given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"given": self._given % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._first = state["given"]
+
+
 def loader(batches: Sequence[Batch]) -> DataLoader[Any]:
     """Loader of batches, which a framework may deal out to its processes."""
-    return DataLoader(batches, batch_size=1, collate_fn=itemgetter(0))  # type: ignore[arg-type]
+    return Loader(batches, batch_size=1, collate_fn=itemgetter(0))  # type: ignore[arg-type]
 
 
 def rate(toy: Toy) -> Callable[[Any], Any]:

@@ -26,13 +26,15 @@ def train(toy: Toy, folder: Path) -> Trained:
     made = accelerator.prepare(model, optimizer, batches, rate(toy)(optimizer))
     model, optimizer, batches, scheduler = made
     growth = Growth(accelerator, model, optimizer, scheduler=scheduler, **toy.growth)
-    first = 0
+    done = 0
     if toy.resume:
         accelerator.load_state(str(folder))
-        first = int((folder / "epoch").read_text())
-    for _ in range(first, toy.epochs):
+        done = int((folder / "batches").read_text())
+    last = toy.batches or toy.epochs * laws.BATCHES
+    while done < last:
         model.train()
-        for batch in growth.epoch(batches):
+        left = accelerator.skip_first_batches(batches, done % laws.BATCHES)
+        for batch in growth.epoch(left):
             with accelerator.accumulate(model):
                 accelerator.backward(laws.cast(toy)(model, batch).mean())
                 if toy.clip and accelerator.sync_gradients:
@@ -42,6 +44,9 @@ def train(toy: Toy, folder: Path) -> Trained:
                 optimizer.zero_grad()
                 if average is not None and accelerator.sync_gradients:
                     average.update_parameters(model)
+            done += 1
+            if done == toy.batches:
+                break
     accelerator.save_state(str(folder))
-    (folder / "epoch").write_text(str(toy.epochs))
+    (folder / "batches").write_text(str(done))
     return laws.trained(growth, accelerator.unwrap_model(model), optimizer, average)

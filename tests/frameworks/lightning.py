@@ -50,9 +50,10 @@ def train(toy: Toy, folder: Path) -> Trained:
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=toy.epochs,
+        max_steps=toy.batches or -1,
         callbacks=[
             growth,
-            ModelCheckpoint(folder, save_last=True),
+            ModelCheckpoint(folder, save_last=True, every_n_train_steps=1),
             *([average] if average else []),
         ],
         accumulate_grad_batches=toy.accumulate,

@@ -18,18 +18,20 @@ def train(toy: Toy, folder: Path) -> Trained:
     average = laws.averaged(model) if toy.average else None
     given = toy.growth | {"loss_fn": laws.cast(toy)}
     growth = Growth(model, optimizer, scheduler=scheduler, **given)
-    path, first = folder / "checkpoint.pt", 0
+    path, done = folder / "checkpoint.pt", 0
     parts = {"model": model, "growth": growth, "optimizer": optimizer, "scheduler": scheduler}
     if toy.resume:
         saved = torch.load(path, weights_only=True)
         for name, part in parts.items():
             part.load_state_dict(saved[name])
-        first = saved["epoch"]
-    for _ in range(first, toy.epochs):
+        done = saved["batches"]
+    last = toy.batches or toy.epochs * laws.BATCHES
+    while done < last:
         model.train()
-        for number, batch in enumerate(growth.epoch(toy.train), start=1):
+        for batch in growth.epoch(toy.train[done % laws.BATCHES :]):
             torch.autograd.backward(laws.cast(toy)(model, batch).mean() / toy.accumulate)
-            if number % toy.accumulate == 0:
+            done += 1
+            if done % toy.accumulate == 0:
                 if toy.clip:
                     nn.utils.clip_grad_norm_(model.parameters(), laws.CLIP)
                 optimizer.step()
@@ -37,7 +39,10 @@ def train(toy: Toy, folder: Path) -> Trained:
                 optimizer.zero_grad()
                 if average is not None:
                     average.update_parameters(model)
+            if done == toy.batches:
+                break
+    growth.settle()
     folder.mkdir(exist_ok=True)
     state = {name: part.state_dict() for name, part in parts.items()}
-    torch.save({"epoch": toy.epochs, **state}, path)
+    torch.save({"batches": done, **state}, path)
     return laws.trained(growth, model, optimizer, average)

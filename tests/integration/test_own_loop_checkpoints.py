@@ -285,3 +285,33 @@ def test_a_model_without_batch_norm_and_short_epochs_continues_exactly() -> None
         assert short(fresh, 4, 8).facts("graft") == whole.facts("graft")
         assert whole.facts("graft")
         assert same(dict(fresh.model.state_dict()), dict(whole.model.state_dict()))
+
+
+@pytest.mark.parametrize("every", [None, 7])
+def test_a_checkpoint_in_the_middle_of_an_epoch_continues_exactly(every: int | None) -> None:
+    """Batches fall into epochs as they would have, and what was read of the layers is not lost."""
+    config = config_from(
+        {"growth": CONFIG.growth.model_dump() | {"every": every, "probe_every": 2}}
+    )
+    batches = [batch for _ in range(10) for batch in a_run().train_batches()]
+
+    def fresh() -> SmallRun:
+        return SmallRun(model=host(restless=False), config=config, make_scheduler=fade)
+
+    def train(run: SmallRun, first: int, last: int) -> SmallRun:
+        for number in range(first, last):
+            run.step(batches[number])
+            if every is None and (number + 1) % BATCHES_PER_EPOCH == 0:
+                run.reports.append(run.engine.on_evaluation())
+        return run
+
+    whole = train(fresh(), 0, len(batches))
+    seen = set()
+    for stop in range(9, len(batches), 11):
+        first = train(fresh(), 0, stop)
+        seen |= {str(s) for layer in first.engine.layers.values() for s in layer.seed_states}
+        again = train(restore(fresh(), saved(first)), stop, len(batches))
+        for kind in ("decision", "graft", "health"):
+            assert again.facts(kind)[-3:] == whole.facts(kind)[-3:]
+        assert same(dict(again.model.state_dict()), dict(whole.model.state_dict()))
+    assert {"training", "blending"} <= seen

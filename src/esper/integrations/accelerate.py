@@ -1,25 +1,25 @@
 """Accelerate: growth in a loop whose model, optimizer and batches an ``Accelerator`` prepared."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar, TypeVar, final
+from typing import Any, ClassVar, final
 
 from torch import nn
+from typing_extensions import override
 
-from esper.integrations.base import Integration, within
+from esper.integrations.base import Batch, Integration, within
 from esper.integrations.requirements import require
 
 require("accelerate", "1.0", extra="accelerate")
 
 from accelerate import Accelerator  # noqa: E402 (checked above)
 
-Batch = TypeVar("Batch")
-
 
 @final
 class Growth(Integration):
     """Growth in a loop of Accelerate's.
 
-    ``accelerator.save_state`` saves the growth and ``load_state`` loads it.
+    ``accelerator.save_state`` saves the growth and ``load_state`` loads it. On several processes
+    call ``settle()`` on all of them before, if you save inside an epoch.
 
     Args:
         accelerator: The one that prepared the others.
@@ -59,12 +59,18 @@ class Growth(Integration):
         self.accelerator = accelerator
         self.begin(accelerator.unwrap_model(model), optimizer, scheduler)
         accelerator.register_for_checkpointing(self)
+        accelerator.register_save_state_pre_hook(self._before_saving)
 
     def epoch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches of an epoch; each counts as trained on when the next one is asked for."""
-        for batch in batches:
-            yield batch
-            self.batch_ended(batch)
-            if self.accelerator.sync_gradients:
-                self.stepped()
-        self.epoch_ended()
+        return self._each(batches)
+
+    @override
+    def _has_stepped(self) -> bool:
+        return bool(self.accelerator.sync_gradients)
+
+    def _before_saving(self, models: list[nn.Module], weights: list[Any], _: str) -> None:
+        """Count the batch under way; on several processes, not all of which may save, leave it."""
+        if self._under_way and self.tamiyo is not None and self.tamiyo.replicas.alone:
+            self.settle()
+            weights[:] = [self.accelerator.get_state_dict(one, unwrap=False) for one in models]

@@ -6,10 +6,10 @@ one, before any validation, checkpoint or scheduler of the epoch.
 """
 
 from abc import ABC
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from inspect import Parameter, signature
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
@@ -27,6 +27,8 @@ _OPTIONS = tuple(
     for name, given in signature(Tamiyo).parameters.items()
     if given.kind is Parameter.KEYWORD_ONLY and name not in (*_OWN, "scheduler")
 )
+
+Batch = TypeVar("Batch")
 
 
 class Integration(ABC):
@@ -79,6 +81,7 @@ class Integration(ABC):
         self._wrapping = {"layers": layers, "seeds": seeds, "widen": widen}
         self._options = options
         self._steps = 0
+        self._under_way: list[Any] = []
         self._state: Mapping[str, Any] | None = None
 
     # --- what a framework's hooks call ------------------------------------------------------------
@@ -129,6 +132,28 @@ class Integration(ABC):
         """A batch was trained on, whether the optimizer stepped or not."""
         if self.tamiyo is not None:
             self.tamiyo.on_batch_end(batch)
+
+    def settle(self) -> None:
+        """Count the batch under way as trained on: before a checkpoint inside a loop of one's own.
+
+        It counts once: nothing happens at the next batch then, nor at another call.
+        """
+        while self._under_way:
+            self.batch_ended(self._under_way.pop())
+            if self._has_stepped():
+                self.stepped()
+
+    def _has_stepped(self) -> bool:
+        """Whether the optimizer stepped after the batch under way."""
+        return True
+
+    def _each(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches of an epoch; each counts when the next one is asked for, or at `settle`."""
+        for batch in batches:
+            self._under_way = [batch]
+            yield batch
+            self.settle()
+        self.epoch_ended()
 
     def stepped(self) -> None:
         """The optimizer stepped; with ``every``, an epoch of growth may end."""

@@ -1,18 +1,18 @@
 """A loop of the user's own: batches go through ``Growth.epoch``, in one process or in several."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar, TypeVar, final
+from typing import Any, ClassVar, final
 
 from torch import nn
 
-from esper.integrations.base import Integration
-
-Batch = TypeVar("Batch")
+from esper.integrations.base import Batch, Integration
 
 
 @final
 class Growth(Integration):
     """Growth in a plain loop.
+
+    Save states between epochs; within an epoch call ``settle()`` before you save the first.
 
     Args:
         model: The model; wrapped in place if ``layers`` or ``widen`` say so.
@@ -52,8 +52,4 @@ class Growth(Integration):
 
         ``report`` then has the epoch's report. A loop that leaves early ends no epoch.
         """
-        for batch in batches:
-            yield batch
-            self.batch_ended(batch)
-            self.stepped()
-        self.epoch_ended()
+        return self._each(batches)

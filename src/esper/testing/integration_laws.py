@@ -40,6 +40,8 @@ CLIP, DECAY = 0.5, 0.9
 """Norm to which gradients are clipped, and decay of an average, where a toy wants them."""
 MIDST = (2, 3, 4, 6)
 """Epochs after which a run is interrupted: with a kernel in isolation, and with one blending."""
+WITHIN = (15, 22, 29)
+"""Batches after which it is, within an epoch."""
 
 
 class Net(nn.Module):
@@ -82,6 +84,7 @@ class Toy:
 
     Attributes:
         epochs: Epochs to train, counted from the beginning of the run.
+        batches: Batches to train, counted likewise, if the run is to end within an epoch.
         resume: Take up the run that was left in the folder; the model is a fresh one.
         accumulate: Batches whose gradients are added up before a step.
         clip: Clip gradients to the norm `CLIP`.
@@ -92,6 +95,7 @@ class Toy:
     """
 
     epochs: int = EPOCHS
+    batches: int | None = None
     resume: bool = False
     accumulate: int = 1
     clip: bool = False
@@ -190,6 +194,14 @@ class IntegrationLaws:
             again = train(replace(toy, resume=True), folder)
             assert_equal(again, whole)
         assert {"training", "blending"} <= seen
+
+    def test_takes_up_a_run_within_an_epoch(self, train: Train, tmp_path: Path) -> None:
+        toy = Toy(decay=0.99, norm=False)  # no checkpoint holds batches, to estimate statistics
+        whole = train(toy, tmp_path / "whole")
+        for batches in WITHIN:
+            folder = tmp_path / str(batches)
+            train(replace(toy, batches=batches), folder)
+            assert_equal(train(replace(toy, resume=True), folder), whole)
 
     def test_accumulates_gradients(self, train: Train, tmp_path: Path) -> None:
         toy = Toy(accumulate=2)

@@ -5,7 +5,6 @@ outputs and output gradients of the wrapped layers are measured. Between probes 
 so a dormant layer costs what its host costs.
 """
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -186,29 +185,40 @@ def _rms_norm(t: Tensor) -> float:
     return float(squares_BN.sum(dim=1).mean().sqrt())
 
 
+_COUNT = "readings"
+
+
 @final
 class Readings:
-    """Running means of the readings of one epoch."""
+    """Sums of the readings of one epoch, by layer and field."""
 
     def __init__(self) -> None:
-        self._of: dict[str, list[Reading]] = defaultdict(list)
+        self._of: dict[str, dict[str, float]] = {}
 
     def add(self, readings: Mapping[str, Reading]) -> None:
         """Add the readings of one probe."""
         for name, reading in readings.items():
-            self._of[name].append(reading)
+            sums = self._of.setdefault(name, dict.fromkeys((_COUNT, *Reading.__slots__), 0.0))
+            sums[_COUNT] += 1
+            for field in Reading.__slots__:
+                sums[field] += getattr(reading, field)
 
     def take(self) -> dict[str, dict[str, float]]:
         """Return the means by layer and field, and start again."""
         means = {
-            name: {
-                field: sum(getattr(r, field) for r in readings) / len(readings)
-                for field in Reading.__slots__
-            }
-            for name, readings in self._of.items()
+            name: {field: sums[field] / sums[_COUNT] for field in Reading.__slots__}
+            for name, sums in self._of.items()
         }
         self._of.clear()
         return means
+
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        """The sums so far, in the order of the layers."""
+        return {name: dict(sums) for name, sums in self._of.items()}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, float]]) -> None:
+        """Undo `state_dict`."""
+        self._of = {name: dict(sums) for name, sums in state.items()}
 
     def __bool__(self) -> bool:
         return bool(self._of)

@@ -358,7 +358,8 @@ class Tamiyo:
     def state_dict(self) -> dict[str, Any]:
         """State of the run, beside the states of model, optimizer and scheduler.
 
-        Take it between two epochs. Tensors, plain values, lists and dictionaries only.
+        Take it after ``on_batch_end`` or ``on_epoch_end``. It has tensors, plain values, lists and
+        dictionaries only, so no batches: with batch norm, between two epochs is better.
         """
         return {
             "schema": SCHEMA,

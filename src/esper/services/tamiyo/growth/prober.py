@@ -120,12 +120,13 @@ class Prober:
         self._readings.take()
 
     def state_dict(self) -> dict[str, Any]:
-        """What is still looked for and what was seen, as JSON data; take it between two epochs."""
+        """What is still looked for, what was seen and the readings so far, as JSON data."""
         return {
             "missing": sorted(self._missing),
             "patience": self._patience,
             "tries": self._tries,
             "order": self._order,
+            "readings": self._readings.state_dict(),
             "specs": {n: asdict(layer.spec) for n, layer in self.layers.items() if layer.spec},
         }
 
@@ -135,6 +136,7 @@ class Prober:
         self._patience = state.get("patience", _PATIENCE)
         self._tries = state.get("tries", 0)
         self._order = list(state.get("order", ()))
+        self._readings.load_state_dict(state.get("readings", {}))
         for name, fields in state.get("specs", {}).items():
             if (
                 name in self.layers and self.layers[name].spec is None

@@ -54,15 +54,21 @@ class Progress:
         self.epoch = epoch
 
     def begin_epoch(self) -> None:
-        """The next epoch begins; what a resumed run does not have, must not matter."""
+        """The next epoch begins; batches before, which no checkpoint has, must not matter."""
         self.batches_of_epoch = 0
         self.recent.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """Counts and losses."""
-        return {"epoch": self.epoch, "losses": list(self.losses), "batches": self.batches}
+        return {
+            "epoch": self.epoch,
+            "losses": list(self.losses),
+            "batches": self.batches,
+            "batches_of_epoch": self.batches_of_epoch,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo `state_dict`; other entries do not matter."""
         self.epoch, self.losses = state["epoch"], list(state["losses"])
         self.batches = state["batches"]
+        self.batches_of_epoch = state.get("batches_of_epoch", 0)  # 0.1.0 was saved between epochs
