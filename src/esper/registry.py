@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar, cast, final
+from typing import Any, Generic, TypeVar, cast
 
 from esper.contracts.errors import ConfigError, unknown_name
 
 T = TypeVar("T")
 
 
-@final
 class Registry(Generic[T]):
     """Table of one extension point.
 
@@ -44,7 +43,7 @@ class Registry(Generic[T]):
             ConfigError: if there is no such name, with the nearest suggested; or if the class of
                 another package is not where its entry point says.
         """
-        place = self._everything().get(name)
+        place = self._everything().get(name) if isinstance(name, str) else None
         if place is None:
             raise ConfigError(unknown_name(self.kind, name, self.names()))
         module, _, attribute = place.partition(":")

@@ -63,6 +63,20 @@ def test_all_seeds_of_a_layer_audition_and_the_best_goes_on() -> None:
     assert outcomes <= winners
 
 
+def test_sizes_of_one_blueprint_audition_beside_each_other() -> None:
+    menu = ["lowrank", "lowrank@1/2", "lowrank@1/4"]
+    run = SmallRun(seeds=menu, config=_settings(policy="learned", kernel_budget=40)).run(8)
+    sizes = {
+        fact["blueprint"]: fact["parameters"]
+        for fact in run.facts("lifecycle")
+        if fact["new"] == "training" and fact["layer"] == "fc1"
+    }
+    assert [sizes[name] for name in menu] == [40, 20, 10]
+    assert {fact["blueprint"] for fact in run.facts("audition")} == set(menu)
+    assert run.engine.used <= run.engine.budget
+    assert run.facts("graft")
+
+
 def test_an_audition_does_not_touch_the_host() -> None:
     """Until the best of a cohort is blended in, the run is the control's, bit for bit."""
     run = SmallRun(config=_settings(warmup_epochs=1, train_epochs=3, max_active=1)).run(3)

@@ -120,6 +120,9 @@ def _settings(
     """
     sizes = [sum(_shape(layer)) for layer in chosen.values()]
     of_low_rank = set(seeds) <= {"lora", "lowrank"}
+    sized = next((seed for seed in seeds if "@" in str(seed)), None)
+    if sized is not None:
+        raise ConfigError(f"seed {sized!r}: the gradient pass sizes kernels; leave the share out")
     share = CEILING if budget is None else budget
     parameters = share if isinstance(share, int) else int(share * sum(sizes))
     if of_low_rank and parameters < min(sizes):

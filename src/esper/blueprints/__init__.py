@@ -2,11 +2,18 @@
 
 A *kernel* is added to its layer, ``y = host(x) + alpha * kernel(x)``, so it maps the shape that the
 layer reads to the shape that it writes. torch is imported with the first blueprint that is loaded.
+
+A name may end in a share of the kernel budget, as ``"glu@1/4"`` or ``"glu@0.25"``: seeds of one
+layer can then differ in size, and which size pays is learnt like everything else.
 """
 
-from typing import TYPE_CHECKING
+import re
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, final
 
-from esper.contracts.errors import KernelError
+from typing_extensions import override
+
+from esper.contracts.errors import ConfigError, KernelError
 from esper.contracts.seeds import LayerSpec
 from esper.registry import Registry
 
@@ -16,7 +23,49 @@ if TYPE_CHECKING:
 
     from esper.blueprints.base import Blueprint
 
-BLUEPRINTS: "Registry[Blueprint]" = Registry(
+
+@final
+class Blueprints(Registry["Blueprint"]):
+    """Blueprints by name; a name with a share is that of a blueprint whose kernels are smaller."""
+
+    @override
+    def load(self, name: str) -> "type[Blueprint]":
+        """Class of this name, of whatever share; raises as `Registry.load`, or for a share."""
+        base, _ = parted(name)
+        return super().load(base)
+
+    @override
+    def create(self, name: str, **settings: Any) -> "Blueprint":
+        """Blueprint of this name and share; raises as `load`, and for a wrong setting."""
+        base, share = parted(name)
+        return super().create(base, **settings).of_share(share)
+
+
+def parted(name: str) -> tuple[str, float]:
+    """Name of a blueprint, and the share of the kernel budget that its kernels take.
+
+    Raises:
+        ConfigError: if the share is not above 0 and at most 1.
+
+    Example:
+        >>> parted("glu@1/4"), parted("glu")
+        (('glu', 0.25), ('glu', 1.0))
+    """
+    if not isinstance(name, str) or "@" not in name:
+        return name, 1.0  # what is no name is refused where it is looked up
+    base, _, text = name.partition("@")
+    if not re.fullmatch(r"\d{1,4}(/\d{1,4}|\.\d{1,6})?", text) or text.endswith("/0"):
+        raise ConfigError(f"blueprint {name!r}: give a share of the budget, as {base}@1/4")
+    share = float(Fraction(text))
+    if not 0 < share <= 1:
+        raise ConfigError(
+            f"blueprint {name!r}: a share of the kernel budget is above 0 and at most 1; for "
+            "larger kernels raise growth.kernel_budget"
+        )
+    return base, share
+
+
+BLUEPRINTS = Blueprints(
     "blueprint",
     {
         "lowrank": "esper.blueprints.lowrank:LowRank",

@@ -12,8 +12,9 @@ Source:
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
+from copy import copy
 from math import prod, sqrt
-from typing import ClassVar, cast, final
+from typing import ClassVar, Self, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,7 @@ class Blueprint(ABC):
         born_zero: Parameters or submodules of the kernel that start at zero: its last projection.
         fixed_size: True if the layer's shape alone determines the number of parameters.
         placebo: True if its kernels cannot help: they are judged as others are, and never kept.
+        share: Share of a budget that its kernels take, above 0 and at most 1; see `of_share`.
     """
 
     name: ClassVar[str]
@@ -49,6 +51,7 @@ class Blueprint(ABC):
     born_zero: ClassVar[tuple[str, ...]] = ("up",)
     fixed_size: ClassVar[bool] = False
     placebo: ClassVar[bool] = False
+    share = 1.0
 
     @abstractmethod
     def assemble(self, spec: LayerSpec, width: int) -> nn.Module:
@@ -84,6 +87,13 @@ class Blueprint(ABC):
             bound = sqrt(3 / prod(parameter.shape[1:]))
             drawn = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
             parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
+
+    @final
+    def of_share(self, share: float) -> Self:
+        """The same recipe, whose kernels take a share of a budget, or have width 1 at least."""
+        made = copy(self)
+        object.__setattr__(made, "share", share)
+        return made
 
     @final
     def objection(self, spec: LayerSpec) -> str:
@@ -168,7 +178,8 @@ class Blueprint(ABC):
         return spec.seen_as(next((kind for kind in spec.kinds if kind in self.kinds), spec.kind))
 
     def _affordable(self, spec: LayerSpec, budget: int) -> int:
-        width = self.width_within(spec, budget)
+        width = self.width_within(spec, int(self.share * budget))
+        width = width or min(1, self.width_within(spec, budget))
         if width == 0:
             raise KernelError(
                 f"a budget of {budget} parameters is too small for blueprint {self.name!r} on "

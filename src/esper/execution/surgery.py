@@ -330,8 +330,7 @@ def _plan(
         convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in host.modules())
         return _default_seeds(count, convolves=convolves)
     for blueprint in seeds:
-        if blueprint not in BLUEPRINTS.names():
-            raise ConfigError(unknown_name("blueprint", blueprint, BLUEPRINTS.names()))
+        BLUEPRINTS.load(blueprint)
         if for_widths(blueprint):
             raise ConfigError(
                 f"blueprint {blueprint!r} is for the widths between layers, not for layer "

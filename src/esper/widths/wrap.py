@@ -210,8 +210,7 @@ def _by_kind(seeds: Seeds, *, layers: bool) -> tuple[Seeds, Seeds]:
         return seeds, seeds
     seeds = [seeds] if isinstance(seeds, str) else seeds
     for name in seeds:
-        if name not in BLUEPRINTS.names():
-            raise ConfigError(unknown_name("blueprint", name, BLUEPRINTS.names()))
+        BLUEPRINTS.load(name)
     units = [name for name in seeds if for_widths(name)]
     beside = [name for name in seeds if name not in units]
     return beside or None, (units or None) if layers else seeds
@@ -262,8 +261,7 @@ def _seeds_of(width: Width, seeds: Seeds, count: int | None) -> tuple[str, ...]:
             raise ConfigError(f"seeds_per_layer is {count}; it must be at least 1")
         return tuple(fitting[index % len(fitting)] for index in range(count))
     for name in seeds:
-        if name not in BLUEPRINTS.names():
-            raise ConfigError(unknown_name("blueprint", name, BLUEPRINTS.names()))
+        BLUEPRINTS.load(name)
         if not for_widths(name):
             raise ConfigError(
                 f"blueprint {name!r} is not for {site!r}; those that fit: {_listed(width)}"

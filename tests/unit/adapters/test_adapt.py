@@ -109,6 +109,7 @@ def test_layers_by_name_pattern_and_expression(layers: Any, names: list[str]) ->
         ({"seeds": ["lorra"]}, "unknown blueprint 'lorra'"),
         ({"config": {"growth": {"evry": 3}}}, "evry"),
         ({"holdout": []}, "holdout has no batches"),
+        ({"seeds": ["lora", "glu@1/4"]}, "seed 'glu@1/4': the gradient pass sizes kernels"),
     ],
 )
 def test_what_is_wrong_is_named_and_the_host_left_alone(given: dict[str, Any], says: str) -> None:

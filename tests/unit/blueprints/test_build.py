@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
-from esper.blueprints import BLUEPRINTS, build, fitting, is_placebo, smallest
+import esper
+from esper.blueprints import BLUEPRINTS, build, fitting, is_placebo, size_within, smallest
 from esper.contracts.errors import ConfigError, KernelError
 from esper.contracts.seeds import LayerSpec
 
@@ -131,3 +133,31 @@ def test_the_table_is_read_without_torch() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == [str(len(BLUEPRINTS.names())), "False"]
+
+
+def test_a_share_of_the_budget_is_part_of_a_name() -> None:
+    whole, quarter = (size_within(name, LINEAR, budget=800) for name in ("glu", "glu@1/4"))
+    assert quarter <= 200 < whole <= 800
+    assert count(build("glu@0.25", LINEAR, budget=800, seed=0)) == quarter
+    assert smallest("glu@1/4", LINEAR) == smallest("glu", LINEAR)
+    # As good as any kernel, where the share itself is too little for one.
+    assert size_within("glu@1/100", LINEAR, budget=800) == smallest("glu", LINEAR)
+    with pytest.raises(KernelError, match="too small for blueprint 'glu'"):
+        build("glu@1/2", LINEAR, budget=10, seed=0)
+    assert BLUEPRINTS.create("glu").share == BLUEPRINTS.create("glu@1").share == 1.0
+    assert is_placebo("placebo@1/2")
+
+
+@pytest.mark.parametrize("text", ["2", "0", "-1", "1/0", "x", "", "1e-9", "0.0", "1/2/3", " 1"])
+def test_a_share_that_is_none_is_refused_with_the_way_out(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"as glu@1/4|raise growth\.kernel_budget"):
+        esper.wrap(nn.Sequential(nn.Linear(4, 4)), ["0"], [f"glu@{text}"])
+
+
+def test_the_base_of_a_share_is_looked_up() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'glu'"):
+        esper.wrap(nn.Sequential(nn.Linear(4, 4)), ["0"], ["gluu@1/2"])
+
+
+def count(kernel: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in kernel.parameters())
