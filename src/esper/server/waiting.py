@@ -49,7 +49,7 @@ class Waiting:
         self._events: dict[str, Awaited] = {}
         self._named: dict[str, str] = {}
         self._cursor: str | None = None
-        self._lock = Lock()
+        self._lock, self._looking = Lock(), Lock()
 
     def hold(self, event: str) -> None:
         """Keep an id for an event that is about to be ranked; `add` or `drop` it then.
@@ -85,8 +85,10 @@ class Waiting:
         Raises:
             SelectionError, StoreError: as `activate`.
         """
-        found = self._found(event)
-        self.drop(event)
+        self._found(event)
+        found = self.drop(event)
+        if found is None:  # another thread was faster
+            raise _none(event)
         return found
 
     def give_back(self, event: str, awaited: Awaited) -> None:
@@ -94,12 +96,13 @@ class Waiting:
         with self._lock:
             self._events[event], self._named[awaited.decision] = awaited, event
 
-    def drop(self, event: str) -> None:
-        """Forget an event, if there is one."""
+    def drop(self, event: str) -> Awaited | None:
+        """Forget an event, and return it if there is one."""
         with self._lock:
             ended = self._events.pop(event, None)
             if ended is not None:
                 self._named.pop(ended.decision, None)
+            return ended
 
     def take_late(self) -> list[Awaited]:
         """`take` all whose time is over.
@@ -110,7 +113,8 @@ class Waiting:
         if self._cursor is not None and not self._late():
             return []
         self._look()
-        return [self.take(event) for event in self._late()]
+        taken = [self.drop(event) for event in self._late()]
+        return [one for one in taken if one is not None]  # another thread was faster
 
     def _late(self) -> list[str]:
         now = self._chooser.clock()
@@ -123,9 +127,7 @@ class Waiting:
             self._look()
             found = self._events.get(event)
         if found is None or not found.decision:
-            raise SelectionError(
-                f"no event {event!r} waits for its reward; it has one, or its time is over"
-            )
+            raise _none(event)
         return found
 
     def _put(self, event: str, decision: str, *, active: bool) -> None:
@@ -134,12 +136,13 @@ class Waiting:
 
     def _look(self) -> None:
         """Take in what others ranked, activated and rewarded since the last look."""
-        for position, event in self._news():
-            self._cursor = position
-            if event.kind in ANSWERS:
-                self._answered(str(event.data.get("decision")))
-            elif event.run != self._chooser.tracker.events.run:
-                self._take_in(event)
+        with self._looking:
+            for position, event in self._news():
+                self._cursor = position
+                if event.kind in ANSWERS:
+                    self._answered(str(event.data.get("decision")))
+                elif event.run != self._chooser.tracker.events.run:
+                    self._take_in(event)
 
     def _news(self) -> Iterator[tuple[str, Event]]:
         if self._cursor is None:  # what came before the first event of all matters to none
@@ -166,3 +169,9 @@ class Waiting:
         elif event.kind == _ACTIVATION and known is not None and known.decision == decision:
             until = self._chooser.clock() + self._wait_s
             self.give_back(name, replace(known, until=until, active=True))
+
+
+def _none(event: str) -> SelectionError:
+    return SelectionError(
+        f"no event {event!r} waits for its reward; it has one, or its time is over"
+    )
