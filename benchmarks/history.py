@@ -17,6 +17,7 @@ import redis
 from esper.contracts.events import Event
 from esper.contracts.performance import PerformanceDelta
 from esper.contracts.selection import SelectionContext
+from esper.services.tamiyo.assignment import knowledge_of
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.stores.journal import Journal
@@ -135,12 +136,13 @@ def _opening(path: Path) -> list[tuple[str, str, str]]:
     with SqliteStore(path) as store:
         for number in range(EVENTS // len(base)):
             store.append([_renamed(event, f"r{number}") for event in base])
-    found = []
+    found, strategy = [], STRATEGIES.create("auto")
     for what in ("the first time", "after that, from its snapshot"):
         started = time.perf_counter()
         with SqliteStore(path) as store:
-            tracker = PerformanceTracker(store=store, scope="s", run="new")
-            SeedSelector(STRATEGIES.create("auto"), tracker=tracker)
+            begin = knowledge_of(strategy)  # as `Tamiyo` does
+            tracker = PerformanceTracker(store=store, scope="s", run="new", begin=begin)
+            SeedSelector(strategy, tracker=tracker)
             took = time.perf_counter() - started
         found.append((f"open {EVENTS:,} events, {what}", f"{took:.2f} s", "sqlite, auto"))
     return found

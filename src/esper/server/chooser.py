@@ -15,6 +15,7 @@ from esper.contracts.errors import NoViableSeedError, SelectionError, StoreError
 from esper.contracts.events import Event, joined, parted
 from esper.contracts.performance import PerformanceDelta
 from esper.contracts.selection import Decision, SelectionContext, decision_from
+from esper.services.tamiyo.assignment import knowledge_of
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.stores import MetricsStore
@@ -57,8 +58,11 @@ class Chooser:
         strategy: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.tracker = PerformanceTracker(store=store, scope=scope, run=f"service-{token_hex(6)}")
-        self.selector = SeedSelector(STRATEGIES.create(strategy), tracker=self.tracker)
+        chooses, run = STRATEGIES.create(strategy), f"service-{token_hex(6)}"
+        self.tracker = PerformanceTracker(
+            store=store, scope=scope, run=run, begin=knowledge_of(chooses)
+        )
+        self.selector = SeedSelector(chooses, tracker=self.tracker)
         self._store, self._scope, self.clock = store, scope, clock
         self._made: dict[str, Decision] = {}
         self._looked = clock()

@@ -15,7 +15,7 @@ from typing_extensions import override
 from esper.contracts.config import AbTest
 from esper.contracts.errors import ConfigError
 from esper.contracts.selection import Assigned, Decision
-from esper.records.history import writer_of
+from esper.records.history import BeginKnowledge, writer_of
 from esper.records.layer import LayerKnowledge, LayerMetrics
 from esper.records.seed import SeedRecord
 from esper.strategies import STRATEGIES, SelectionStrategy
@@ -132,11 +132,6 @@ class Assignment:
             guardrails=test.guardrails.model_dump(),
         )
 
-    @property
-    def learns(self) -> bool:
-        """True if an arm keeps more than the records."""
-        return any(type(arm).begin is not SelectionStrategy.begin for arm in self.arms.values())
-
     def turn(self, decision_id: str, layer_name: str) -> tuple[Assigned, SelectionStrategy]:
         """Whose turn a decision is."""
         unit = unit_of(self.unit, decision_id, layer_name)
@@ -210,6 +205,13 @@ def strategy_in_turn(
         return chooser, metrics, None
     assigned, strategy = chooser.turn(decision_id, layer_name)
     return strategy, chooser.seen_by(assigned.arm, metrics), assigned
+
+
+def knowledge_of(chooser: Chooser) -> BeginKnowledge | None:
+    """What begins the knowledge of a layer; ``None`` for strategies that read the records alone."""
+    arms = chooser.arms.values() if isinstance(chooser, Assignment) else [chooser]
+    learns = any(type(arm).begin is not SelectionStrategy.begin for arm in arms)
+    return chooser.begin if learns else None
 
 
 @final

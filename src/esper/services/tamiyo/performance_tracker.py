@@ -60,6 +60,7 @@ class PerformanceTracker:
         run: Name of this run, unique in the store unless the run is resumed; ids of events and
             decisions are made from it, so a run repeated under one name writes the same ids. If
             empty, a random one is drawn where there is a store.
+        begin: As for `follow`, if it is known already: the store is then read once, not twice.
 
     Raises:
         ConfigError: if a setting is out of range, or both a client and a store are given.
@@ -79,10 +80,10 @@ class PerformanceTracker:
         store: str | MetricsStore | Journal | None = None,
         scope: str = "",
         run: str = "",
+        begin: BeginKnowledge | None = None,
     ) -> None:
-        history = History(window_size, decay_factor)  # refuses wrong ones before a store is opened
-        self.lock = RLock()
-        self._reading = Lock()
+        history = History(window_size, decay_factor, begin)  # refused before a store is opened
+        self._given, self.lock, self._reading = begin, RLock(), Lock()
         self.events = EventWriter(opened(store, redis_client), scope=scope, run=run)
         self._history = read_history(self.events, history)
 
@@ -274,14 +275,14 @@ class PerformanceTracker:
         return len(found)
 
     def follow(self, begin: BeginKnowledge) -> None:
-        """From now on keep a strategy's own knowledge of every layer, beside the records.
+        """From now on keep a strategy's own knowledge of layers; ``begin`` makes it, of a name.
 
-        What is known already is learnt first: all of the history from the store; without a store,
-        what the windows still hold, seed by seed.
-
-        Args:
-            begin: Makes the knowledge of a layer, given its name.
+        What is known is learnt first: all of the history from the store; without a store, what the
+        windows still hold, seed by seed.
         """
+        given, self._given = self._given, None
+        if begin == given:  # the history was read with it
+            return
         self.events.flush()
         with self.lock:
             history = self._history

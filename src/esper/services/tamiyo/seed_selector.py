@@ -19,7 +19,7 @@ from esper.contracts.selection import (
 from esper.drawing.html_tables import seeds_table
 from esper.records.draws import Draws
 from esper.records.seed import SeedRecord
-from esper.services.tamiyo.assignment import Assignment, strategy_in_turn
+from esper.services.tamiyo.assignment import Assignment, knowledge_of, strategy_in_turn
 from esper.services.tamiyo.occupancy import Occupancy, Sifted, occupancy_from
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.strategies.base import SelectionStrategy
@@ -85,11 +85,9 @@ class SeedSelector:
         self.performance_tracker = PerformanceTracker() if tracker is None else tracker
         if isinstance(strategy, Assignment):
             self.performance_tracker.events.write_once("ab_test", strategy.declaration())
-            learns = strategy.learns
-        else:
-            learns = type(strategy).begin is not SelectionStrategy.begin
-        if learns:
-            self.performance_tracker.follow(strategy.begin)
+        begin = knowledge_of(strategy)
+        if begin is not None:
+            self.performance_tracker.follow(begin)
         self.seed = seed
         self.constraints = constraints
         self._layers: dict[str, Occupancy] = {}

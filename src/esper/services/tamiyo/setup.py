@@ -27,7 +27,7 @@ from esper.execution.replicas.replicas import Replicas
 from esper.execution.seeded import Seeded
 from esper.execution.shapes import observe_shapes
 from esper.execution.side_effect_free import side_effect_free
-from esper.services.tamiyo.assignment import Assignment
+from esper.services.tamiyo.assignment import Assignment, Chooser, knowledge_of
 from esper.services.tamiyo.blueprint_integration import misfit, smallest_kernels
 from esper.services.tamiyo.growth.aside import Aside
 from esper.services.tamiyo.growth.graft import Training
@@ -40,7 +40,7 @@ from esper.stores import opened
 from esper.stores.base import MetricsStore
 from esper.stores.journal import Journal
 from esper.stores.memory import MemoryStore
-from esper.strategies import STRATEGIES, SelectionStrategy
+from esper.strategies import STRATEGIES
 
 logger = logging.getLogger(__name__)
 
@@ -128,10 +128,24 @@ def facts_of(
     }
 
 
+def chooser_of(config: Config) -> Chooser:
+    """Strategy of the settings, or an A/B test of several."""
+    if config.ab_test is not None:
+        return Assignment.of(config.ab_test)
+    settings = config.seed_selection
+    return STRATEGIES.create(settings.strategy, **settings.settings_of(settings.strategy))
+
+
 def tracker_of(
-    config: Config, journal: Journal, layers: Mapping[str, Seeded], *, scope: str, run: str
+    config: Config,
+    journal: Journal,
+    layers: Mapping[str, Seeded],
+    *,
+    chooser: Chooser,
+    scope: str,
+    run: str,
 ) -> PerformanceTracker:
-    """Tracker of a run, every seed bound to its blueprint.
+    """Tracker of a run, every seed bound to its blueprint; it keeps what the chooser needs.
 
     Raises:
         ConfigError: if the scope or the name of the run is no text.
@@ -146,6 +160,7 @@ def tracker_of(
         store=journal,
         scope=scope,
         run=run,
+        begin=knowledge_of(chooser),
     )
     others = [name for name in tracker.layer_names if name not in layers]
     if others:
@@ -160,15 +175,12 @@ def tracker_of(
     return tracker
 
 
-def selector_of(config: Config, tracker: PerformanceTracker, seed: int) -> SeedSelector:
-    """Selector by the strategy of the settings, or by an A/B test of several."""
-    settings = config.seed_selection
-    strategy: SelectionStrategy | Assignment
-    if config.ab_test is not None:
-        strategy = Assignment.of(config.ab_test)
-    else:
-        strategy = STRATEGIES.create(settings.strategy, **settings.settings_of(settings.strategy))
-    return SeedSelector(strategy, tracker=tracker, seed=seed, constraints=settings.constraints)
+def selector_of(
+    config: Config, tracker: PerformanceTracker, chooser: Chooser, seed: int
+) -> SeedSelector:
+    """Selector of a run."""
+    constraints = config.seed_selection.constraints
+    return SeedSelector(chooser, tracker=tracker, seed=seed, constraints=constraints)
 
 
 def bindings_of(layers: Mapping[str, Seeded]) -> list[tuple[str, int, str]]:

@@ -44,6 +44,7 @@ from esper.services.tamiyo.report import EpochReport, Verdict
 from esper.services.tamiyo.run_log import RunLog
 from esper.services.tamiyo.setup import (
     bindings_of,
+    chooser_of,
     config_of,
     facts_of,
     journal_of,
@@ -135,6 +136,7 @@ class Tamiyo:
             self.config,
             self.journal,
             self.layers,
+            chooser=(chooser := chooser_of(self.config)),
             scope=scope_of(model) if scope is None else scope,
             run=run_name(run, store, self.replicas),
         )
@@ -143,7 +145,7 @@ class Tamiyo:
             trackers_of(trackers, self.replicas, self.aside),
             facts_of(model, self.layers, self.config, optimizers=optimizer, seed=seed),
         )
-        self.selector = selector_of(self.config, self.tracker, seed)
+        self.selector = selector_of(self.config, self.tracker, chooser, seed)
         self.policy = POLICIES.create(self.config.policy, growth=growth, seed=seed)
         self.integration = BlueprintIntegration(self.selector, seed=seed)
         self.grafts = ActiveGrafts(
@@ -358,8 +360,7 @@ class Tamiyo:
     def state_dict(self) -> dict[str, Any]:
         """State of the run, beside the states of model, optimizer and scheduler.
 
-        Take it after ``on_batch_end`` or ``on_epoch_end``. It has tensors, plain values, lists and
-        dictionaries only, so no batches: with batch norm, between two epochs is better.
+        After ``on_batch_end`` or, better with batch norm, ``on_epoch_end``. It is plain data.
         """
         return {
             "schema": SCHEMA,
@@ -377,10 +378,9 @@ class Tamiyo:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a run where a checkpoint left it.
 
-        Begin as for a fresh run: wrap, make the optimizer, the scheduler and this object. Then
-        load, in this order, the states of the model, of this object, of the optimizer and of the
-        scheduler: this one gives the optimizer the parameter groups of the grown kernels. The run
-        goes on under its old name, unless this object was given another.
+        Begin as for a fresh run: wrap, make the optimizer, the scheduler and this object. Then load
+        the states of the model, of this object, which gives the optimizer the groups of kernels, of
+        the optimizer and of the scheduler. The run keeps its name, unless this object has another.
 
         Raises:
             ConfigError: if the state is of another schema or of kernels that the model does not
