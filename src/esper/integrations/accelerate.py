@@ -73,4 +73,5 @@ class Growth(Integration):
         """Count the batch under way; on several processes, not all of which may save, leave it."""
         if self._under_way and self.tamiyo is not None and self.tamiyo.replicas.alone:
             self.settle()
-            weights[:] = [self.accelerator.get_state_dict(one, unwrap=False) for one in models]
+            if weights:  # taken before
+                weights[:] = [self.accelerator.get_state_dict(one, unwrap=False) for one in models]
