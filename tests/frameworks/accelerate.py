@@ -30,10 +30,11 @@ def train(toy: Toy, folder: Path) -> Trained:
     if toy.resume:
         accelerator.load_state(str(folder))
         done = int((folder / "batches").read_text())
-    last = toy.batches or toy.epochs * laws.BATCHES
+    each = len(batches)  # of this process
+    last = toy.batches or toy.epochs * each
     while done < last:
         model.train()
-        left = accelerator.skip_first_batches(batches, done % laws.BATCHES)
+        left = accelerator.skip_first_batches(batches, done % each)
         for batch in growth.epoch(left):
             with accelerator.accumulate(model):
                 accelerator.backward(laws.cast(toy)(model, batch).mean())

@@ -228,7 +228,12 @@ def in_framework(name: str, folder: Path) -> dict[str, Any]:
     }
 
 
+_LONGEST_S = 390
+"""Time after which a process ends itself, whoever started it."""
+
+
 def main(folder: Path, scenarios: list[str]) -> None:
+    signal.alarm(_LONGEST_S)
     rank = os.environ["RANK"]
     for scenario in scenarios:
         if scenario in ("lightning", "transformers", "accelerate"):
