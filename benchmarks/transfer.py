@@ -93,12 +93,25 @@ def host(seed: int, rank: int = 0) -> nn.Module:
 def train(
     model: nn.Module, parts: Parts, seed: int, optimizer: Any, end: Callable[[Batch], Any] = id
 ) -> None:
-    """Train with a cosine schedule."""
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    """Train on the batches of a run seed."""
+    fit(model, list(batches(parts.train, seed)), losses, optimizer, seed=seed, end=end)
+
+
+def fit(
+    model: nn.Module,
+    given: Sequence[Any],
+    loss_fn: Callable[[nn.Module, Any], Tensor],
+    optimizer: Any,
+    *,
+    seed: int,
+    end: Callable[[Any], Any] = id,
+) -> None:
+    """Train with a cosine schedule over the given batches; ``end`` is called after each."""
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(given))
     torch.manual_seed(seed)
-    for batch in batches(parts.train, seed):
+    for batch in given:
         optimizer.zero_grad()
-        torch.autograd.backward(losses(model, batch).mean())
+        torch.autograd.backward(loss_fn(model, batch).mean())
         optimizer.step()
         end(batch)
         schedule.step()

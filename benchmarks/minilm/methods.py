@@ -16,6 +16,7 @@ from typing_extensions import override
 
 import esper
 from benchmarks.minilm.sentences import FROZEN_BELOW, Sentences
+from benchmarks.transfer import fit, over
 
 EXAMPLES, BATCH_SIZE, EPOCHS = 400, 20, 5
 """Examples to train on, as many held out; examples of a batch; epochs."""
@@ -101,22 +102,8 @@ def host(upper: Upper, seed: int, *, full: bool = False) -> Upper:
 def train(
     model: nn.Module, parts: Parts, seed: int, optimizer: Any, end: Callable[[Batch], Any] = id
 ) -> None:
-    """Train with a cosine schedule."""
-    steps = EPOCHS * EXAMPLES // BATCH_SIZE
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    torch.manual_seed(seed)
-    for batch in batches(parts.train, seed):
-        optimizer.zero_grad()
-        torch.autograd.backward(losses(model, batch).mean())
-        optimizer.step()
-        end(batch)
-        schedule.step()
-
-
-def over(model: nn.Module, rate: float) -> torch.optim.Optimizer:
-    """Optimizer over what is trainable."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.AdamW(trainable, lr=rate, weight_decay=0.0, fused=True)
+    """Train on the batches of a run seed."""
+    fit(model, list(batches(parts.train, seed)), losses, optimizer, seed=seed, end=end)
 
 
 def tuned(*, full: bool) -> Method:

@@ -144,7 +144,7 @@ class Integration(ABC):
                 self.stepped()
 
     def _has_stepped(self) -> bool:
-        """Whether the optimizer stepped after the batch under way."""
+        """True if the optimizer stepped after the batch under way."""
         return True
 
     def _each(self, batches: Iterable[Batch]) -> Iterator[Batch]:

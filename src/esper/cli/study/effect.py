@@ -24,7 +24,7 @@ FOLDER = Path("effect-study")
 
 
 class Scenario(StrEnum):
-    """What is trained; an enumeration, since typer at its lower bound knows no literals."""
+    """Training of a study; an enumeration, since typer at its lower bound knows no literals."""
 
     NETWORKS = "networks"
     FLEET = "fleet"

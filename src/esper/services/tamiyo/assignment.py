@@ -208,7 +208,7 @@ def strategy_in_turn(
 
 
 def knowledge_of(chooser: Chooser) -> BeginKnowledge | None:
-    """What begins the knowledge of a layer; ``None`` for strategies that read the records alone."""
+    """Maker of a layer's knowledge; ``None`` for strategies that read the records alone."""
     arms = chooser.arms.values() if isinstance(chooser, Assignment) else [chooser]
     learns = any(type(arm).begin is not SelectionStrategy.begin for arm in arms)
     return chooser.begin if learns else None

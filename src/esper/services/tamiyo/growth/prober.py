@@ -120,7 +120,7 @@ class Prober:
         self._readings.take()
 
     def state_dict(self) -> dict[str, Any]:
-        """What is still looked for, what was seen and the readings so far, as JSON data."""
+        """State, as JSON data: what is still looked for, what was seen, the readings so far."""
         return {
             "missing": sorted(self._missing),
             "patience": self._patience,
