@@ -11,13 +11,12 @@ from esper.contracts.health import HealthSignal
 from esper.contracts.selection import SelectionContext
 from esper.runs import run_reader, store_address
 from esper.runs.placebos import Placebos, of_events
-from esper.services.tamiyo.assignment import Assignment
+from esper.services.tamiyo.assignment import Chooser, chooser_of, knowledge_of
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.preview import SeedPreview, preview
-from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.stores.addresses import shown
 from esper.stores.memory import MemoryStore
-from esper.strategies import STRATEGIES, SelectionStrategy
+from esper.strategies import STRATEGIES
 
 Seed = tuple[str, int]
 """Layer and seed."""
@@ -60,7 +59,7 @@ def preview_run(run: run_reader.Run, events: Sequence[Event]) -> dict[Seed, Seed
     """
     config = Config.model_validate(run.spec["config"])
     known = _until(events, run)
-    chooser = _chooser(config)
+    chooser = chooser_of(config)
     layers: dict[str, dict[int, str]] = {}
     for layer, seed_idx, blueprint in run.slots:
         layers.setdefault(layer, {})[seed_idx] = blueprint
@@ -155,16 +154,9 @@ def _until(events: Sequence[Event], run: run_reader.Run) -> Sequence[Event]:
     return every[: last + 1]
 
 
-def _chooser(config: Config) -> SelectionStrategy | Assignment:
-    if config.ab_test is not None:
-        return Assignment.of(config.ab_test)
-    name = config.seed_selection.strategy
-    return STRATEGIES.create(name, **config.seed_selection.settings_of(name))
-
-
 def _tracker(
     events: Sequence[Event],
-    chooser: SelectionStrategy | Assignment,
+    chooser: Chooser,
     performance: Performance,
     scope: str,
     run: str,
@@ -172,17 +164,14 @@ def _tracker(
     store = MemoryStore()
     # Without their numbers: what is looked at may have holes.
     store.append([replace(event, writer="", number=-1) for event in events])
-    tracker = PerformanceTracker(
+    return PerformanceTracker(
         window_size=performance.window_size,
         decay_factor=performance.decay_factor,
         store=store,
         scope=scope,
         run=run,
+        begin=knowledge_of(chooser),
     )
-    SeedSelector(
-        chooser, tracker=tracker
-    )  # makes the tracker keep the sums that the strategy needs
-    return tracker
 
 
 def _context(

@@ -12,7 +12,7 @@ from typing import Any, Literal, final
 
 from typing_extensions import override
 
-from esper.contracts.config import AbTest
+from esper.contracts.config import AbTest, Config
 from esper.contracts.errors import ConfigError
 from esper.contracts.selection import Assigned, Decision
 from esper.records.history import BeginKnowledge, writer_of
@@ -195,6 +195,14 @@ class Assignment:
 
 Chooser = SelectionStrategy | Assignment
 """A strategy, or an A/B test in which several take turns."""
+
+
+def chooser_of(config: Config) -> Chooser:
+    """Strategy of the settings, or an A/B test of several."""
+    if config.ab_test is not None:
+        return Assignment.of(config.ab_test)
+    settings = config.seed_selection
+    return STRATEGIES.create(settings.strategy, **settings.settings_of(settings.strategy))
 
 
 def strategy_in_turn(

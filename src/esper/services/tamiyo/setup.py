@@ -27,7 +27,7 @@ from esper.execution.replicas.replicas import Replicas
 from esper.execution.seeded import Seeded
 from esper.execution.shapes import observe_shapes
 from esper.execution.side_effect_free import side_effect_free
-from esper.services.tamiyo.assignment import Assignment, Chooser, knowledge_of
+from esper.services.tamiyo.assignment import Chooser, knowledge_of
 from esper.services.tamiyo.blueprint_integration import misfit, smallest_kernels
 from esper.services.tamiyo.growth.aside import Aside
 from esper.services.tamiyo.growth.graft import Training
@@ -40,7 +40,6 @@ from esper.stores import opened
 from esper.stores.base import MetricsStore
 from esper.stores.journal import Journal
 from esper.stores.memory import MemoryStore
-from esper.strategies import STRATEGIES
 
 logger = logging.getLogger(__name__)
 
@@ -126,14 +125,6 @@ def facts_of(
             "python": platform.python_version(),
         },
     }
-
-
-def chooser_of(config: Config) -> Chooser:
-    """Strategy of the settings, or an A/B test of several."""
-    if config.ab_test is not None:
-        return Assignment.of(config.ab_test)
-    settings = config.seed_selection
-    return STRATEGIES.create(settings.strategy, **settings.settings_of(settings.strategy))
 
 
 def tracker_of(

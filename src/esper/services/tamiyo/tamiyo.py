@@ -25,6 +25,7 @@ from esper.execution.side_effect_free import keeps_statistics
 from esper.execution.surgery import name_layers
 from esper.execution.training import optimizers
 from esper.execution.training.trainers import Trainers
+from esper.services.tamiyo.assignment import chooser_of
 from esper.services.tamiyo.blueprint_integration import BlueprintIntegration
 from esper.services.tamiyo.growth.aside import Aside
 from esper.services.tamiyo.growth.budget import with_budget
@@ -44,7 +45,6 @@ from esper.services.tamiyo.report import EpochReport, Verdict
 from esper.services.tamiyo.run_log import RunLog
 from esper.services.tamiyo.setup import (
     bindings_of,
-    chooser_of,
     config_of,
     facts_of,
     journal_of,
