@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from esper.contracts.errors import ConfigError, StoreError
 from esper.contracts.performance import PerformanceDelta
 from esper.contracts.selection import SelectionContext
+from esper.runs.store_care import check
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.stores import open_store
@@ -118,6 +120,9 @@ def test_ranks_learn_which_action_to_take(start: Start, tmp_path: Path) -> None:
         assert reward(found["event"], float(found["action"] == "blue")) == 200
         assert reward(found["event"], 1.0) == 409  # the first counts
     assert {rank()["action"], rank()["action"]} == {"blue"}  # at the same time
+    for event in ("", "a/b", "ü ☃", "e?x=1", "%2F"):  # any id, and the one that is drawn
+        assert reward(quote(rank(event=event)["event"], safe=""), 0.5) == 200
+    assert "cannot stand in the path" in rank(event="a/../b")["message"]
     assert [one["id"] for one in rank(excluded=["blue"])["ranking"]] == ["red", "blue"]
     waits = rank(deferred=True, event="never")
     assert waits["event"] == "never"
@@ -129,6 +134,7 @@ def test_ranks_learn_which_action_to_take(start: Start, tmp_path: Path) -> None:
     assert reward(late["event"], 1.0) == 409  # it earned the default
     assert reward("never", 1.0) == 409  # and this one nothing
     service.kill()
+    assert check(store).unknown == {}
     with open_store(store) as history:
         kinds = [event.kind for _, event in history.read(kinds=["outcome", "withdrawal"])]
     assert kinds.count("withdrawal") == 1

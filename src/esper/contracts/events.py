@@ -17,11 +17,14 @@ CLOCK = "clock"
 """Kind of an event that says when something happened, in seconds since 1970. It has no number, and
 is kept beside the log of a run, which has no clock."""
 
-TOLD_BY_RUNS = frozenset(
+RANK, ACTIVATION = "rank", "activation"
+"""Kinds of a service: an event that waits for its reward, and that its action was taken."""
+
+TOLD_ASIDE = frozenset(
     ("run", "end", "lifecycle", "health", "request", "refusal", "rollback", "epoch", "ab_test",
-     LOST, AGAIN, CLOCK)
+     LOST, AGAIN, CLOCK, RANK, ACTIVATION)
 )  # fmt: skip
-"""Kinds of events that are no part of a history: they tell how a run went, and what a log lacks."""
+"""Kinds that are no part of a history: how a run went, what a service awaits, what a log lacks."""
 
 SCHEMA = 1
 """Version of what events mean. 0, before 0.1.0: a graft's end was two events, graft and verdict."""

@@ -13,7 +13,7 @@ from esper.contracts.errors import ConfigError, StoreError
 from esper.contracts.events import (
     AGAIN,
     LOST,
-    TOLD_BY_RUNS,
+    TOLD_ASIDE,
     Event,
     event_data,
     event_from,
@@ -114,7 +114,7 @@ def check(url: str) -> Found:
             unknown={
                 kind: count
                 for kind, count in sorted(kinds.items())
-                if kind not in KINDS and kind not in TOLD_BY_RUNS
+                if kind not in KINDS and kind not in TOLD_ASIDE
             },
             repeated=kinds[AGAIN],
             advice=store.advice(),

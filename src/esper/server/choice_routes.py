@@ -97,13 +97,13 @@ def events(places: Places, choosers: Choosers) -> APIRouter:
             version=made.version,
         )
 
-    @router.post("/events/{event}/activate")
+    @router.post("/events/{event:path}/activate")
     def activate(project: Project, event: str, body: bodies.Activate) -> dict[str, bool]:
         """The action of a deferred event was taken."""
         choosers.ranks(project, body.scope).activate(event)
         return {"activated": True}
 
-    @router.post("/events/{event}/reward")
+    @router.post("/events/{event:path}/reward")
     def reward(project: Project, event: str, body: bodies.Reward) -> dict[str, bool]:
         """Record the reward of an event; the first counts."""
         choosers.ranks(project, body.scope).reward(event, body.value)

@@ -83,7 +83,7 @@ class Ranks:
             deferred: The event counts only once it is activated.
 
         Raises:
-            ConfigError: if an action is named twice, or none is left.
+            ConfigError: if an action is named twice, none is left, or the id cannot be in a path.
             SelectionError: if there is an event of this id.
             StoreError: if the choice cannot be stored now.
         """
@@ -91,6 +91,8 @@ class Ranks:
         free = [name for name in actions if name not in set(excluded)]
         if not free or len(set(actions)) < len(actions):
             raise ConfigError("actions: give at least one that is not excluded, each of them once")
+        if {".", ".."} & set(event.split("/")):
+            raise ConfigError(f"event {event!r} cannot stand in the path of its reward; rename it")
         if event:
             self._waiting.hold(event)
         try:

@@ -8,15 +8,12 @@ does not know, and before it ends any. Their time begins when they are read.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import Final, final
+from typing import final
 
 from esper.contracts.errors import SelectionError
-from esper.contracts.events import Event
+from esper.contracts.events import ACTIVATION, RANK, Event
 from esper.records.fold import ANSWERS
 from esper.server.chooser import Chooser
-
-_RANK: Final = "rank"
-_ACTIVATION: Final = "activation"
 
 
 @final
@@ -65,7 +62,7 @@ class Waiting:
     def add(self, event: str, decision: str, *, active: bool) -> None:
         """Await the reward of an event; it is written, and stored by the chooser's `settle`."""
         data = {"event": event, "decision": decision, "active": active}
-        self._chooser.note(_RANK, decision, data)
+        self._chooser.note(RANK, decision, data)
         self._put(event, decision, active=active)
 
     def activate(self, event: str) -> None:
@@ -76,7 +73,7 @@ class Waiting:
             StoreError: if it is not known here, and the store cannot be read.
         """
         decision = self._found(event).decision
-        self._chooser.note(_ACTIVATION, decision, {"event": event, "decision": decision})
+        self._chooser.note(ACTIVATION, decision, {"event": event, "decision": decision})
         self._put(event, decision, active=True)
 
     def take(self, event: str) -> Awaited:
@@ -147,12 +144,12 @@ class Waiting:
     def _news(self) -> Iterator[tuple[str, Event]]:
         if self._cursor is None:  # what came before the first event of all matters to none
             self._cursor = self._chooser.end()
-            for found in self._chooser.read("", [_RANK]):
+            for found in self._chooser.read("", [RANK]):
                 yield found
                 break
             else:
                 return
-        yield from self._chooser.read(self._cursor, [_RANK, _ACTIVATION, *ANSWERS])
+        yield from self._chooser.read(self._cursor, [RANK, ACTIVATION, *ANSWERS])
 
     def _answered(self, decision: str) -> None:
         name = self._named.get(decision)
@@ -164,9 +161,9 @@ class Waiting:
         if not isinstance(name, str) or not isinstance(decision, str):
             return  # another program wrote it
         known = self._events.get(name)
-        if event.kind == _RANK and known is None:
+        if event.kind == RANK and known is None:
             self._put(name, decision, active=event.data.get("active") is True)
-        elif event.kind == _ACTIVATION and known is not None and known.decision == decision:
+        elif event.kind == ACTIVATION and known is not None and known.decision == decision:
             until = self._chooser.clock() + self._wait_s
             self.give_back(name, replace(known, until=until, active=True))
 
