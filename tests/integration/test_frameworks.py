@@ -227,3 +227,21 @@ def test_host_parameters_are_those_without_kernels(trained: tuple[Path, Any, Any
     grown = sum(p.numel() for part in kernels for p in part.kernel.parameters())
     assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in host) + grown
     assert isinstance(host[0], nn.Parameter)
+
+
+def test_a_batch_that_was_left_is_not_counted_on_a_state_that_is_loaded() -> None:
+    toy = Toy()
+    model = toy.model()
+    growth = plain.Growth(model, adam(model), **toy.growth)
+    saved = growth.state_dict()
+    for _ in growth.epoch(toy.train):
+        break
+    growth.load_state_dict(saved)
+    growth.settle()
+    assert growth.tamiyo is not None
+    assert growth.tamiyo.state_dict()["batches"] == 0
+    for _ in growth.epoch(toy.train):
+        break
+    growth.settle()
+    growth.settle()  # once
+    assert growth.tamiyo.state_dict()["batches"] == 1

@@ -287,8 +287,10 @@ def test_a_model_without_batch_norm_and_short_epochs_continues_exactly() -> None
         assert same(dict(fresh.model.state_dict()), dict(whole.model.state_dict()))
 
 
-@pytest.mark.parametrize("every", [None, 7])
-def test_a_checkpoint_in_the_middle_of_an_epoch_continues_exactly(every: int | None) -> None:
+@pytest.mark.parametrize(("every", "probe_every"), [(None, 2), (None, 50), (7, 2)])
+def test_a_checkpoint_in_the_middle_of_an_epoch_continues_exactly(
+    every: int | None, probe_every: int
+) -> None:
     """Batches fall into epochs as they would have, and what was read of the layers is not lost."""
     config = config_from(
         {"growth": CONFIG.growth.model_dump() | {"every": every, "probe_every": 2}}
@@ -300,14 +302,14 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_continues_exactly(every: int | N
 
     def train(run: SmallRun, first: int, last: int) -> SmallRun:
         for number in range(first, last):
-            run.step(batches[number])
-            if every is None and (number + 1) % BATCHES_PER_EPOCH == 0:
+            if every is None and number % BATCHES_PER_EPOCH == 0 and number:
                 run.reports.append(run.engine.on_evaluation())
+            run.step(batches[number])
         return run
 
     whole = train(fresh(), 0, len(batches))
     seen = set()
-    for stop in range(9, len(batches), 11):
+    for stop in (*range(9, len(batches), 11), *([24, 42] if every is None else [])):
         first = train(fresh(), 0, stop)
         seen |= {str(s) for layer in first.engine.layers.values() for s in layer.seed_states}
         again = train(restore(fresh(), saved(first)), stop, len(batches))

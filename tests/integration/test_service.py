@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+import urllib3
 
 from esper.contracts.errors import ConfigError, StoreError
 from esper.contracts.performance import PerformanceDelta
@@ -123,6 +124,8 @@ def test_ranks_learn_which_action_to_take(start: Start, tmp_path: Path) -> None:
     for event in ("", "a/b", "ü ☃", "e?x=1", "%2F"):  # any id, and the one that is drawn
         assert reward(quote(rank(event=event)["event"], safe=""), 0.5) == 200
     assert "cannot stand in the path" in rank(event="a/../b")["message"]
+    half = b'{"actions": [{"id": "x"}], "event": "\\ud800"}'  # no text that UTF-8 has
+    assert urllib3.request("POST", f"{service.url}/v1/rank", body=half).status == 422
     assert [one["id"] for one in rank(excluded=["blue"])["ranking"]] == ["red", "blue"]
     waits = rank(deferred=True, event="never")
     assert waits["event"] == "never"

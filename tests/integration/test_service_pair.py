@@ -121,8 +121,10 @@ def test_many_events_of_one_action_wait_at_once(pair: list[Service], url: str) -
         assert len(list(store.read(scope=f"{SCOPE} ranks", kinds=["outcome"]))) == 40
 
 
-def test_events_wait_over_a_restart_and_for_either_service(url: str, tmp_path: Path) -> None:
-    scope = f"{SCOPE} waits"
+@pytest.mark.parametrize("scope", ["", f"{SCOPE} a/b waits"])
+def test_events_wait_over_a_restart_and_for_either_service(
+    url: str, tmp_path: Path, scope: str
+) -> None:
     pair = [Service(tmp_path, url, "--wait", wait).start() for wait in ("600", "0.6")]
 
     def ask(service: Service, path: str, **body: object) -> int:
@@ -137,8 +139,14 @@ def test_events_wait_over_a_restart_and_for_either_service(url: str, tmp_path: P
         for event in ("late", "never"):
             assert rank(pair[0], event, deferred=True) == 200
         assert ask(pair[0], "events/taken/reward", value=0.5) == 200
+        assert ask(pair[0], "choices", layer="fc1", seeds=[0]) == 200
         pair[0].kill()
         pair[0].start()
+        with open_store(url) as store:
+            made = [e for _, e in store.read(scope=scope, kinds=["decision"])][-1].data["decision"]
+        assert ask(pair[0], "choices", layer="fc1", seeds=[0]) == 409
+        assert ask(pair[0], "releases", decision=made) == 200
+        assert ask(pair[0], "choices", layer="fc1", seeds=[0]) == 200
         assert ask(pair[0], "events/killed/reward", value=0.25) == 200
         assert ask(pair[0], "events/taken/reward", value=9.0) == 409
         assert ask(pair[0], "events/late/activate") == 200
@@ -156,4 +164,4 @@ def test_events_wait_over_a_restart_and_for_either_service(url: str, tmp_path: P
         rewards = [e.data["reward"] for _, e in store.read(scope=scope, kinds=["outcome"])]
         assert not store.quarantined
     assert sorted(rewards) == [0.0, 0.0, 0.0, 0.125, 0.25, 0.5]
-    assert kinds.count("withdrawal") == 1
+    assert kinds.count("withdrawal") == 2  # the event, and the choice

@@ -54,7 +54,9 @@ def parted(name: str) -> tuple[str, float]:
     if not isinstance(name, str) or "@" not in name:
         return name, 1.0  # what is no name is refused where it is looked up
     base, _, text = name.partition("@")
-    if not re.fullmatch(r"\d{1,4}(/\d{1,4}|\.\d{1,6})?", text) or text.endswith("/0"):
+    if not re.fullmatch(r"\d{1,4}(/\d{1,5}|\.\d{1,4})?", text) or set(text.partition("/")[2]) == {
+        "0"
+    }:
         raise ConfigError(f"blueprint {name!r}: give a share of the budget, as {base}@1/4")
     share = float(Fraction(text))
     if not 0 < share <= 1:
@@ -63,6 +65,17 @@ def parted(name: str) -> tuple[str, float]:
             "larger kernels raise growth.kernel_budget"
         )
     return base, share
+
+
+def canonical(name: str) -> str:
+    """One spelling of a name with a share; raises as `parted`.
+
+    Example:
+        >>> canonical("glu@0.25"), canonical("glu@2/8"), canonical("glu@1")
+        ('glu@1/4', 'glu@1/4', 'glu')
+    """
+    base, share = parted(name)
+    return base if share == 1.0 else f"{base}@{Fraction(share).limit_denominator(10**5)}"
 
 
 BLUEPRINTS = Blueprints(

@@ -6,7 +6,7 @@ from typing import Any, TypeVar, cast
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from esper.blueprints import BLUEPRINTS, fitting, for_widths
+from esper.blueprints import BLUEPRINTS, canonical, fitting, for_widths
 from esper.contracts.errors import ConfigError, LifecycleError, unknown_name
 from esper.contracts.patterns import matches, matching
 from esper.contracts.seeds import LayerSpec, SeedState
@@ -338,7 +338,7 @@ def _plan(
             )
     if not seeds:
         raise ConfigError(f"layer {name!r} got no seeds; give at least one blueprint name")
-    return tuple(seeds)
+    return tuple(map(canonical, seeds))
 
 
 def _default_seeds(count: int, *, convolves: bool) -> tuple[str, ...]:

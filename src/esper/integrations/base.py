@@ -189,6 +189,7 @@ class Integration(ABC):
 
     def _take(self, state: Mapping[str, Any]) -> None:
         assert self.tamiyo is not None
+        self._under_way.clear()  # of another state
         self.tamiyo.load_state_dict(state["tamiyo"])
         self._steps = state["steps"]
 

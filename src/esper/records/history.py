@@ -59,6 +59,10 @@ class History:
             raise ConfigError(f"window_size is {window_size!r}; it must be a whole number >= 1")
         if not isinstance(decay_factor, int | float) or not 0 < decay_factor <= 1:
             raise ConfigError(f"decay_factor is {decay_factor!r}; it must be a number > 0 and <= 1")
+        if begin is not None and not callable(begin):
+            raise ConfigError(
+                f"begin is {begin!r}; give what makes a layer's knowledge, as strategy.begin"
+            )
         self.own = own
         self.window_size = window_size
         self.decay_factor = decay_factor

@@ -6,7 +6,9 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.encoders import jsonable_encoder
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from esper.contracts.errors import (
     ConfigError,
@@ -79,6 +81,7 @@ def make_app(
     for made in (choice_routes.choices, choice_routes.events):
         app.include_router(made(places, choosers), prefix="/{project}/v1", tags=["choices"])
     app.add_exception_handler(EsperError, _refused)
+    app.add_exception_handler(RequestValidationError, _unfit)
     app.add_middleware(
         Gate, keys=keys or Keys(None), limits=limits or Limits(), meters=meters,
         projects=frozenset(projects),
@@ -96,6 +99,14 @@ def _refused(request: Request, error: Exception) -> JSONResponse:
     status = next((code for kind, code in _STATUS if isinstance(error, kind)), 500)
     headers = {"Retry-After": "1"} if status == 503 else None
     return JSONResponse(error_data(error), status, headers)
+
+
+def _unfit(request: Request, error: Exception) -> Response:
+    del request
+    assert isinstance(error, RequestValidationError)
+    # In ASCII: what is refused may be no text that UTF-8 has, as half of a pair of surrogates.
+    text = json.dumps({"detail": jsonable_encoder(error.errors())})
+    return Response(text, 422, media_type="application/json")
 
 
 def _store_of(places: Places) -> Callable[..., MetricsStore]:

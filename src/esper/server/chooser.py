@@ -112,8 +112,8 @@ class Chooser:
         self._keep(decision)
         return decision, version
 
-    def tell(self, decision_id: str, delta: PerformanceDelta) -> None:
-        """Record the outcome of a choice; a second one is not counted.
+    def tell(self, decision_id: str, delta: PerformanceDelta) -> bool:
+        """Record the outcome of a choice; false if it has one, and this one is not counted.
 
         Raises:
             MeasurementError: if a number is not finite.
@@ -128,6 +128,7 @@ class Chooser:
             )
         self._made.pop(decision_id, None)
         self._reserve(decision, 0)
+        return not answered
 
     def release(self, decision_id: str) -> None:
         """A choice came to nothing; again does nothing.
@@ -229,7 +230,7 @@ class Chooser:
                 return known, False
         self._stored()
         self._catch_up()
-        _, run, *_ = *parted(decision_id), "", ""
+        *_, run, _, _ = "", "", "", *parted(decision_id)  # a scope stands before, if it has a name
         made = self._store.read(scope=self._scope, run=run, kinds=["decision"])
         for position, event in made:
             if event.data.get("decision") == decision_id:

@@ -13,7 +13,7 @@ from esper.contracts.errors import ConfigError
 from esper.contracts.performance import PerformanceDelta
 from esper.contracts.selection import Decision, SelectionContext
 from esper.server.chooser import Chooser
-from esper.server.waiting import Waiting
+from esper.server.waiting import Waiting, nothing_waits
 
 LAYER: Final = "actions"
 """Layer of the history under which actions are learnt; an action is a blueprint."""
@@ -123,11 +123,13 @@ class Ranks:
         self.settle()
         awaited = self._waiting.take(event)
         try:
-            self._chooser.tell(awaited.decision, PerformanceDelta(reward=value))
+            counted = self._chooser.tell(awaited.decision, PerformanceDelta(reward=value))
         except BaseException:
             self._waiting.give_back(event, awaited)
             raise
         self._chooser.settle()
+        if not counted:  # another service was told
+            raise nothing_waits(event)
 
     def settle(self) -> None:
         """End the events whose time is over: the default reward, or nothing if never activated.

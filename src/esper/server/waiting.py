@@ -72,9 +72,11 @@ class Waiting:
             SelectionError: if there is no such event.
             StoreError: if it is not known here, and the store cannot be read.
         """
-        decision = self._found(event).decision
-        self._chooser.note(ACTIVATION, decision, {"event": event, "decision": decision})
-        self._put(event, decision, active=True)
+        found = self._found(event)
+        if not found.active:  # told once
+            data = {"event": event, "decision": found.decision}
+            self._chooser.note(ACTIVATION, found.decision, data)
+        self._put(event, found.decision, active=True)
 
     def take(self, event: str) -> Awaited:
         """No longer await the reward of an event; `give_back` undoes it.
@@ -85,7 +87,7 @@ class Waiting:
         self._found(event)
         found = self.drop(event)
         if found is None:  # another thread was faster
-            raise _none(event)
+            raise nothing_waits(event)
         return found
 
     def give_back(self, event: str, awaited: Awaited) -> None:
@@ -124,7 +126,7 @@ class Waiting:
             self._look()
             found = self._events.get(event)
         if found is None or not found.decision:
-            raise _none(event)
+            raise nothing_waits(event)
         return found
 
     def _put(self, event: str, decision: str, *, active: bool) -> None:
@@ -168,7 +170,8 @@ class Waiting:
             self.give_back(name, replace(known, until=until, active=True))
 
 
-def _none(event: str) -> SelectionError:
+def nothing_waits(event: str) -> SelectionError:
+    """Error for an event that has its reward, or is not there."""
     return SelectionError(
         f"no event {event!r} waits for its reward; it has one, or its time is over"
     )

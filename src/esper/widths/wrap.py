@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from esper.blueprints import BLUEPRINTS, for_widths
+from esper.blueprints import BLUEPRINTS, canonical, for_widths
 from esper.contracts.errors import ConfigError, unknown_name
 from esper.contracts.patterns import matches
 from esper.contracts.site import Site
@@ -268,4 +268,4 @@ def _seeds_of(width: Width, seeds: Seeds, count: int | None) -> tuple[str, ...]:
             )
     if not seeds:
         raise ConfigError(f"{site!r} got no seeds; give at least one blueprint name")
-    return tuple(name for name in seeds if _fits(width, name))
+    return tuple(canonical(name) for name in seeds if _fits(width, name))

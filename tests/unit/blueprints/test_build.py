@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 import esper
-from esper.blueprints import BLUEPRINTS, build, fitting, is_placebo, size_within, smallest
+from esper.blueprints import (
+    BLUEPRINTS,
+    build,
+    canonical,
+    fitting,
+    is_placebo,
+    size_within,
+    smallest,
+)
 from esper.contracts.errors import ConfigError, KernelError
 from esper.contracts.seeds import LayerSpec
 
@@ -152,6 +160,14 @@ def test_a_share_of_the_budget_is_part_of_a_name() -> None:
 def test_a_share_that_is_none_is_refused_with_the_way_out(text: str) -> None:
     with pytest.raises(ConfigError, match=r"as glu@1/4|raise growth\.kernel_budget"):
         esper.wrap(nn.Sequential(nn.Linear(4, 4)), ["0"], [f"glu@{text}"])
+
+
+def test_spellings_of_one_share_are_one_blueprint() -> None:
+    seeds = ["glu@0.25", "glu@2/8", "glu@1.0", "glu@1/3", "glu@0.0625", "glu@1/12345"]
+    layer = esper.wrap(nn.Sequential(nn.Linear(4, 4)), ["0"], seeds).get_submodule("0")
+    names = layer.seed_blueprints
+    assert names == ("glu@1/4", "glu@1/4", "glu", "glu@1/3", "glu@1/16", "glu@1/12345")
+    assert tuple(map(canonical, names)) == names
 
 
 def test_the_base_of_a_share_is_looked_up() -> None:

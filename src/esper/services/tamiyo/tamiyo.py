@@ -366,7 +366,7 @@ class Tamiyo:
             "schema": SCHEMA,
             **self.progress.state_dict(),
             "last_graft_epoch": self.grower.last_epoch,
-            "prober": self.prober.state_dict(),
+            "prober": self.prober.state_dict(() if self.grower.rests else self.progress.recent),
             "groups": self.training.trainers.group_names(),
             "grafts": self.grafts.state_dict(),
             "selector": self.selector.state_dict(),

@@ -52,6 +52,7 @@ class Prober:
         self._patience = _PATIENCE
         self._tries = 0
         self._order: list[str] = []
+        self._ahead: Mapping[str, Any] | None = None
 
     def on_batch(self, number: int, batch: Any) -> None:
         """Probe if it is time, or if a layer is still looked for.
@@ -97,6 +98,9 @@ class Prober:
         """
         if batches and not self._readings:
             self.probe(batches[-1])
+        elif self._ahead and not self._readings:  # resumed after the last batch of an epoch
+            self._take_up(self._ahead)
+        self._ahead = None
         means = self._readings.take()
         trend = loss_trend(losses, self.growth.plateau_window)
         return [
@@ -119,8 +123,23 @@ class Prober:
         """Drop the readings of this epoch."""
         self._readings.take()
 
-    def state_dict(self) -> dict[str, Any]:
-        """State, as JSON data: what is still looked for, what was seen, the readings so far."""
+    def state_dict(self, batches: Sequence[Any] = ()) -> dict[str, Any]:
+        """State, as JSON data: what is still looked for, what was seen, the readings so far.
+
+        ``batches`` are the epoch's so far. No checkpoint holds them, so where the epoch has no
+        readings yet, its last batch is probed and that kept beside, for a run that is resumed
+        without another batch; not in several processes, of which one alone may save.
+        """
+        state = self._state()
+        if batches and not self._readings and self.training.replicas.alone:
+            self.probe(batches[-1])
+            state["ahead"] = self._state()
+            self._take_up(state)
+        elif not batches and self._ahead:
+            state["ahead"] = self._ahead
+        return state
+
+    def _state(self) -> dict[str, Any]:
         return {
             "missing": sorted(self._missing),
             "patience": self._patience,
@@ -132,6 +151,10 @@ class Prober:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo ``state_dict``; an empty state, as of an older checkpoint, looks for nothing."""
+        self._ahead = state.get("ahead")
+        self._take_up(state)
+
+    def _take_up(self, state: Mapping[str, Any]) -> None:
         self._missing = set(state.get("missing", ()))
         self._patience = state.get("patience", _PATIENCE)
         self._tries = state.get("tries", 0)
