@@ -125,9 +125,9 @@ def test_ranks_learn_which_action_to_take(start: Start, tmp_path: Path) -> None:
         assert reward(quote(rank(event=event)["event"], safe=""), 0.5) == 200
     assert "cannot stand in the path" in rank(event="a/../b")["message"]
     half = b'{"actions": [{"id": "x"}], "event": "\\ud800"}'  # no text that UTF-8 has
-    kind = {"Content-Type": "application/json"}
-    found = urllib3.request("POST", f"{service.url}/v1/rank", body=half, headers=kind)
-    assert (found.status, "event" in found.data.decode()) == (422, True)
+    told = {"Content-Type": "application/json"}
+    refused = urllib3.request("POST", f"{service.url}/v1/rank", body=half, headers=told)
+    assert (refused.status, "event" in refused.data.decode()) == (422, True)
     assert [one["id"] for one in rank(excluded=["blue"])["ranking"]] == ["red", "blue"]
     waits = rank(deferred=True, event="never")
     assert waits["event"] == "never"
