@@ -121,7 +121,7 @@ def test_many_events_of_one_action_wait_at_once(pair: list[Service], url: str) -
         assert len(list(store.read(scope=f"{SCOPE} ranks", kinds=["outcome"]))) == 40
 
 
-@pytest.mark.parametrize("scope", ["", f"{SCOPE} a/b waits"])
+@pytest.mark.parametrize("scope", ["", f"{SCOPE} a/b waits"], ids=["unnamed", "named"])
 def test_events_wait_over_a_restart_and_for_either_service(
     url: str, tmp_path: Path, scope: str
 ) -> None:
