@@ -55,28 +55,27 @@ def launch(folder: Path, world: int, *scenarios: str) -> Found:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Found:
-    names = ("whole", "sharded", "late", "stored", "odd", "drift", "alone_in_training")
-    return launch(folder_of(tmp_path_factory, 2), 2, *names, "refused", "half")
+def folder_of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranks2")
 
 
 @pytest.fixture(scope="module")
-def four(two: Found, tmp_path_factory: pytest.TempPathFactory) -> Found:
-    folder = folder_of(tmp_path_factory, 4)
-    checkpoint = folder.parent / "ranks2" / "checkpoint.pt"
-    (folder / "checkpoint.pt").write_bytes(checkpoint.read_bytes())
+def two(folder_of_two: Path) -> Found:
+    names = ("whole", "sharded", "late", "stored", "odd", "drift", "alone_in_training")
+    return launch(folder_of_two, 2, *names, "refused", "half")
+
+
+@pytest.fixture(scope="module")
+def four(two: Found, folder_of_two: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
+    del two  # it has left the checkpoint
+    folder = tmp_path_factory.mktemp("ranks4")
+    (folder / "checkpoint.pt").write_bytes((folder_of_two / "checkpoint.pt").read_bytes())
     return launch(folder, 4, "whole", "resumed")
 
 
 @pytest.fixture(scope="module")
 def alone() -> dict[str, Any]:
     return {"log": laws.plain(Toy(norm=False)).log()}
-
-
-def folder_of(factory: pytest.TempPathFactory, world: int) -> Path:
-    folder = factory.getbasetemp() / f"ranks{world}"
-    folder.mkdir()
-    return folder
 
 
 def equal(ranks: list[dict[str, Any]]) -> bool:
