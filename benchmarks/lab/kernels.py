@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from esper.blueprints import build
+from esper.blueprints.whitening import whitening
 from esper.contracts.seeds import LayerSpec
 
 # R runs, K kernels of a site, w units, F features read, G written, B examples
@@ -66,7 +67,13 @@ class Kernels:
         self.V_RKwF[run, at, :width] = down[:width]
         self.U_RKGw[run, at, :, :width] = up
         switch = values["switch.weight"].detach() if blueprint == "gate" else down[width:]
-        self.W_RKwF[run, at, : len(switch)] = switch  # biases are zero at birth
+        self.W_RKwF[run, at, : len(switch)] = switch
+        if blueprint == "gate":
+            self.switch_bias[run, at, 0] = values["switch.bias"].detach()[0]
+        elif "down.bias" in values:
+            bias = values["down.bias"].detach()
+            self.bias[run, at, :width] = bias[:width]
+            self.switch_bias[run, at, : len(switch)] = bias[width:]
 
     def each(self, x_R1BF: Tensor) -> Tensor:
         """What each kernel adds to what the host makes of one input, (R, K, B, G)."""
@@ -98,15 +105,20 @@ class Kernels:
 
 
 def built(
-    spec: LayerSpec, blueprints: Sequence[str], seeds: Sequence[Sequence[int]], budget: int
+    spec: LayerSpec,
+    blueprints: Sequence[str],
+    seeds: Sequence[Sequence[int]],
+    budget: int,
+    x_RBF: Tensor,
 ) -> Kernels:
-    """Fresh kernels as the product builds them.
+    """Fresh kernels as the product builds them, and as they are after the first look.
 
     Args:
         spec: The site.
         blueprints: K of them.
         seeds: Seed of the initial values, by run and kernel.
         budget: Parameters of each.
+        x_RBF: What the site reads of the first batch.
     """
     made = [
         [
@@ -115,6 +127,10 @@ def built(
         ]
         for row in seeds
     ]
+    for x_BF, row in zip(x_RBF, made, strict=True):
+        for module in row:
+            with whitening(module), torch.no_grad():
+                module(x_BF)
     width = max(module.get_parameter("up.weight").shape[1] for module in made[0])
     found = Kernels.none(len(seeds), len(blueprints), width, (spec.in_size, spec.out_size))
     for run, row in enumerate(made):

@@ -121,14 +121,14 @@ class Lab:
     def run(self) -> list[list[Point]]:
         """Train all runs to their end; the grafts of each."""
         setup, arms = self.setup, None
-        since = setup.warmup_epochs - 1
+        since, rate = setup.warmup_epochs - 1, 0.0
         blending: list[tuple[str, int]] = []
         heard: list[Heard] = []
         for epoch in range(setup.epochs):
-            if epoch == since + 1 and epoch + setup.cycle <= setup.epochs:
-                arms = self._begin(len(self.alpha_K))
+            begins = epoch == since + 1 and epoch + setup.cycle <= setup.epochs
+            if begins:
                 rate = self.lr[epoch]
-            self._epoch(epoch, arms, rate if arms else 0.0, ramp=bool(blending))
+            arms = self._epoch(epoch, arms, rate, begins=begins, ramp=bool(blending))
             if arms is not None and epoch == since + setup.train_epochs:
                 heard = self._hear(arms)
                 blending = self._blend(arms, heard)
@@ -156,7 +156,10 @@ class Lab:
         for rows in zip(*each, strict=True):
             yield torch.stack([x for x, _ in rows])[:, None], torch.stack([y for _, y in rows])
 
-    def _epoch(self, epoch: int, arms: Arms | None, rate: float, *, ramp: bool) -> None:
+    def _epoch(
+        self, epoch: int, arms: Arms | None, rate: float, *, begins: bool, ramp: bool
+    ) -> Arms | None:
+        """Train the hosts and what has grown; and the arms, which begin with the first batch."""
         batches = list(self._batches(epoch))
         trained = [*self.host.tensors]
         grown = [site for site in self.sites if site.kernels is not None]
@@ -177,22 +180,30 @@ class Lab:
                 assert site.adam is not None
                 site.adam.step(self.lr[epoch], gradients[done : done + 5], len(self.alpha_K))
                 done += 5
+            if begins and not number:
+                arms = self._begin(len(self.alpha_K), x)
             if arms is not None:
                 self._shadow(arms, x, y, rate)
+        return arms
 
     def _forward(self, x: Tensor) -> Tensor:
         for one in self.chain:
             x = one(x, self.alpha_K) if isinstance(one, _Site) else one(x)
         return x
 
-    def _arms_forward(self, arms: Arms, x: Tensor) -> Iterator[tuple[Tensor, Kernels, Adam]]:
-        """Outputs (R, A, B, C) with each arm of each site in turn."""
+    def _seen(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Input and output of each part of the hosts."""
+        seen = []
         with torch.no_grad():
-            seen = []
             for one in self.chain:
                 y = one(x, self.alpha_K) if isinstance(one, _Site) else one(x)
                 seen.append((x, y))
                 x = y
+        return seen
+
+    def _arms_forward(self, arms: Arms, x: Tensor) -> Iterator[tuple[Tensor, Kernels, Adam]]:
+        """Outputs (R, A, B, C) with each arm of each site in turn."""
+        seen = self._seen(x)
         places = [at for at, one in enumerate(self.chain) if isinstance(one, _Site)]
         for at, (kernels, adam) in zip(places, arms, strict=True):
             before, after = seen[at]
@@ -214,16 +225,18 @@ class Lab:
 
     # --- ends of epochs ---------------------------------------------------------------------------
 
-    def _begin(self, graft: int) -> Arms:
+    def _begin(self, graft: int, x: Tensor) -> Arms:
         """Fresh kernels of every seed of every site; one choice each, in the order of seeds."""
         setup, made = self.setup, []
-        for name, site in zip(setup.layers, self.sites, strict=True):
+        places = zip(self.chain, self._seen(x), strict=True)
+        read = [before for one, (before, _) in places if isinstance(one, _Site)]
+        for name, site, before in zip(setup.layers, self.sites, read, strict=True):
             first = graft * len(setup.seeds)
             numbers = range(first, first + len(setup.seeds))
             seeds = [
                 [kernel_seed(run, run, name, number) for number in numbers] for run in self.seeds
             ]
-            kernels = built(site.spec, setup.seeds, seeds, setup.kernel_budget)
+            kernels = built(site.spec, setup.seeds, seeds, setup.kernel_budget, before[:, 0])
             made.append((kernels, Adam(kernels.parameters(), self.task.weight_decay)))
         return made
 

@@ -41,6 +41,8 @@ class Blueprint(ABC):
         kinds: Values of ``LayerSpec.kind`` that it fits.
         born_zero: Parameters or submodules of the kernel that start at zero: its last projection.
         fixed_size: True if the layer's shape alone determines the number of parameters.
+        whitened: True if the first batch sets the maps of its kernels, all that are not born zero,
+            against what they read: see ``whitening``.
         placebo: True if its kernels cannot help: they are judged as others are, and never kept.
         share: Share of a budget that its kernels take, above 0 and at most 1; see `of_share`.
     """
@@ -50,6 +52,7 @@ class Blueprint(ABC):
     kinds: ClassVar[tuple[str, ...]]
     born_zero: ClassVar[tuple[str, ...]] = ("up",)
     fixed_size: ClassVar[bool] = False
+    whitened: ClassVar[bool] = False
     placebo: ClassVar[bool] = False
     share = 1.0
 

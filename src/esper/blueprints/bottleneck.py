@@ -37,6 +37,7 @@ class Bottleneck(Blueprint):
     name = "bottleneck"
     description = "hidden layer beside the host: an MLP"
     kinds = ANY_VECTOR
+    whitened = True
 
     def __post_init__(self) -> None:
         activation(self.activation)

@@ -38,6 +38,7 @@ class CausalMixer(Blueprint):
     name = "causal_mixer"
     description = "causal depthwise convolution over time, low rank"
     kinds = ("sequence",)
+    whitened = True
 
     def __post_init__(self) -> None:
         if self.window < 1:

@@ -37,6 +37,7 @@ class ConvBlock(Blueprint):
     name = "conv_block"
     description = "a few 3x3 filters over all channels, read out by 1x1"
     kinds = ANY_CONV
+    whitened = True
 
     def __post_init__(self) -> None:
         activation(self.activation)

@@ -38,6 +38,7 @@ class ConvBottleneck(Blueprint):
     name = "conv_bottleneck"
     description = "1x1, 3x3, 1x1 convolutions over few channels"
     kinds = ANY_CONV
+    whitened = True
 
     def __post_init__(self) -> None:
         activation(self.activation)

@@ -42,6 +42,7 @@ class ConvPool(Blueprint):
     name = "conv_pool"
     description = "small convolutional network with a mean over all places"
     kinds = ANY_POOL
+    whitened = True
 
     def __post_init__(self) -> None:
         activation(self.activation)

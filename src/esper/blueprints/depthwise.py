@@ -30,6 +30,7 @@ class Depthwise(Blueprint):
     name = "depthwise"
     description = "3x3 filters of one channel each, mixed by 1x1: separable"
     kinds = ANY_CONV
+    whitened = True
 
     @override
     def assemble(self, spec: LayerSpec, width: int) -> nn.Module:

@@ -29,6 +29,7 @@ class Gate(Blueprint):
     name = "gate"
     description = "low-rank map behind one switch that the input sets"
     kinds = ANY_VECTOR
+    whitened = True
 
     @override
     def assemble(self, spec: LayerSpec, width: int) -> nn.Module:

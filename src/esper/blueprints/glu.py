@@ -27,6 +27,7 @@ class GLU(Blueprint):
     name = "glu"
     description = "gated linear units: products of features"
     kinds = ANY_VECTOR
+    whitened = True
 
     @override
     def assemble(self, spec: LayerSpec, width: int) -> nn.Module:

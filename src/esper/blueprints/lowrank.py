@@ -31,6 +31,7 @@ class LowRank(Blueprint):
     name = "lowrank"
     description = "linear map of low rank (LoRA)"
     kinds = ANY_VECTOR
+    whitened = True
 
     @override
     def assemble(self, spec: LayerSpec, width: int) -> nn.Module:

@@ -68,6 +68,7 @@ class Placebo(Blueprint):
     name = "placebo"
     description = "cannot help, as it reads other examples: never kept, a check of what is"
     kinds = (*ANY_VECTOR, *ANY_CONV)
+    whitened = True
     born_zero = ("kernel.up",)
     placebo = True
 

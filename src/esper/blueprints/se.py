@@ -32,6 +32,7 @@ class SqueezeExcite(Blueprint):
     name = "se"
     description = "gain of each channel, set by the whole picture"
     kinds = ANY_CONV
+    whitened = True
     born_zero = ("excite.up",)
 
     @override

@@ -9,6 +9,7 @@ from benchmarks import auditions
 from benchmarks.lab.kernels import KINDS, built
 from benchmarks.lab.runs import Lab, table_of
 from esper.blueprints import build
+from esper.blueprints.whitening import whitening
 from esper.contracts.seeds import LayerSpec
 from esper.studies.trained.cells import ORACLE, runs
 from esper.studies.trained.setups import SETUPS
@@ -21,10 +22,14 @@ DIGITS = replace(SETUPS["digits"], epochs=5)
 @pytest.mark.parametrize("at", range(len(KINDS)))
 def test_kernels_of_any_kind_compute_what_the_products_do(at: int) -> None:
     spec = LayerSpec(kind="features", in_size=5, out_size=7)
-    kernels = built(spec, KINDS, [[1, 2, 3, 4]], 60)
-    x = torch.randn(9, 5, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(9, 5, generator=torch.Generator().manual_seed(0)) + 1.0
+    kernels = built(spec, KINDS, [[1, 2, 3, 4]], 60, x[None])
     module = build(KINDS[at], spec, budget=60, seed=at + 1)
+    with whitening(module):
+        module(x)
     up = module.get_parameter("up.weight")
+    down = module.get_parameter("down.weight")[: up.shape[1]]
+    torch.testing.assert_close(kernels.V_RKwF[0, at, : len(down)], down)
     torch.nn.init.uniform_(up, generator=torch.Generator().manual_seed(1))
     kernels.put(0, at, KINDS[at], module)
     expected = module(x)

@@ -17,6 +17,7 @@ from esper.contracts.errors import ConfigError, ReplicaError
 from esper.execution.concealed import every_tensor
 from esper.execution.replicas.drift import fingerprint, holdout_fingerprint
 
+_AXES = 8
 _FAILED = -1
 
 
@@ -161,6 +162,40 @@ class Replicas:
             (one / reached).reshape(part.shape).to(part.dtype) if seen else None
             for one, part, seen in zip(sums, parts, there, strict=True)
         ]
+
+    def rows(self, x_NF: Tensor) -> Tensor:
+        """Rows of all processes, in the order of ranks; each may have another number of them."""
+        if self.alone:
+            return x_NF
+        sizes = self._gather(torch.tensor([len(x_NF)]))
+        padded = x_NF.new_zeros((int(max(sizes)), x_NF.shape[1]))
+        padded[: len(x_NF)] = x_NF
+        found = self._gather(padded, at=x_NF.device)
+        return torch.cat([part[: int(n)] for part, n in zip(found, sizes, strict=True)])
+
+    def anyones(self, x: Tensor | None, like: Tensor) -> Tensor | None:
+        """This process's tensor; where it has none, that of the first process that has one.
+
+        Args:
+            x: At most eight axes, in the type of ``like`` and at its place.
+            like: Any tensor of that type.
+
+        Returns:
+            ``None`` if no process has one.
+        """
+        if self.alone:
+            return x
+        shape = [-1] if x is None else [x.dim(), *x.shape]
+        told = torch.tensor([*shape, *[0] * (_AXES + 1 - len(shape))])
+        shapes = [one.tolist() for one in self._gather(told)]
+        have = [rank for rank, one in enumerate(shapes) if one[0] >= 0]
+        if len(have) in {0, self.world}:
+            return x
+        count, *sizes = shapes[have[0]]
+        given = like.new_empty(sizes[:count]) if x is None or self.rank != have[0] else x
+        moved = given.contiguous().to(self._device)
+        self._call(distributed.broadcast, moved, src=have[0])
+        return moved.to(like.device) if x is None else x
 
     # --- guards -----------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from esper.execution.passes.isolation import LossFn, shadow_step
 from esper.execution.replicas.replicas import ALONE, Replicas
 from esper.execution.seeded import Seeded
 from esper.execution.training.trainers import Trainers
+from esper.services.tamiyo.growth.first_look import look
 
 _PATIENCE = 4
 """How many times its training a kernel may wait for the first batch that reaches its layer."""
@@ -150,14 +151,14 @@ class Graft:
     def on_batch(self, batch: Any) -> None:
         """Train in the shadow, or raise alpha a little."""
         if self.state is SeedState.TRAINING:
+            training, place = self.training, (self.layer, self.decision.seed_idx)
+            passes: dict[str, Any] = {"loss_fn": training.loss_fn, "batch": batch}
+            if not self.trained:
+                look(training.model, *place, **passes, replicas=training.replicas)
+                training.replicas.equalise(self.kernel.module)
+            means = training.replicas.mean
             loss = shadow_step(
-                self.training.model,
-                self.layer,
-                self.decision.seed_idx,
-                loss_fn=self.training.loss_fn,
-                batch=batch,
-                optimizer=self._optimizer,
-                reduce=self.training.replicas.mean,
+                training.model, *place, **passes, optimizer=self._optimizer, reduce=means
             )
             self.trained += loss is not None
         elif self.state is SeedState.BLENDING:

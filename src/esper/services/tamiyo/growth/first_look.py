@@ -1,0 +1,68 @@
+"""First look: one pass in which a new kernel's rows are set against what they will read."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esper.blueprints import BLUEPRINTS
+from esper.blueprints.whitening import whitening
+from esper.execution.passes.isolation import LossFn
+from esper.execution.replicas.replicas import ALONE, Replicas
+from esper.execution.seeded import Seeded
+from esper.execution.side_effect_free import freeze_statistics, side_effect_free, training_like_mode
+
+
+def look(
+    model: nn.Module,
+    layer: Seeded,
+    seed_idx: int,
+    *,
+    loss_fn: LossFn,
+    batch: Any,
+    replicas: Replicas = ALONE,
+) -> None:
+    """Whiten the rows of a kernel that has not trained yet, if its blueprint wants that.
+
+    Args:
+        model: The model.
+        layer: The site of the kernel.
+        seed_idx: Its seed.
+        loss_fn: Per-example losses.
+        batch: Training batch; where it does not reach the layer, nothing is done.
+        replicas: The processes, each with a batch; all see what the batches of all give.
+    """
+    kernel = layer.seed(seed_idx).as_kernel()
+    if not kernel.blueprint or not BLUEPRINTS.create(kernel.blueprint).whitened:
+        return
+    with replicas.together("the first look at what a kernel reads"):
+        x = _read(model, layer, seed_idx, loss_fn, batch)
+    like = next(kernel.module.parameters())
+    seen = replicas.anyones(None if x is None else x.to(like.device, like.dtype), like)
+    if seen is not None:
+        with whitening(kernel.module, replicas.rows, own=x is not None), torch.no_grad():
+            kernel.module(seen)
+
+
+def _read(
+    model: nn.Module, layer: Seeded, seed_idx: int, loss_fn: LossFn, batch: Any
+) -> Tensor | None:
+    """What the kernel of a seed reads when a batch passes; ``None`` if that does not reach it."""
+    found: list[Tensor] = []
+
+    def watch(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if not found:  # a copy, since the host may write into it
+            found.append(args[0].detach().clone())
+
+    with (
+        side_effect_free(model, training=training_like_mode(model)),
+        torch.no_grad(),
+        layer.isolating(seed_idx),
+    ):
+        freeze_statistics(model)
+        handle = layer.seed(seed_idx).as_kernel().module.register_forward_pre_hook(watch)
+        try:
+            loss_fn(model, batch)
+        finally:
+            handle.remove()
+    return found[0] if found else None
