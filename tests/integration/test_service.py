@@ -124,6 +124,8 @@ def test_ranks_learn_which_action_to_take(start: Start, tmp_path: Path) -> None:
     for event in ("", "a/b", "ü ☃", "e?x=1", "%2F"):  # any id, and the one that is drawn
         assert reward(quote(rank(event=event)["event"], safe=""), 0.5) == 200
     assert "cannot stand in the path" in rank(event="a/../b")["message"]
+    assert "'green' is none of the actions" in rank(excluded=["green"])["message"]
+    assert [reward(rank()["event"], odd) for odd in (True, "0.5", None)] == [422] * 3  # type: ignore[arg-type]
     half = b'{"actions": [{"id": "x"}], "event": "\\ud800"}'  # no text that UTF-8 has
     told = {"Content-Type": "application/json"}
     refused = urllib3.request("POST", f"{service.url}/v1/rank", body=half, headers=told)
@@ -143,13 +145,19 @@ def test_ranks_learn_which_action_to_take(start: Start, tmp_path: Path) -> None:
     with open_store(store) as history:
         kinds = [event.kind for _, event in history.read(kinds=["outcome", "withdrawal"])]
     assert kinds.count("withdrawal") == 1
-    pupil = Service(tmp_path, store, "--apprentice").start()
+
+
+def test_an_apprentice_answers_the_first_action_and_learns(start: Start, tmp_path: Path) -> None:
+    pupil = start(f"sqlite:///{tmp_path}/history.db", "--apprentice")
     body = {"scope": "s", "actions": [{"id": "red"}, {"id": "blue"}]}
-    taken = [pupil.ask("POST", "/main/v1/rank", body).json() for _ in range(3)]
-    pupil.kill()
+    taken = []
+    for _ in range(3):
+        taken.append(pupil.ask("POST", "/main/v1/rank", body).json())
+        path = f"/main/v1/events/{taken[-1]['event']}/reward"
+        assert pupil.ask("POST", path, {"value": 0.5, "scope": "s"}).status == 200
     assert [one["action"] for one in taken] == ["red"] * 3
     assert taken[0]["ranking"][0] == {"id": "red", "probability": 1.0}
-    assert taken[0]["version"] >= 8
+    assert [one["version"] for one in taken] == [0, 1, 2]
 
 
 def test_keys_say_who_may_do_what(start: Start, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 # ruff: noqa: PLC0415 (imports inside commands: --help must not wait for them)
 
 from ipaddress import ip_address
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,6 +66,9 @@ def serve(  # noqa: PLR0913, PLR0917 (one for each option)
             f"{host} can be reached from other machines, and without keys everybody may write; "
             "make keys (esper key NAME --keys FILE) and give --keys FILE, or say --open"
         )
+    for option, value in (("--wait", wait), ("--rate", rate)):
+        if not isfinite(value):
+            raise ConfigError(f"{option} is {value}; it must be a number")
     for path in (certificate, private_key):
         if path is not None and not path.is_file():
             raise ConfigError(f"there is no file {path}")

@@ -201,7 +201,7 @@ class Ranking(BaseModel):
 class Reward(Body):
     """Reward of an event."""
 
-    value: Annotated[float, Field(strict=False)]
+    value: float
     scope: Text = ""
 
 

@@ -83,11 +83,15 @@ class Ranks:
             deferred: The event counts only once it is activated.
 
         Raises:
-            ConfigError: if an action is named twice, none is left, or the id cannot be in a path.
+            ConfigError: if an action is named twice, none is left, an excluded one is not there,
+                or the id cannot be in a path.
             SelectionError: if there is an event of this id.
             StoreError: if the choice cannot be stored now.
         """
         self.settle()
+        unknown = [name for name in excluded if name not in set(actions)]
+        if unknown:
+            raise ConfigError(f"excluded: {unknown[0]!r} is none of the actions; leave it out")
         free = [name for name in actions if name not in set(excluded)]
         if not free or len(set(actions)) < len(actions):
             raise ConfigError("actions: give at least one that is not excluded, each of them once")

@@ -25,6 +25,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (("a-b=memory:",), "letters, digits and _ only"),
         ((STORE, STORE), "a project is named twice"),
         (("history.db",), "did you mean 'sqlite:///history.db'?"),
+        ((STORE, "--wait", "inf"), "--wait is inf; it must be a number"),
     ],
 )
 def test_serve_refuses(arguments: tuple[str, ...], says: str) -> None:
