@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from esper.blueprints import build
-from esper.blueprints.whitening import whitening
 from esper.contracts.seeds import LayerSpec
+from esper.execution.training.whitening import whitening
 
 # R runs, K kernels of a site, w units, F features read, G written, B examples
 

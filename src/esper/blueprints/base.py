@@ -42,7 +42,7 @@ class Blueprint(ABC):
         born_zero: Parameters or submodules of the kernel that start at zero: its last projection.
         fixed_size: True if the layer's shape alone determines the number of parameters.
         whitened: True if the first batch sets the maps of its kernels, all that are not born zero,
-            against what they read: see ``whitening``.
+            against what they read: see ``esper.execution.training.whitening``.
         placebo: True if its kernels cannot help: they are judged as others are, and never kept.
         share: Share of a budget that its kernels take, above 0 and at most 1; see `of_share`.
     """

@@ -9,8 +9,8 @@ from benchmarks import auditions
 from benchmarks.lab.kernels import KINDS, built
 from benchmarks.lab.runs import Lab, table_of
 from esper.blueprints import build
-from esper.blueprints.whitening import whitening
 from esper.contracts.seeds import LayerSpec
+from esper.execution.training.whitening import whitening
 from esper.studies.trained.cells import ORACLE, runs
 from esper.studies.trained.setups import SETUPS
 from esper.studies.trained.training import train_run

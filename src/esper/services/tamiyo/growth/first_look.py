@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from esper.blueprints import BLUEPRINTS
-from esper.blueprints.whitening import whitening
 from esper.execution.passes.isolation import LossFn
 from esper.execution.replicas.replicas import ALONE, Replicas
 from esper.execution.seeded import Seeded
 from esper.execution.side_effect_free import freeze_statistics, side_effect_free, training_like_mode
+from esper.execution.training.whitening import whitening
 
 
 def look(

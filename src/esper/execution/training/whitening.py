@@ -28,6 +28,8 @@ _RIDGE = 0.1
 """Variance that is added to every direction, relative to the mean variance."""
 _SAMPLES = 1024
 """Samples, at most, from which a covariance is told."""
+_ALIKE = 1e-10
+"""Variance, relative to the mean square, below which samples differ by rounding."""
 _PLACES = 8
 """Places along each axis of a picture, at most."""
 
@@ -140,10 +142,10 @@ def _whitened(weight_hF: Tensor, x_NF: Tensor) -> tuple[Tensor, Tensor] | None:
     few = count < features
     square = centred_NF @ centred_NF.T if few else centred_NF.T @ centred_NF
     variances, vectors = torch.linalg.eigh(square / count)
-    seen = variances > 1e-9 * variances[-1].clamp_min(1e-300)
-    variances, vectors = variances[seen], vectors[:, seen]
-    if not len(variances):
+    if float(variances.sum()) <= _ALIKE * float(x_NF.square().sum()) / count:
         return None
+    seen = variances > 1e-9 * variances[-1]
+    variances, vectors = variances[seen], vectors[:, seen]
     if few:
         vectors = centred_NF.T @ vectors / (count * variances).sqrt()
     spread = (centred_NF @ weight_hF.T).square().mean().sqrt()

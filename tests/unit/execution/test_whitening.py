@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from esper.blueprints import BLUEPRINTS, build
-from esper.blueprints.whitening import whitening
 from esper.contracts.seeds import LayerSpec
+from esper.execution.training.whitening import whitening
 
 # N examples, F features
 
@@ -84,7 +84,14 @@ def test_filters_see_their_patches(kernel: nn.Conv1d | nn.Conv2d) -> None:
 
 
 @pytest.mark.parametrize(
-    "x", [torch.full((9, 4), 2.0), torch.full((9, 4), float("nan")), drawn(1, 4), drawn(0, 4)]
+    "x",
+    [
+        torch.full((9, 4), 0.1),
+        torch.zeros(9, 4),
+        torch.full((9, 4), float("nan")),
+        drawn(1, 4),
+        drawn(0, 4),
+    ],
 )
 def test_an_input_that_tells_nothing_changes_nothing(x: Tensor) -> None:
     kernel = nn.Linear(4, 3)
