@@ -112,7 +112,7 @@ def test_ranks_learn_which_action_to_take(start: Start, tmp_path: Path) -> None:
         found: dict[str, Any] = service.ask("POST", "/main/v1/rank", body).json()
         return found
 
-    def reward(event: str, value: float) -> int:
+    def reward(event: str, value: object) -> int:
         path = f"/main/v1/events/{event}/reward"
         return service.ask("POST", path, {"value": value, "scope": "s"}).status
 
@@ -125,7 +125,7 @@ def test_ranks_learn_which_action_to_take(start: Start, tmp_path: Path) -> None:
         assert reward(quote(rank(event=event)["event"], safe=""), 0.5) == 200
     assert "cannot stand in the path" in rank(event="a/../b")["message"]
     assert "'green' is none of the actions" in rank(excluded=["green"])["message"]
-    assert [reward(rank()["event"], odd) for odd in (True, "0.5", None)] == [422] * 3  # type: ignore[arg-type]
+    assert [reward(rank()["event"], odd) for odd in (True, "0.5", None)] == [422] * 3
     half = b'{"actions": [{"id": "x"}], "event": "\\ud800"}'  # no text that UTF-8 has
     told = {"Content-Type": "application/json"}
     refused = urllib3.request("POST", f"{service.url}/v1/rank", body=half, headers=told)

@@ -173,7 +173,7 @@ class Replicas:
         found = self._gather(padded, at=x_NF.device)
         return torch.cat([part[: int(n)] for part, n in zip(found, sizes, strict=True)])
 
-    def anyones(self, x: Tensor | None, like: Tensor) -> Tensor | None:
+    def own_or_lent(self, x: Tensor | None, like: Tensor) -> Tensor | None:
         """This process's tensor; where it has none, that of the first process that has one.
 
         Args:

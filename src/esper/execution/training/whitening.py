@@ -4,7 +4,7 @@ Rows that are drawn without a look at the data mostly see the same few direction
 its mean and largest variance. Multiplied by the inverse root of the input's covariance they see all
 alike; shifted and scaled by what they give, every hidden value has mean zero, where there is a
 bias, and the same spread. That is the spread the drawn rows gave, so that no step of an optimizer
-becomes larger. What a kernel earns in its first epochs rises by half or more
+becomes larger. What that is worth was measured
 (``docs/decisions/0050-whitening.md``).
 
 Source:
@@ -33,7 +33,7 @@ _ALIKE = 1e-10
 _PLACES = 8
 """Places along each axis of a picture, at most."""
 
-_CONVOLUTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d}
+Map = nn.Linear | nn.Conv1d | nn.Conv2d
 
 
 def _mine(x_NF: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def whitening(
     handles = [
         module.register_forward_pre_hook(_Whitener(share if own else lambda x: share(x[:0])))
         for module in kernel.modules()
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)
+        if isinstance(module, Map)
     ]
     try:
         yield
@@ -72,17 +72,15 @@ class _Whitener:
         self._share = share
         self._done = False
 
-    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def __call__(self, module: Map, args: tuple[Tensor, ...]) -> None:
         if self._done:
             return
         self._done = True
         with torch.no_grad(), torch.autocast(args[0].device.type, enabled=False):
-            _whiten(module, args[0].detach(), self._share)  # type: ignore[arg-type]
+            _whiten(module, args[0].detach(), self._share)
 
 
-def _whiten(
-    module: nn.Linear | nn.Conv1d | nn.Conv2d, x: Tensor, share: Callable[[Tensor], Tensor]
-) -> None:
+def _whiten(module: Map, x: Tensor, share: Callable[[Tensor], Tensor]) -> None:
     groups = 1 if isinstance(module, nn.Linear) else module.groups
     rows = module.weight.flatten(1).cpu().double().chunk(groups)
     biases = [] if module.bias is None else module.bias.chunk(groups)
@@ -99,8 +97,8 @@ def _whiten(
             biases[group].copy_(found[1])
 
 
-def _samples(module: nn.Linear | nn.Conv1d | nn.Conv2d, x: Tensor, group: int) -> Tensor:
-    """What the rows of a group read, (N, F), a sample of it."""
+def _samples(module: Map, x: Tensor, group: int) -> Tensor:
+    """Sample (N, F) of what the rows of a group read."""
     if isinstance(module, nn.Linear):
         x_NF = x.flatten(0, -2) if x.dim() > 1 else x[None]
     else:
@@ -114,7 +112,7 @@ def _thinned(x_NF: Tensor) -> Tensor:
 
 
 def _patches(module: nn.Conv1d | nn.Conv2d, x: Tensor, group: int) -> Tensor:
-    """What the filters of a group see at a few places of every example, (N, F)."""
+    """Patches (N, F) that the filters of a group see, at a few places of every example."""
     read = module.weight.shape[1]
     axes = len(module.kernel_size)
     if x.dim() == axes + 1:
@@ -128,7 +126,7 @@ def _patches(module: nn.Conv1d | nn.Conv2d, x: Tensor, group: int) -> Tensor:
     count = module.weight[0].numel()
     each = torch.eye(count, dtype=x.dtype, device=x.device)
     each = each.reshape(count, *module.weight.shape[1:])
-    convolve = _CONVOLUTIONS[nn.Conv1d if axes == 1 else nn.Conv2d]
+    convolve = F.conv1d if axes == 1 else F.conv2d
     seen = convolve(padded, each, stride=stride, dilation=module.dilation)
     return seen.flatten(2).transpose(1, 2).flatten(0, 1)
 

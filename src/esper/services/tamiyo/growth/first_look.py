@@ -38,7 +38,7 @@ def look(
     with replicas.together("the first look at what a kernel reads"):
         x = _read(model, layer, seed_idx, loss_fn, batch)
     like = next(kernel.module.parameters())
-    seen = replicas.anyones(None if x is None else x.to(like.device, like.dtype), like)
+    seen = replicas.own_or_lent(None if x is None else x.to(like.device, like.dtype), like)
     if seen is not None:
         with whitening(kernel.module, replicas.rows, own=x is not None), torch.no_grad():
             kernel.module(seen)
@@ -47,7 +47,7 @@ def look(
 def _read(
     model: nn.Module, layer: Seeded, seed_idx: int, loss_fn: LossFn, batch: Any
 ) -> Tensor | None:
-    """What the kernel of a seed reads when a batch passes; ``None`` if that does not reach it."""
+    """Input of a seed's kernel when a batch passes; ``None`` if that does not reach it."""
     found: list[Tensor] = []
 
     def watch(_: nn.Module, args: tuple[Tensor, ...]) -> None:
