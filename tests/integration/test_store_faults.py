@@ -188,6 +188,36 @@ ODD: list[dict[str, Any]] = [
     {"reward": 0.1, "layer": "x" * 20_000},
     {"reward": 0.1, "decision": 5},
     {"reward": 0.1, "kernel": {}},
+    {"reward": 0.1, "reward_stderr": "0.01"},
+]
+CHOICE = {
+    "epoch": 1,
+    "strategy": "ucb",
+    "reason": "drawn",
+    "score": None,
+    "scores": {"0": 0.5, "1": None},
+    "propensity": 0.5,
+    "fallback": False,
+    "alternatives": [1],
+    "random_key": [0, "fc1", 0],
+}
+ODD_CHOICES: list[dict[str, Any]] = [
+    {"scores": {"-1": 0.5}},
+    {"scores": {"٣": 0.5}},
+    {"scores": {"123456789": 0.5}},
+    {"scores": [0.5]},
+    {"propensity": 1.5},
+    {"propensities": {"0": "half"}},
+    {"propensities": {"0": 0.5}, "propensity_error": None},
+    {"features": None},
+    {"features": [0.1, True]},
+    {"layer_type": None},
+    {"audition": None},
+    {"random_key": [0, "fc1"]},
+    {"ab": {"test": "t", "arm": "a"}},
+    {"ab": {"test": "t", "arm": "a", "unit": "u", "more": "m"}},
+    {"alternatives": [-1]},
+    {"fallback": 0},
 ]
 
 
@@ -198,15 +228,19 @@ def test_an_odd_event_costs_itself_alone(strategy: str, caplog: pytest.LogCaptur
     selector = SeedSelector(STRATEGIES.create(strategy), tracker=running)
     bad = [Event(f"odd-{n}", "outcome", data=PLACE | data) for n, data in enumerate(ODD)]
     bad += [
+        Event(f"odd-choice-{n}", "decision", data=PLACE | CHOICE | data)
+        for n, data in enumerate(ODD_CHOICES)
+    ]
+    bad += [
         Event("odd-d", "decision", data=PLACE | {"epoch": 1}),
         Event("odd-e", "decision", data=PLACE | {"decision": "", "epoch": 10**30}),
         Event("odd-g", "graft", data=PLACE | {"kept": "yes"}),
         Event("odd-a", "audition", data=PLACE | {"gain": 0.1}),
         Event("odd-t", "timing", data=PLACE | {"latency_ms": "1"}),
-        Event("odd-0", "failure", data={}),
+        Event("odd-f", "failure", data={}),
     ]
-    store.append([*bad[:-1], Event("good", "outcome", data=PLACE | {"reward": 0.25})])
-    assert running.refresh() == len(bad)
+    store.append([*bad, Event("good", "outcome", data=PLACE | {"reward": 0.25})])
+    assert running.refresh() == len(bad) + 1
     fresh = PerformanceTracker(store=store)
     SeedSelector(STRATEGIES.create(strategy), tracker=fresh)
     for tracker in (running, fresh):
