@@ -34,7 +34,6 @@ class Attention(Blueprint):
     name = "attention"
     description = "one narrow attention head over time, causal"
     kinds = ("sequence",)
-    whitened = True
 
     @override
     def assemble(self, spec: LayerSpec, width: int) -> nn.Module:

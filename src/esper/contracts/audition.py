@@ -56,6 +56,7 @@ class Worths:
         covariance: Posterior covariance, (n, n).
         starved: Those that had less than their least share of the choices.
         choices: Choices of these layers so far, all runs of the history together.
+        noise: Variance of what an audition says of one worth.
     """
 
     arms: tuple[Arm, ...]
@@ -63,6 +64,7 @@ class Worths:
     covariance: tuple[tuple[float, ...], ...]
     starved: tuple[Arm, ...] = ()
     choices: int = 0
+    noise: float = 0.0
 
     @property
     def best(self) -> int:
@@ -83,22 +85,25 @@ class Worths:
             tuple([tuple([a * b * c for b, c in zip(by, row, strict=True)]) for a, row in rows]),
             self.starved,
             self.choices,
+            self.noise,
         )
 
     def cohort(self, price: float = PRICE) -> list[Arm]:
         """Arms that should train side by side before one is chosen; empty if one is clearly best.
 
         The one whose mean is the highest, and every rival that is starved, or expected to beat it
-        by more than an audition costs. The expected gain of knowing both is
-        ``d (phi(z) - z (1 - Phi(z)))`` for a rival that is ``z`` standard deviations ``d`` of their
-        difference behind.
+        by more than an audition costs. Of the variance ``v`` of their difference an audition of
+        both, with noise ``n`` each, resolves ``d² = v² / (v + 2 n)``. The expected gain is
+        ``d (phi(z) - z (1 - Phi(z)))`` for a rival that is ``z`` times ``d`` behind.
 
         Args:
             price: That cost, relative to what an average seed earns.
 
         Source:
             Gupta & Miescke (1996), Bayesian look ahead one-stage sampling allocations for selection
-            of the best population, Journal of Statistical Planning and Inference 54.
+            of the best population, Journal of Statistical Planning and Inference 54; Frazier,
+            Powell & Dayanik (2009), The knowledge-gradient policy for correlated normal beliefs,
+            INFORMS Journal on Computing 21, section 2.
 
         Example:
             The second is expected to gain 0.27, being 0.3 standard deviations behind; the
@@ -122,9 +127,10 @@ class Worths:
     def _gain(self, at: int) -> float:
         best = self.best
         variance = self.covariance[at][at] + self.covariance[best][best]
-        spread = sqrt(max(variance - 2 * self.covariance[at][best], 0.0))
-        if at == best or not spread:
+        variance -= 2 * self.covariance[at][best]
+        if at == best or variance <= 0:
             return 0.0
+        spread = variance / sqrt(variance + 2 * self.noise)
         behind = (self.means[best] - self.means[at]) / spread
         density = exp(-behind * behind / 2) / sqrt(2 * pi)
         return spread * (density - behind * erfc(behind / sqrt(2)) / 2)

@@ -27,6 +27,25 @@ def test_the_expected_gain_is_that_of_the_better_of_two() -> None:
     assert worths.cohort(price=expected + 1e-9) == []
 
 
+def test_an_audition_is_worth_what_its_noise_leaves() -> None:
+    """The mean of the better of two, after one noisy look at each, by drawing both."""
+    sds, noise = (0.8, 0.6), 0.5
+    worths = replace(_worths((1.0, 0.9, -9.0), (*sds, 0.1)), noise=noise)
+    rng = np.random.default_rng(0)
+    truths = rng.normal((1.0, 0.9), sds, (400_000, 2))
+    looks = truths + rng.normal(0.0, sqrt(noise), truths.shape)
+    shares = np.square(sds) / (np.square(sds) + noise)
+    posterior = (1.0, 0.9) + shares * (looks - (1.0, 0.9))
+    # One number stands for both looks: that of their difference, whose noise is the sum.
+    variance = float(np.square(sds).sum())
+    spread = variance / sqrt(variance + 2 * noise)
+    z = 0.1 / spread
+    expected = spread * exp(-z * z / 2) / sqrt(2 * pi) - 0.1 * (1 - erf(z / sqrt(2))) / 2
+    assert posterior.max(axis=1).mean() - 1.0 == pytest.approx(expected, abs=0.01)
+    assert worths.cohort(price=expected - 1e-9) == [("fc1", 0), ("fc1", 1)]
+    assert worths.cohort(price=expected + 1e-9) == []
+
+
 def test_what_arms_share_does_not_matter() -> None:
     alone, together = (
         _worths((1.0, 0.7, 0.2), (0.2,) * 3),

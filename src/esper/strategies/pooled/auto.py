@@ -85,7 +85,9 @@ class PooledIMED(SelectionStrategy, ABC):
             depths |= _depth(name, context)
         means, covariance = taught.posterior(pairs, depths)
         rows = tuple([tuple(row) for row in covariance.tolist()])
-        return Worths(tuple(arms), tuple(means.tolist()), rows, tuple(starved), choices)
+        return Worths(
+            tuple(arms), tuple(means.tolist()), rows, tuple(starved), choices, noise=NOISE
+        )
 
     @override
     def decide(
