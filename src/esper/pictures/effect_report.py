@@ -159,6 +159,9 @@ def _task(one: TaskFigures) -> list[str]:
     if one.sound is not None:
         mark, ratio = "" if one.sound else " class=warning", "auto ÷ seed 0 (must be 1.00 ± 0.02)"
         found.append(f"<p{mark}>Homogeneous seeds, {ratio}: {one.alike}.</p>")
+    if one.history and not one.null:
+        ratios = ", ".join(f"{name} {it.text('.2f')}" for name, it in one.history.items())
+        found.append(f"<p>After one earlier run ÷ the same without: {ratios}.</p>")
     if one.placebos is not None:
         mark = " class=warning" if one.placebos.too_many else ""
         text = one.placebos.text().capitalize()

@@ -402,6 +402,8 @@ def test_figures_by_hand() -> None:
     assert not found.null
     assert found.sound
     assert found.sizes == {"fc1": {DIGITS.seeds[0]: 9}}
+    assert found.history["warm1"].value == pytest.approx(1 / 3)
+    assert found.history["warm1-silent"].value == pytest.approx(1.0)
 
 
 def test_placebos_are_counted() -> None:
@@ -512,6 +514,7 @@ def test_named_cells_bring_those_that_they_need() -> None:
     assert names == {f"digits-s0-{name}" for name in needed}
     found = figures(DIGITS, [one for one in some_results(GAINS) if one.cell in needed])
     assert found.homogeneous is None
+    assert found.history == {}
     assert found.sound is None
     with pytest.raises(ConfigError, match=r"(?s)warm2.*warm"):
         make_spec(["digits"], cells=["warm2"])

@@ -44,6 +44,9 @@ def remarks(one: TaskFigures) -> list[tuple[str, str]]:
     elif one.sound is False:
         said.append((f"homogeneous seeds: auto ÷ seed 0 is {one.alike}, not 1.00 ± 0.02: do not "
                      "trust the figures of this task", "red"))  # fmt: skip
+    if one.history and not one.null:
+        ratios = ", ".join(f"{name} {it.text('.2f')}" for name, it in one.history.items())
+        said.append((f"after one earlier run ÷ the same without: {ratios}", "dim"))
     if one.placebos is not None:
         said.append((one.placebos.text(), "red" if one.placebos.too_many else "dim"))
     for layer, sizes in one.sizes.items():

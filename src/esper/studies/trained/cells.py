@@ -29,6 +29,9 @@ WARM = ("warm1", "warm3")
 SILENT = "warm1-silent"
 """``warm1`` without auditions: what they cost, and bring, once one run has taught."""
 
+WITH_AND_WITHOUT = (("warm1", "cold"), (SILENT, "cold-silent"))
+"""Cells that differ in whether they have the history of one earlier run."""
+
 LEAST_TEACHER = 1000
 """Run seeds of the study are below; teaching runs have seeds of their own from here on."""
 
@@ -48,6 +51,7 @@ _TEACHERS = 3
 _AUTO: Mapping[str, Any] = {"strategy": "auto"}
 _FIRST: Mapping[str, Any] = {"strategy": "fixed"}
 _ALWAYS: Mapping[str, Any] = {**_AUTO, "audition": "always"}
+_NEVER: Mapping[str, Any] = {**_AUTO, "audition": "never"}
 
 
 @final
@@ -194,7 +198,7 @@ def _fleet() -> list[Cell]:
         Cell(
             name="auto",
             what="auto, no auditions, the history of the fleet",
-            selection={**_AUTO, "audition": "never"},
+            selection=_NEVER,
             policy="learned",
         ),
         Cell(
@@ -243,6 +247,7 @@ def _all(setup: Setup) -> list[Cell]:
             every="placebo",
         ),
         Cell(name="cold", what="auto, no history", selection=_AUTO),
+        Cell(name="cold-silent", what="as cold, without auditions", selection=_NEVER),
         Cell(name="audition", what="auto, no history, auditions always", selection=_ALWAYS),
     ]
     for number in range(1, _TEACHERS + 1):
@@ -259,8 +264,8 @@ def _all(setup: Setup) -> list[Cell]:
         count = int(name.removeprefix("warm"))
         what = f"auto, after {count} earlier run{'s' if count > 1 else ''}"
         found.append(Cell(name=name, what=what, selection=_AUTO, after=f"teacher{count}"))
-    what, never = "as warm1, without auditions", {**_AUTO, "audition": "never"}
-    found.append(Cell(name=SILENT, what=what, selection=never, after="teacher1"))
+    what = "as warm1, without auditions"
+    found.append(Cell(name=SILENT, what=what, selection=_NEVER, after="teacher1"))
     return [*found, *_where()]
 
 
@@ -292,7 +297,7 @@ def _where() -> list[Cell]:
 def _homogeneous(setup: Setup) -> list[Cell]:
     """Nothing to choose but, in an audition, the luckiest of four initial values."""
     by_name = (
-        (HOMOGENEOUS[0], "auto, no auditions", {**_AUTO, "audition": "never"}),
+        (HOMOGENEOUS[0], "auto, no auditions", _NEVER),
         (HOMOGENEOUS[1], "seed 0", {"strategy": "fixed"}),
         ("homogeneous-audition", "auto, auditions always", _ALWAYS),
     )

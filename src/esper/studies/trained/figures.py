@@ -20,6 +20,7 @@ from esper.studies.trained.cells import (
     ORACLE,
     PLACEBO,
     RANDOM,
+    WITH_AND_WITHOUT,
     Cell,
     cells,
     slot_names,
@@ -113,6 +114,8 @@ class TaskFigures:
         cells: Figures of each cell; ``slots`` stands before ``random``.
         homogeneous: Areas of ``auto`` over those of seed 0, where all seeds are alike: 1; ``None``
             if there are no such runs.
+        history: Areas of a cell after one earlier run over those of the same without, by its name;
+            of the cells that there are.
         placebos: Kernels that cannot help, and how many of them would have been kept; ``None`` if
             there are no such runs.
         sizes: Parameters of the seeds' kernels, by site and blueprint, as they grew.
@@ -124,6 +127,7 @@ class TaskFigures:
     null: bool
     cells: tuple[CellFigures, ...]
     homogeneous: Estimate | None
+    history: Mapping[str, Estimate]
     placebos: Placebos | None
     sizes: dict[str, dict[str, int]]
     curves: dict[str, list[float]]
@@ -178,6 +182,11 @@ def figures(setup: Setup, results: Iterable[Trained]) -> TaskFigures:
         null=low is not None and low <= 0,
         cells=tuple(rows),
         homogeneous=ratio(*[areas[name] for name in HOMOGENEOUS]) if alike else None,
+        history={
+            warm: ratio(areas[warm], areas[cold])
+            for warm, cold in WITH_AND_WITHOUT
+            if warm in areas and cold in areas
+        },
         placebos=_placebos(found[PLACEBO].values()) if PLACEBO in found else None,
         sizes=_sizes([found[name] for name in slots]),
         curves={name: of_cell.mean(axis=0).tolist() for name, of_cell in gains.items()},
