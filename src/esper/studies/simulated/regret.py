@@ -5,9 +5,8 @@ one, so luck in the rewards does not count. All strategies get the same problems
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from typing import final
 
 import numpy as np
@@ -20,6 +19,7 @@ from esper.services.tamiyo.bandit import Bandit
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.strategies import SelectionStrategy
 from esper.studies.simulated.environments import Environment, Problem
+from esper.studies.workers import worker_pool
 
 RUNS, STEPS = 20, 1500
 """Default size of a study; too small to judge a goal."""
@@ -265,7 +265,7 @@ def _results_of(blocks: Sequence[_Block], jobs: int) -> Iterator[tuple[int, list
             yield index, _result_of(block)
         return
     # Spawned: a fork would copy threads that others may have started.
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with worker_pool(jobs) as pool:
         begun = {pool.submit(_result_of, block): index for index, block in enumerate(blocks)}
         try:
             for future in as_completed(begun):

@@ -8,10 +8,9 @@ import os
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from importlib.util import find_spec
-from multiprocessing import get_context
 from typing import Any, final
 
 from typing_extensions import override
@@ -19,6 +18,7 @@ from typing_extensions import override
 from esper.contracts.errors import ConfigError, EsperError, unknown_name
 from esper.studies.trained.cells import EffectRun
 from esper.studies.trained.training import Trained, train_run
+from esper.studies.workers import worker_pool
 
 Ended = tuple[EffectRun, Trained, bytes | None]
 """A run, its result, and the history that it leaves."""
@@ -103,14 +103,11 @@ class InProcess(Engine):
 
 @final
 class OverProcesses(Engine):
-    """Processes of this machine, each with one thread.
-
-    They are spawned: a fork would copy threads that others may have started.
-    """
+    """Processes of this machine, each with one thread."""
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
-        self._pool = ProcessPoolExecutor(slots, mp_context=get_context("spawn"))
+        self._pool = worker_pool(slots)
         self._runs: dict[Future[tuple[Trained, bytes | None]], EffectRun] = {}
 
     @override
