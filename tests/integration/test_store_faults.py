@@ -7,24 +7,27 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import pytest
+from typing_extensions import override
 
 from esper.contracts.errors import StoreError
 from esper.contracts.events import AGAIN, LOST, Event
 from esper.contracts.performance import PerformanceDelta
 from esper.contracts.selection import Decision, SelectionContext
+from esper.records.layer import LayerKnowledge
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.stores import open_store
 from esper.stores.journal import Journal
 from esper.stores.memory import MemoryStore
 from esper.stores.sqlite import SqliteStore
-from esper.strategies import STRATEGIES
+from esper.strategies import STRATEGIES, SelectionStrategy
+from esper.strategies.base import Choice, Draws, Metrics, Seeds
 from esper.testing.writer_laws import numbers, told
 from tests.servers import RedisServer
 
@@ -207,6 +210,9 @@ ODD_CHOICES: list[dict[str, Any]] = [
     {"scores": {"123456789": 0.5}},
     {"scores": [0.5]},
     {"propensity": 1.5},
+    {"propensities": {}},
+    {"propensities": {"1": 0.5}},
+    {"epoch": -1},
     {"propensities": {"0": "half"}},
     {"propensities": {"0": 0.5}, "propensity_error": None},
     {"features": None},
@@ -248,6 +254,81 @@ def test_an_odd_event_costs_itself_alone(strategy: str, caplog: pytest.LogCaptur
     assert len(caplog.records) <= 3  # once for each reading of the log
     assert "passed over" in caplog.text
     selector.select_seed_now("fc1", [0, 1], SelectionContext())
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES.names())
+def test_whole_numbers_of_another_writer_are_numbers(strategy: str) -> None:
+    """A program in JavaScript writes 1e20 as 100000000000000000000."""
+    huge = 10**20
+    store = MemoryStore()
+    running = PerformanceTracker(store=store, run="ours")
+    selector = SeedSelector(STRATEGIES.create(strategy), tracker=running, seed=0)
+    context = SelectionContext()
+    seed_idx, reason = selector.select_seed_now("fc1", [0, 1], context)
+    running.update_metrics_now("fc1", seed_idx, GAIN)
+    chosen = PLACE | CHOICE | {"propensities": {"0": 1}, "depth": huge, "scores": {"0": huge}}
+    gains = dict.fromkeys(("gain", "stderr", "mean", "noise"), huge)
+    store.append([
+        Event("d", "decision", data=chosen | {"features": [huge] * len(reason.features)}),
+        Event("a", "audition", data=PLACE | {"point": "x", "cohort": 1} | gains),
+        Event("o", "outcome", data=PLACE | {"reward": huge, "reward_stderr": huge}),
+    ])  # fmt: skip
+    assert running.refresh() == 3
+    fresh = PerformanceTracker(store=store)
+    again = SeedSelector(STRATEGIES.create(strategy), tracker=fresh, seed=0)
+    for each in (selector, again):
+        each.select_seed_now("fc1", [0, 1], SelectionContext(9))
+
+
+@final
+class Refusing(SelectionStrategy):
+    """A strategy of one's own that cannot learn what others chose."""
+
+    name = "refusing"
+
+    @override
+    def begin(self, layer_name: str) -> LayerKnowledge:
+        return Refused()
+
+    @override
+    def decide(
+        self, viable: Seeds, metrics: Metrics, context: SelectionContext, rng: Draws
+    ) -> Choice:
+        return self.chosen(viable[0], {viable[0]: 0.0}, {viable[0]: 1.0}, "the first")
+
+
+class Refused(LayerKnowledge):
+    """Knowledge that looks up what is not there."""
+
+    @override
+    def learn(self, seed_idx: int, reward: float, decision: Decision | None) -> None:
+        if decision is not None and decision.decision_id.startswith("x/"):
+            raise KeyError("what another program wrote")
+
+    @override
+    def forget(self, seed_idx: int) -> None: ...
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    @override
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+def test_an_event_that_a_strategy_cannot_learn_from_is_passed_over(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = MemoryStore()
+    tracker = PerformanceTracker(store=store, run="ours")
+    selector = SeedSelector(Refusing(), tracker=tracker)
+    store.append([
+        Event("d", "decision", data=PLACE | CHOICE),
+        Event("o", "outcome", data=PLACE | {"reward": 0.1}),
+    ])  # fmt: skip
+    assert tracker.refresh() == 2
+    assert "cannot be learnt from: KeyError('what another program wrote')" in caplog.text
+    selector.select_seed_now("fc1", [0, 1], SelectionContext(9))
 
 
 # --- stores that stall ----------------------------------------------------------------------------

@@ -132,20 +132,28 @@ def check_kernel(
     Nothing is checked if none of them does. ``like`` has the kernel's device and type.
 
     Raises:
-        KernelError: if the kernel fails, or gives anything but the shape that the layer writes.
+        KernelError: if the kernel fails, writes into its input, or gives anything but the shape
+            that the layer writes.
     """
     shapes = _known_shapes(kernel, host, spec)
     if shapes is None:
         return
     x_shape, y_shape = shapes
+    x = like.new_zeros(x_shape)
+    version = x._version
     try:
         with torch.no_grad(), side_effect_free(kernel.module):
-            y = kernel.module(like.new_zeros(x_shape))
+            y = kernel.module(x)
     except FAULTS as error:
         raise KernelError(
             f"kernel {kernel.kernel_id!r} fails on the input of layer {layer!r}, shape "
             f"{x_shape}: {error}"
         ) from error
+    if x._version != version:
+        raise KernelError(
+            f"kernel {kernel.kernel_id!r} writes into the input of layer {layer!r}, which the host "
+            "reads too; let it work on a copy, as x + 1 does and x.add_(1) does not"
+        )
     found = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
     if found != y_shape:
         raise KernelError(

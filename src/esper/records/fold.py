@@ -13,7 +13,7 @@ from esper.contracts.performance import PerformanceDelta
 from esper.contracts.selection import decision_from
 from esper.records.history import History, writer_of
 from esper.records.seed import SeedRecord
-from esper.records.validate import require_valid
+from esper.records.validate import valid_data
 
 
 def fold(history: History, event: Event) -> None:
@@ -32,13 +32,17 @@ def take(history: History, event: Event) -> None:
     if event.kind not in _FOLDS or (event.kind == "graft" and event.schema == 0):
         return
     try:
-        require_valid(event)
+        data = valid_data(event)
     except StoreError as error:
         history.quarantine(event.op_id, str(error))
         return
-    if event.data["decision"] in history.told and event.kind in ANSWERS:
+    if data["decision"] in history.told and event.kind in ANSWERS:
         return  # this process told it first, or at the same moment
-    fold(history, event)
+    try:
+        _FOLDS[event.kind](history, data)
+    except _FAULTS as error:
+        why = f"event {event.op_id!r} of kind {event.kind!r} cannot be learnt from: {error!r}"
+        history.quarantine(event.op_id, why)
 
 
 def _decision(history: History, data: Mapping[str, Any]) -> None:
@@ -107,6 +111,9 @@ def _timing(history: History, data: Mapping[str, Any]) -> None:
 def _record(history: History, data: Mapping[str, Any]) -> SeedRecord:
     return history.layer(data["layer"]).under(data["seed"], data["blueprint"])
 
+
+_FAULTS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""Errors of a strategy that an event of another writer does not suit."""
 
 _FOLDS: dict[str, Callable[[History, Mapping[str, Any]], None]] = {
     "decision": _decision,

@@ -1,4 +1,7 @@
-"""What the data of each kind of event hold; checked before it is folded, since anyone may write."""
+"""What the data of each kind of event hold; checked before it is folded, since anyone may write.
+
+JSON has one kind of number and anyone may write it: what is measured becomes a float here.
+"""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, NotRequired
@@ -73,7 +76,8 @@ class _Part(TypedDict):
 
 
 @_STRICT
-class _Choice(_Counted):
+class _Choice(_Place):
+    epoch: Annotated[int, Field(ge=0, lt=2**53)]
     strategy: _Name
     reason: InstanceOf[str]
     score: _Number | None
@@ -103,10 +107,8 @@ _SCHEMAS: Mapping[str, TypeAdapter[Any]] = {
 }
 
 
-def require_valid(event: Event) -> None:
-    """Refuse an event of the history that does not hold what its kind needs.
-
-    Unknown fields are tolerated.
+def valid_data(event: Event) -> dict[str, Any]:
+    """Data of an event of the history, without fields that are not known.
 
     Raises:
         StoreError: naming the event, and the field that is missing or wrong.
@@ -116,17 +118,23 @@ def require_valid(event: Event) -> None:
             f"event {event.op_id!r} has schema {event.schema}, this version reads up to {SCHEMA}; "
             "upgrade with: pip install -U esper-morph"
         )
-    data, schema = event.data, _SCHEMAS.get(event.kind, _PLACE)
-    if event.kind == "decision" and data.get("decision"):  # else it was only counted
+    schema = _SCHEMAS.get(event.kind, _PLACE)
+    if event.kind == "decision" and event.data.get("decision"):  # else it was only counted
         schema = _CHOICE
-    if schema.validator.isinstance_python(data):  # builds nothing
-        return
     try:
-        schema.validate_python(data)
+        data: dict[str, Any] = schema.validate_python(event.data)
     except ValidationError as error:
         (wrong, *_) = error.errors(include_url=False, include_input=False)[0]["loc"]
-        raise StoreError(
-            f"event {event.op_id!r} of kind {event.kind!r} cannot be read: "
-            f"{wrong} is {data.get(str(wrong), 'missing')!r:.100}; it was written by another "
-            "version of Esper, by another program, or damaged"
-        ) from None
+        raise _unreadable(event, str(wrong)) from None
+    chances = data.get("propensities")
+    if chances is not None and str(data["seed"]) not in chances:
+        raise _unreadable(event, "propensities")
+    return data
+
+
+def _unreadable(event: Event, wrong: str) -> StoreError:
+    return StoreError(
+        f"event {event.op_id!r} of kind {event.kind!r} cannot be read: "
+        f"{wrong} is {event.data.get(wrong, 'missing')!r:.100}; it was written by another "
+        "version of Esper, by another program, or damaged"
+    )

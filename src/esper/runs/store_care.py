@@ -22,7 +22,7 @@ from esper.contracts.events import (
 from esper.records.fold import KINDS, take
 from esper.records.history import History
 from esper.records.state import history_data
-from esper.records.validate import require_valid
+from esper.records.validate import valid_data
 from esper.stores import open_store
 from esper.stores.addresses import shown
 from esper.stores.base import MetricsStore, gaps
@@ -94,7 +94,7 @@ def check(url: str) -> Found:
                 lost.append((event.writer, first_number(event), event.number, why))
             if event.kind in KINDS and not (event.kind == "graft" and event.schema == 0):
                 try:
-                    require_valid(event)
+                    valid_data(event)
                 except StoreError as error:
                     odd[position] = str(error)
         return Found(

@@ -59,7 +59,7 @@ def decode(text: str | bytes) -> dict[str, Any]:
     """
     try:
         data = _parsed(text)
-    except (ValueError, RecursionError, AttributeError) as error:
+    except (ValueError, TypeError, RecursionError, AttributeError) as error:
         shown = repr(text)[:200]
         raise StoreError(f"the data of a stored event is not JSON ({error}): {shown}") from error
     if not isinstance(data, dict):
@@ -71,7 +71,7 @@ def _parsed(text: str | bytes) -> Any:
     """JSON by pydantic's parser, which is faster; what it refuses, json judges."""
     try:
         data = from_json(text, allow_inf_nan=False)
-    except ValueError:  # no JSON, or surrogates that stand alone
+    except (ValueError, TypeError):  # no JSON, or surrogates that stand alone
         return _DECODER.decode(text if isinstance(text, str) else text.decode())
     _require_finite((data,))
     return data

@@ -1,8 +1,14 @@
 """Rows of a kernel, set against what it reads."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+from torch.utils._python_dispatch import TorchDispatchMode
+from typing_extensions import override
 
 from esper.blueprints import BLUEPRINTS, build
 from esper.contracts.seeds import LayerSpec
@@ -44,7 +50,7 @@ def test_hidden_values_have_no_mean_one_spread_and_many_directions() -> None:
     torch.testing.assert_close(hidden.std(dim=0), spread.expand(64), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("count", [3, 20, 5000])
+@pytest.mark.parametrize("count", [32, 49, 5000])
 def test_examples_may_be_fewer_than_features_or_very_many(count: int) -> None:
     kernel = nn.Linear(50, 6)
     x = correlated(count, 50)
@@ -91,13 +97,84 @@ def test_filters_see_their_patches(kernel: nn.Conv1d | nn.Conv2d) -> None:
         torch.full((9, 4), float("nan")),
         drawn(1, 4),
         drawn(0, 4),
+        drawn(31, 4),
+        1e160 * drawn(64, 4).double(),
     ],
 )
 def test_an_input_that_tells_nothing_changes_nothing(x: Tensor) -> None:
-    kernel = nn.Linear(4, 3)
+    kernel = nn.Linear(4, 3).to(x.dtype)
     before = kernel.weight.clone()
     look(kernel, x)
     assert torch.equal(kernel.weight, before)
+
+
+@pytest.mark.parametrize("count", [127, 128, 140, 146])
+def test_of_a_picture_all_places_are_seen(count: int) -> None:
+    """Every seventh of 7 x 7 places would be those at one border, where nothing is to be seen."""
+    x = torch.zeros(count, 1, 28, 28)
+    x[:, :, :, 4:24] = drawn(count, 1, 28, 20)
+    kernel = nn.Conv2d(1, 16, 3, padding=1)
+    before, spread = kernel.weight.clone(), kernel(x).detach().std()
+    look(kernel, x)
+    assert not torch.equal(kernel.weight, before)
+    assert float(kernel(x).detach().std() / spread) == pytest.approx(1.0, rel=0.3)
+
+
+@pytest.mark.parametrize(("count", "length"), [(1024, 8), (512, 196), (256, 100), (2048, 4)])
+def test_of_a_sequence_all_positions_are_seen(count: int, length: int) -> None:
+    x = torch.zeros(count, length, 5)
+    x[:, length // 2] = 10 * drawn(count, 5)
+    kernel = nn.Linear(5, 4)
+    before = kernel.weight.clone()
+    look(kernel, x)
+    assert not torch.equal(kernel.weight, before)
+    assert float(kernel(x).detach().mean().abs()) < 0.1
+
+
+def test_wide_filters_cost_no_more_memory_than_the_patches_that_are_seen() -> None:
+    kernel, x = nn.Conv2d(512, 8, 3, padding=1), drawn(96, 512, 14, 14)
+    most = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            nonlocal most
+            made = func(*args, **(kwargs or {}))
+            if isinstance(made, Tensor):
+                most = max(most, made.untyped_storage().nbytes())
+            return made
+
+    with Watch():
+        look(kernel, x)
+    assert most <= 1.1 * max(8 * 1024 * 512 * 9, 4 * 96 * 512 * 16 * 16)
+
+
+class ByName(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(8, 4)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.map(input=x)
+        return y
+
+
+def test_a_map_may_be_called_by_name() -> None:
+    kernel = ByName()
+    before = kernel.map.weight.clone()
+    look(kernel, correlated(64, 8))
+    assert not torch.equal(kernel.map.weight, before)
+
+
+@pytest.mark.parametrize("norm", [weight_norm, spectral_norm, nn.utils.spectral_norm])
+def test_a_map_whose_weight_is_computed_stays(norm: Callable[[nn.Module], nn.Module]) -> None:
+    kernel = norm(nn.Linear(8, 4)).eval()
+    x = correlated(64, 8)
+    before = kernel(x).detach()
+    look(kernel, x)
+    assert torch.equal(kernel(x), before)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +186,7 @@ def test_a_kernel_adds_nothing_before_and_after(name: str) -> None:
     extent = {"conv1d": (9,), "conv2d": (8, 8), "pool1d": (9,), "pool2d": (8, 8)}.get(kind, ())
     spec = LayerSpec(kind=kind, in_size=6, out_size=6, in_extent=extent, out_extent=extent)
     kernel = build(name, spec, budget=4000, seed=0)
-    shape = {"sequence": (12, 7, 6), "features": (12, 6)}.get(kind, (12, 6, *extent))
+    shape = {"sequence": (12, 7, 6), "features": (40, 6)}.get(kind, (40, 6, *extent))
     x = 3.0 + drawn(*shape)
     before = {key: value.clone() for key, value in kernel.state_dict().items()}
     look(kernel, x)

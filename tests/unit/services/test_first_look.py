@@ -54,10 +54,10 @@ def test_only_the_kernel_changes_and_only_if_its_blueprint_wants(
     model, layer = grown(blueprint)
     model.train()
     rows, state = down(layer), {k: v.clone() for k, v in model.state_dict().items()}
-    random = torch.get_rng_state()
+    state_of_draws = torch.get_rng_state()
     look(model, layer, 0, loss_fn=losses, batch=drawn())
     assert torch.equal(rows, down(layer)) is not changes
-    assert torch.equal(random, torch.get_rng_state())
+    assert torch.equal(state_of_draws, torch.get_rng_state())
     moved = {k for k, v in model.state_dict().items() if not torch.equal(v, state[k])}
     assert all(".seeds.0." in name for name in moved)
 
@@ -67,6 +67,26 @@ def test_a_batch_that_does_not_reach_the_layer_changes_nothing() -> None:
     rows = down(layer)
     look(model, layer, 0, loss_fn=without_layer, batch=drawn())
     assert torch.equal(rows, down(layer))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_kernel_that_draws_or_fails_costs_nothing(
+    caplog: pytest.LogCaptureFixture, *, fails: bool
+) -> None:
+    model, layer = grown("bottleneck")
+    kernel = layer.seed(0).as_kernel().module
+
+    def draw(_: nn.Module, __: object, y: Tensor) -> Tensor:
+        if fails and not torch.is_grad_enabled():
+            raise RuntimeError("no gradient is recorded")
+        return y * (1 + torch.randn(1))
+
+    kernel.register_forward_hook(draw)
+    rows, state = down(layer), torch.get_rng_state()
+    look(model, layer, 0, loss_fn=losses, batch=drawn())
+    assert torch.equal(rows, down(layer)) is fails
+    assert torch.equal(torch.get_rng_state(), state)
+    assert ("begins as it was drawn" in caplog.text) is fails
 
 
 def in_one_of_two(rank: int, folder: Path) -> None:

@@ -4,7 +4,7 @@ Rows that are drawn without a look at the data mostly see the same few direction
 its mean and largest variance. Multiplied by the inverse root of the input's covariance they see all
 alike; shifted and scaled by what they give, every hidden value has mean zero, where there is a
 bias, and the same spread. That is the spread the drawn rows gave, so that no step of an optimizer
-becomes larger. What that is worth was measured
+becomes larger; few samples tell neither, and change nothing. What that is worth was measured
 (``docs/decisions/0050-whitening.md``).
 
 Source:
@@ -14,9 +14,10 @@ Source:
     (layer by layer, from a batch, to a given spread).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from math import ceil, sqrt
+from math import ceil, gcd, sqrt
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ _RIDGE = 0.1
 """Variance that is added to every direction, relative to the mean variance."""
 _SAMPLES = 1024
 """Samples, at most, from which a covariance is told."""
+_FEWEST = 32
+"""Samples, at least: rows that are set by two have many times their spread on all others."""
 _ALIKE = 1e-10
 """Variance, relative to the mean square, below which samples differ by rounding."""
 _PLACES = 8
@@ -47,8 +50,9 @@ def whitening(
     """Whiten the rows of each map of a kernel, when it is first called, against what it reads.
 
     Maps are its linear layers and convolutions, in the order of calls, so that each reads what the
-    whitened ones before it give. Those that are zero stay so; an input that is not finite, or the
-    same everywhere, changes nothing.
+    whitened ones before it give. Those that are zero stay so, and those whose weight or bias is
+    computed, as by a weight norm. An input that is not finite, the same everywhere, or of few
+    samples changes nothing.
 
     Args:
         kernel: The kernel; its parameters are changed in place.
@@ -56,9 +60,11 @@ def whitening(
         own: False if what the kernel is called with is another process's, and counts there.
     """
     handles = [
-        module.register_forward_pre_hook(_Whitener(share if own else lambda x: share(x[:0])))
+        module.register_forward_pre_hook(
+            _Whitener(share if own else lambda x: share(x[:0])), with_kwargs=True
+        )
         for module in kernel.modules()
-        if isinstance(module, Map)
+        if isinstance(module, Map) and _is_plain(module)
     ]
     try:
         yield
@@ -67,17 +73,24 @@ def whitening(
             handle.remove()
 
 
+def _is_plain(module: Map) -> bool:
+    """True if the module's weight and bias are parameters, and not computed from others."""
+    own = {name for name, _ in module.named_parameters(recurse=False)}
+    return "weight" in own and ("bias" in own or module.bias is None)
+
+
 class _Whitener:
     def __init__(self, share: Callable[[Tensor], Tensor]) -> None:
         self._share = share
         self._done = False
 
-    def __call__(self, module: Map, args: tuple[Tensor, ...]) -> None:
+    def __call__(self, module: Map, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         if self._done:
             return
         self._done = True
-        with torch.no_grad(), torch.autocast(args[0].device.type, enabled=False):
-            _whiten(module, args[0].detach(), self._share)
+        x: Tensor = args[0] if args else named["input"]
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            _whiten(module, x.detach(), self._share)
 
 
 def _whiten(module: Map, x: Tensor, share: Callable[[Tensor], Tensor]) -> None:
@@ -85,11 +98,13 @@ def _whiten(module: Map, x: Tensor, share: Callable[[Tensor], Tensor]) -> None:
     rows = module.weight.flatten(1).cpu().double().chunk(groups)
     biases = [] if module.bias is None else module.bias.chunk(groups)
     for group, weight_hF in enumerate(rows):
-        x_NF = _thinned(share(_samples(module, x, group).cpu().double()))
-        if len(x_NF) < 2 or not torch.isfinite(x_NF).all() or not weight_hF.any():
+        x_NF = _some(share(_samples(module, x, group).cpu().double()))
+        if len(x_NF) < _FEWEST or not torch.isfinite(x_NF).all() or not weight_hF.any():
             continue
         found = _whitened(weight_hF, x_NF)
-        if found is None:
+        if found is None or not all(
+            torch.isfinite(one.to(module.weight.dtype)).all() for one in found
+        ):
             continue
         place = module.weight.chunk(groups)[group]
         place.copy_(found[0].reshape(place.shape))
@@ -97,18 +112,40 @@ def _whiten(module: Map, x: Tensor, share: Callable[[Tensor], Tensor]) -> None:
             biases[group].copy_(found[1])
 
 
+def _some(x_NF: Tensor) -> Tensor:
+    """Samples of all processes, no more than are needed; always the same."""
+    if len(x_NF) <= _SAMPLES:
+        return x_NF
+    order = torch.randperm(len(x_NF), generator=torch.Generator().manual_seed(0))
+    return x_NF[order[:_SAMPLES]]
+
+
 def _samples(module: Map, x: Tensor, group: int) -> Tensor:
     """Sample (N, F) of what the rows of a group read."""
     if isinstance(module, nn.Linear):
         x_NF = x.flatten(0, -2) if x.dim() > 1 else x[None]
-    else:
-        x_NF = _patches(module, x, group)
-    return _thinned(x_NF)
+        return x_NF[_rows(len(x_NF), len(x_NF) // max(len(x), 1) or 1).to(x.device)]
+    return _patches(module, x, group)
 
 
-def _thinned(x_NF: Tensor) -> Tensor:
-    """Samples at equal distances, no more than are needed."""
-    return x_NF[:: max(1, ceil(len(x_NF) / _SAMPLES))]
+def _rows(count: int, places: int) -> Tensor:
+    """Rows at equal distances, no more than are needed.
+
+    Args:
+        count: Rows that there are: those of one example after those of another.
+        places: Rows of an example; all of its places are seen alike.
+
+    Example:
+        Of 4,096 rows every fourth; of eight places that would be the first and the fifth alone.
+
+        >>> sorted({int(row) % 8 for row in _rows(4096, 8)})
+        [0, 1, 2, 3, 4, 5, 6, 7]
+    """
+    step = max(1, ceil(count / _SAMPLES))
+    alike = gcd(step, places)
+    rows = torch.arange(0, count, step)
+    rows += torch.arange(len(rows)) // (places // alike) % alike
+    return rows[rows < count]
 
 
 def _patches(module: nn.Conv1d | nn.Conv2d, x: Tensor, group: int) -> Tensor:
@@ -119,16 +156,18 @@ def _patches(module: nn.Conv1d | nn.Conv2d, x: Tensor, group: int) -> Tensor:
         x = x[None]
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     padded = F.pad(x.narrow(1, group * read, read), module._reversed_padding_repeated_twice, mode)
-    stride = [
-        step * max(1, ceil((size // step) / _PLACES))
-        for step, size in zip(module.stride, padded.shape[2:], strict=True)
-    ]
-    count = module.weight[0].numel()
-    each = torch.eye(count, dtype=x.dtype, device=x.device)
-    each = each.reshape(count, *module.weight.shape[1:])
-    convolve = F.conv1d if axes == 1 else F.conv2d
-    seen = convolve(padded, each, stride=stride, dilation=module.dilation)
-    return seen.flatten(2).transpose(1, 2).flatten(0, 1)
+    patches = padded  # (B, F, places..., extents of a filter...), of which none is copied
+    for axis in range(axes):
+        size, every = module.kernel_size[axis], module.dilation[axis]
+        step = module.stride[axis]
+        step *= max(1, ceil((padded.shape[2 + axis] // step) / _PLACES))
+        patches = patches.unfold(2 + axis, (size - 1) * every + 1, step)[..., ::every]
+    patches = patches.movedim(1, 1 + axes)
+    extents = patches.shape[: 1 + axes]
+    count = extents.numel()
+    rows = _rows(count, count // max(extents[0], 1) or 1)
+    places = torch.unravel_index(rows.to(x.device), extents)
+    return patches[places].flatten(1)
 
 
 def _whitened(weight_hF: Tensor, x_NF: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -139,6 +178,8 @@ def _whitened(weight_hF: Tensor, x_NF: Tensor) -> tuple[Tensor, Tensor] | None:
     # The eigenvectors of the smaller of the two products give those of the covariance.
     few = count < features
     square = centred_NF @ centred_NF.T if few else centred_NF.T @ centred_NF
+    if not torch.isfinite(square).all():
+        return None
     variances, vectors = torch.linalg.eigh(square / count)
     if float(variances.sum()) <= _ALIKE * float(x_NF.square().sum()) / count:
         return None

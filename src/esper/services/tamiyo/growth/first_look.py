@@ -1,16 +1,20 @@
 """First look: one pass in which a new kernel's rows are set against what they will read."""
 
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from esper.blueprints import BLUEPRINTS
+from esper.execution.kernel import FAULTS, Kernel
 from esper.execution.passes.isolation import LossFn
 from esper.execution.replicas.replicas import ALONE, Replicas
 from esper.execution.seeded import Seeded
 from esper.execution.side_effect_free import freeze_statistics, side_effect_free, training_like_mode
 from esper.execution.training.whitening import whitening
+
+logger = logging.getLogger(__name__)
 
 
 def look(
@@ -40,8 +44,26 @@ def look(
     like = next(kernel.module.parameters())
     seen = replicas.own_or_lent(None if x is None else x.to(like.device, like.dtype), like)
     if seen is not None:
-        with whitening(kernel.module, replicas.rows, own=x is not None), torch.no_grad():
-            kernel.module(seen)
+        _set(kernel, seen, replicas, own=x is not None)
+
+
+def _set(kernel: Kernel, x: Tensor, replicas: Replicas, *, own: bool) -> None:
+    """Whiten a kernel; one that fails in this pass keeps the rows that were drawn."""
+    drawn = {name: value.clone() for name, value in kernel.module.state_dict().items()}
+    try:
+        with (
+            side_effect_free(kernel.module),
+            whitening(kernel.module, replicas.rows, own=own),
+            torch.no_grad(),
+        ):
+            kernel.module(x)
+    except FAULTS as error:
+        kernel.module.load_state_dict(drawn)
+        logger.warning(
+            "kernel %s fails at the first look at what it reads, and begins as it was drawn: %r",
+            kernel.kernel_id,
+            error,
+        )
 
 
 def _read(
