@@ -265,6 +265,7 @@ class Faulty(nn.Module):
         ("linear", nn.Linear(6, 5), r"maps \(2, 6\) to \(2, 5\).*must be equal"),
         ("linear", Faulty(), "fails on the input of layer .0..*by zero"),
         ("linear", nn.Linear(7, 4), "fails on the input of layer '0'"),
+        ("linear", nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 4)), "writes into the input"),
         ("linear", Constant(1), r"to \(2, 1\)"),
         ("linear", Constant(4, several=True), "to tuple"),
         ("conv2d-strided", Constant(4, 1, 1), r"to \(2, 4, 1, 1\)"),
