@@ -28,6 +28,7 @@ from tests.servers import RedisServer, server_binary
 
 SECONDS = 3.0
 EVENTS = 100_000
+BATCH = 500
 GAIN = PerformanceDelta(reward=0.1)
 ROW = json.dumps({"decision": "letter/run/fc1/12", "layer": "fc1", "reason": "x" * 300})
 
@@ -44,7 +45,7 @@ def rows() -> list[tuple[str, str, str]]:
             server.start()
             stack.callback(server.kill)
             found += _rates("redis", server.url, str(server.port))
-            found += [_stalled_server(server)]
+            found += [_batches(server), _stalled_server(server)]
     return found
 
 
@@ -127,6 +128,43 @@ def _bare_redis(port: str, number: str) -> Any:
         return 0.0
 
     return act
+
+
+def _batches(server: RedisServer) -> tuple[str, str, str]:
+    """Pairs in batches of events, a script each, beside bare pipelines and bare calls."""
+    from esper.stores import open_store  # noqa: PLC0415 (beside its use)
+
+    client, pairs = redis.Redis(port=server.port), BATCH // 2
+    one, numbers = _bare_redis(str(server.port), "one"), iter(range(10**9))
+
+    def pipelined() -> None:
+        with client.pipeline() as pipe:
+            for number in [next(numbers) for _ in range(BATCH)]:
+                pipe.sadd("bare:ids", f"batch/{number}")
+                pipe.xadd("bare", {"op_id": f"batch/{number}", "data": ROW})
+            pipe.execute()
+
+    with open_store(server.url) as store:
+
+        def ours() -> None:
+            data = json.loads(ROW)
+            store.append(
+                [Event(f"b/{next(numbers)}", "note", "s", "r", data) for _ in range(BATCH)]
+            )
+
+        def single() -> None:
+            for number in [next(numbers) for _ in range(pairs)]:
+                one(number)
+
+        took: dict[Callable[[], None], list[float]] = {ours: [], pipelined: [], single: []}
+        for _ in range(20):  # in turn, so that all meet the same machine
+            for act, times in took.items():
+                started = time.perf_counter()
+                act()
+                times.append(time.perf_counter() - started)
+    rates = [pairs / median(times) for times in took.values()]
+    beside = f"{rates[0] / rates[1]:.2f} x pipelined, {rates[0] / rates[2]:.2f} x one call each"
+    return f"pairs a second, redis, batches of {BATCH}", f"{rates[0]:,.0f}", beside
 
 
 def _opening(path: Path) -> list[tuple[str, str, str]]:
