@@ -1,4 +1,4 @@
-"""What the data of each kind of event hold; checked before it is folded, since anyone may write.
+"""Schema of the data of each kind of event, checked before it is folded: anyone may write them.
 
 JSON has one kind of number and anyone may write it: what is measured becomes a float here.
 """

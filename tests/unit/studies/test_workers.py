@@ -1,6 +1,5 @@
 """Workers of a study: none outlives a parent that is killed."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -8,7 +7,7 @@ import time
 from pathlib import Path
 
 SCRIPT = """
-import os, sys, time
+import os, time
 from esper.studies.workers import worker_pool
 
 if __name__ == "__main__":
@@ -21,10 +20,9 @@ if __name__ == "__main__":
 
 def alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii")
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii")
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 

@@ -264,7 +264,6 @@ def _results_of(blocks: Sequence[_Block], jobs: int) -> Iterator[tuple[int, list
         for index, block in enumerate(blocks):
             yield index, _result_of(block)
         return
-    # Spawned: a fork would copy threads that others may have started.
     with worker_pool(jobs) as pool:
         begun = {pool.submit(_result_of, block): index for index, block in enumerate(blocks)}
         try:
