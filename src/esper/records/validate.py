@@ -1,6 +1,6 @@
 """Schema of the data of each kind of event, checked before it is folded: anyone may write them.
 
-JSON has one kind of number and anyone may write it: what is measured becomes a float here.
+JSON has one kind of number: what is measured becomes a float here.
 """
 
 from collections.abc import Mapping
