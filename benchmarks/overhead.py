@@ -102,6 +102,7 @@ class Loop:
         growth: Settings of growth; ``None`` for the plain loop.
         held_out: Batches of the holdout.
         replicate: Puts a wrapper around the model, as that of replicas, which the loop trains.
+        audition: ``never``, so that seeds train one by one, or ``always``.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Loop:
         growth: dict[str, Any] | None = None,
         held_out: int = TENTH,
         replicate: Callable[[nn.Module], nn.Module] = lambda model: model,
+        audition: str = "never",
     ) -> None:
         torch.manual_seed(0)
         self.batch = host.batch
@@ -127,13 +129,13 @@ class Loop:
                 self.optimizer,
                 loss_fn=loss_fn,
                 holdout=self.holdout,
-                config={"growth": growth},
+                config={"growth": growth, "seed_selection": {"audition": audition}},
             )
 
     def step(self) -> None:
         """Train on a batch."""
         self.optimizer.zero_grad()
-        loss_fn(self.trained, self.batch).mean().backward()
+        torch.autograd.backward(loss_fn(self.trained, self.batch).mean())
         self.optimizer.step()
         if self.tamiyo is not None:
             self.tamiyo.on_batch_end(self.batch)
@@ -228,7 +230,7 @@ def memory_mb(host: Host, settings: dict[str, Any] | None, *, seeds: int = 0) ->
         loop.step()
         loop.end()
     held = peak = 0
-    for event in recorded.profiler.kineto_results.events():  # type: ignore[union-attr]
+    for event in recorded.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)

@@ -1,7 +1,8 @@
 """Run the checks of GPUs and write a table: ``python scripts/gpu_checks.py [--device cpu] [FILE]``.
 
 They take less than four minutes. Where there is no CUDA nothing is checked, which is said; the exit
-code is then 5. With ``--device cpu`` the same checks run on the processor, to try them out.
+code is then 5. With ``--device cpu`` the same checks run on the processor, to try them out. PyTorch
+may be of any version, so warnings fail nothing.
 """
 
 import argparse
@@ -33,7 +34,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
         command = [sys.executable, "-m", "pytest", "-q", "tests/gpu", "--device", options.device,
-                   f"--junit-xml={report}", "-p", "no:cacheprovider"]  # fmt: skip
+                   f"--junit-xml={report}", "-p", "no:cacheprovider", "-W", "default"]  # fmt: skip
         code = subprocess.run(command, cwd=ROOT, check=False).returncode
         cases = list(ET.parse(report).iter("testcase")) if report.exists() else []
     seconds = time.monotonic() - began

@@ -2,14 +2,22 @@
 
 import gc
 from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 import esper
+from esper.adapters.switching import disabled
+from esper.services.tamiyo.settings import config_from
 from tests.gpu.training import Training, random_state
+from tests.loops.trial import HOLDOUT, SOON, TRAIN, loss_fn
+from tests.unit.adapters import test_adapt as adapting
+from tests.unit.services.small_run import host as small_host
 from tests.unit.services.small_run import same, teacher
 
 pytestmark = [pytest.mark.gpu, pytest.mark.trains]
@@ -35,8 +43,8 @@ def grew(training: Training) -> bool:
 def test_a_run_grows_where_its_host_is(device: str) -> None:
     training = Training(device).run()
     assert grew(training)
-    assert {tensor.device.type for tensor in training.model.state_dict().values()
-            if isinstance(tensor, torch.Tensor)} == {device}  # fmt: skip
+    tensors = [*training.model.parameters(), *training.model.buffers()]
+    assert {tensor.device.type for tensor in tensors} == {device}
     assert training.losses[-1] < training.losses[0]
     inputs = teacher(32, seed=3)[0].to(device)
     outputs = training.model.eval()(inputs)
@@ -110,6 +118,104 @@ def test_a_holdout_in_pinned_memory_is_read_without_a_trace(device: str) -> None
     assert ours.losses == theirs.losses
     told = [[data["holdout_loss"] for data in each.facts("epoch")] for each in (ours, theirs)]
     assert told[0] == told[1]
+
+
+def test_a_seed_in_training_makes_the_processor_wait_for_nothing(device: str) -> None:
+    training = Training(device, growth={"probe_every": 1000, "train_epochs": 9})
+    training.run(3)
+    assert {graft.state for graft in training.engine.grafts.grafts} == {"training"}
+    batch = training.there(teacher(32, seed=1))
+    training.model.train()
+    for _ in range(3):
+        training.optimizer.zero_grad()
+        torch.autograd.backward(training.loss_fn(training.called, batch).mean())
+        training.optimizer.step()
+        with waiting_raises(device):
+            training.engine.on_batch_end(batch)
+    assert {graft.state for graft in training.engine.grafts.grafts} == {"training"}
+
+
+@contextmanager
+def waiting_raises(device: str) -> Iterator[None]:
+    """Have calls that wait for the GPU raise; on a processor there is nothing to wait for."""
+    if device == "cpu":
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_model_says_where_whatever_the_default_device_is(device: str) -> None:
+    told = []
+    for default in ("cpu", device):
+        torch.set_default_device(default)
+        try:
+            training = Training(device).run()
+        finally:
+            torch.set_default_device(None)
+        told.append(training.losses)
+    assert told[0] == told[1]
+
+
+def test_widths_grow_there(device: str) -> None:
+    model = small_host(restless=False).to(device)
+    train, held_out = ([there(batch, device) for batch in part] for part in (TRAIN, HOLDOUT))
+    before = model.eval()(train[0][0])
+    esper.wrap(model, widen="auto", example=train[0], loss_fn=loss_fn)
+    assert torch.equal(model(train[0][0]), before)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    config = config_from({"growth": {**SOON, "budget": 300}})
+    tamiyo = esper.Tamiyo(model, optimizer, loss_fn=loss_fn, holdout=held_out, config=config)
+    for epoch in range(10):
+        model.train()
+        for batch in train:
+            optimizer.zero_grad()
+            torch.autograd.backward(loss_fn(model, batch).mean())
+            optimizer.step()
+            tamiyo.on_batch_end(batch)
+        tamiyo.on_epoch_end(epoch)
+    tamiyo.finish()
+    assert any(event.data["kept"] for event in tamiyo.events() if event.kind == "graft")
+    grown = model.eval()(train[0][0])
+    torch.testing.assert_close(esper.harden(model).eval()(train[0][0]), grown)
+
+
+def test_a_frozen_host_is_adapted_there_and_its_adapter_is_read_anywhere(
+    device: str, tmp_path: Path
+) -> None:
+    model = adapting.host().to(device)
+    train = [there(batch, device) for batch in adapting.batches(16, 1)]
+    held_out = [there(batch, device) for batch in adapting.batches(2, 5)]
+    inputs = held_out[0][0]
+    before = model(inputs)
+    optimizer = torch.optim.Adam(model.get_submodule("head").parameters(), lr=1e-2)
+    tamiyo = esper.adapt(
+        *(model,), optimizer=optimizer, loss_fn=adapting.loss_fn, budget=1.0, every=4,
+        holdout=held_out
+    )  # fmt: skip
+    for batch in train:
+        optimizer.zero_grad()
+        torch.autograd.backward(adapting.loss_fn(model, batch).mean())
+        optimizer.step()
+        tamiyo.on_batch_end(batch)
+    tamiyo.finish()
+    esper.save_adapter(model, tmp_path)
+    there_again, elsewhere = adapting.host().to(device), adapting.host()
+    for host in (there_again, elsewhere):
+        esper.load_adapter(host, tmp_path)
+    assert torch.equal(there_again(inputs), model(inputs))
+    torch.testing.assert_close(elsewhere(inputs.cpu()), model(inputs).cpu())
+    torch.testing.assert_close(esper.merge(model)(inputs), model(inputs))
+    with disabled(model):
+        assert torch.equal(model(inputs), before)
+
+
+def there(batch: tuple[Tensor, Tensor], device: str) -> tuple[Tensor, Tensor]:
+    inputs, targets = batch
+    return inputs.to(device), targets.to(device)
 
 
 def test_memory_does_not_grow_with_the_epochs_and_is_given_back(device: str) -> None:

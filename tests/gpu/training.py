@@ -21,9 +21,10 @@ EPOCHS = 7
 def host() -> nn.Module:
     """A network with batch norm and dropout, which notice every pass."""
     torch.manual_seed(5)
-    return nn.Sequential(
-        nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 3)
-    )
+    with torch.device("cpu"):
+        return nn.Sequential(
+            nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 3)
+        )
 
 
 @final
@@ -37,6 +38,7 @@ class Training:
         autocast: Type of a mixed precision, if there is one.
         compiled: Backend of ``torch.compile``; empty for none.
         holdout: Held-out batches; by default a list of tensors on the device.
+        growth: Further settings of growth.
         options: Further arguments of ``Tamiyo``.
     """
 
@@ -45,6 +47,7 @@ class Training:
     autocast: torch.dtype | None = None
     compiled: str = ""
     holdout: Iterable[Any] | None = None
+    growth: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -63,7 +66,7 @@ class Training:
 
     def _tamiyo(self) -> esper.Tamiyo:
         growth = {"budget": 2000, "plateau_threshold": 1.0, "train_epochs": 1, "keep_stderrs": 0.0,
-                  "probe_every": 4}  # fmt: skip
+                  "probe_every": 4, **self.growth}  # fmt: skip
         selection = {"strategy": "round_robin", "audition": "never"}
         held_out = [self.there(batch) for batch in batches(teacher(96, seed=2))]
         return esper.Tamiyo(

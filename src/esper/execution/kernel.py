@@ -46,9 +46,16 @@ class Recipe:
     seed: int
 
     def build(self) -> nn.Module:
-        """Build a kernel of this structure, with its initial weights, on the CPU."""
+        """Build a kernel of this structure, with its initial weights, in float32 on the CPU.
+
+        PyTorch's default type and device, which are the user's, change nothing.
+        """
         return blueprints.build(
-            self.blueprint, self.spec, budget=self.budget, seed=self.seed, device="cpu"
+            *(self.blueprint, self.spec),
+            budget=self.budget,
+            seed=self.seed,
+            dtype=torch.float32,
+            device="cpu",
         )
 
     def to_json(self) -> dict[str, Any]:

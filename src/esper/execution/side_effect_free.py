@@ -66,8 +66,14 @@ def _put_back(
     for name, buffer in held.items():
         if module._buffers.get(name, module) is not buffer:
             module._buffers[name] = buffer
-        if buffer is not None and not torch.equal(buffer, values[name]):
+        if buffer is not None and (_is_far(buffer) or not torch.equal(buffer, values[name])):
             restore(buffer, values[name])
+
+
+def _is_far(tensor: torch.Tensor) -> bool:
+    """True on a device for whose answer the processor would wait, where a write costs less."""
+    far = tensor.device.type not in {"cpu", "meta"}
+    return far and tensor.is_contiguous() and not tensor.is_inference()
 
 
 def training_like_mode(model: nn.Module) -> bool | None:

@@ -35,6 +35,7 @@ from esper.widths.members import (
     tensor_of,
     unit_axis,
 )
+from esper.widths.noise import normal, source, uniform
 from esper.widths.widened import spread
 
 _CANDIDATES = 24
@@ -101,7 +102,7 @@ class _Chooser:
         self.model = model
         self.loss_fn = loss_fn
         self.batches = batches
-        self.generator = torch.Generator(device="cpu").manual_seed(recipe.seed % 2**63)
+        self.generator = source(recipe.seed % 2**63)
 
     # --- the three ways ---------------------------------------------------------------------------
 
@@ -126,7 +127,7 @@ class _Chooser:
             bias = tensor_of(kernel.get_submodule(part.key), "bias")
             seen = self._values(kernel, part.module, part.member, of_output=True)
             low, high = _QUANTILES
-            drawn = torch.rand(seen.shape[1], generator=self.generator) * (high - low) + low
+            drawn = uniform(seen.shape[1], self.generator) * (high - low) + low
             ordered = seen.sort(dim=0).values
             index = (drawn * (len(seen) - 1)).long().to(seen.device)
             bias.copy_(-ordered.gather(0, index[None])[0].to(bias.dtype))
@@ -135,30 +136,29 @@ class _Chooser:
         """For each unit the best of many candidates; the first is what it is."""
         spec = self.width.spec
         assert spec is not None
-        many = UnitsKernel(spec.pieces, _CANDIDATES * kernel.units)
         like = next(kernel.parameters())
-        with torch.no_grad():
+        with torch.no_grad(), torch.device(like.device):
+            many = UnitsKernel(spec.pieces, _CANDIDATES * kernel.units).to(like.dtype)
             Units().initialise(many, self.generator)
-            many.to(like.device, like.dtype)
             self.threshold(many)
-        scores = torch.zeros(many.units, dtype=torch.float64)
+        scores = torch.zeros(many.units, dtype=torch.float64, device="cpu")
         for number, (member, _) in enumerate(self.width.members):
             if member.role == "consumer":
                 new, old = self._seen(many, number)
                 scores += _explained(new, old)
         best = scores.reshape(kernel.units, _CANDIDATES).argmax(dim=1)
-        self._copy(many, kernel, best + _CANDIDATES * torch.arange(kernel.units))
+        self._copy(many, kernel, best + _CANDIDATES * torch.arange(kernel.units, device="cpu"))
 
     def split(self, kernel: UnitsKernel) -> None:
         """Copies of the units on which the loss depends most, a little apart."""
-        worth = torch.zeros(self.width.units, dtype=torch.float64)
+        worth = torch.zeros(self.width.units, dtype=torch.float64, device="cpu")
         for number, (member, module) in enumerate(self.width.members):
             if member.role == "consumer":
                 weight = tensor_of(module, "weight").detach()
                 columns = _by_unit(weight, member, growing(module, "consumer")[0][1])
                 worth += (self._seen(kernel, number)[1].gradients * columns).abs().sum(1).cpu()
         order = worth.argsort(descending=True)
-        chosen = order[torch.arange(kernel.units) % len(order)]
+        chosen = order[torch.arange(kernel.units, device="cpu") % len(order)]
         with torch.no_grad():
             for part in parts_of(self.width.members):
                 if part.member.role == "consumer":
@@ -167,7 +167,7 @@ class _Chooser:
                 piece = tensor_of(kernel.get_submodule(part.key), part.tensor)
                 copies = _by_unit(host, part.member, part.dim)[chosen.to(host.device)]
                 if part.member.role == "producer" and piece.ndim > 1:
-                    noise = torch.randn(copies.shape, generator=self.generator).to(copies)
+                    noise = normal(copies.shape, self.generator).to(copies)
                     copies = copies + _APART * spread(host) * noise
                 _set_units(piece, copies, part.member, part.dim)
 

@@ -14,6 +14,7 @@ from esper.execution.passes.isolation import gradients_of
 from esper.widths.example import Example
 from esper.widths.found import Width
 from esper.widths.members import Member
+from esper.widths.noise import normal, source
 from esper.widths.widened import Leaf, Widened, placed, spread
 
 _PLAIN = (int, float, str, type(None))
@@ -38,7 +39,7 @@ def prove(
             equal to rounding if they differ by less than its root, relative to the largest.
     """
     proof = _Proof(example, modules, widths, eps**0.5)
-    generator = torch.Generator().manual_seed(0)
+    generator = source(0)
     for training, biases in ((False, False), (False, True), (True, False)):
         if proof.left():
             told = _telling(example.model, generator, biases=biases)
@@ -153,13 +154,9 @@ class _Proof:
 
 def _moving(leaves: Mapping[Leaf, Tensor], outputs: Sequence[Tensor]) -> list[Leaf]:
     """New weights whose gradients are not zero, so that the outputs change with them."""
-    generator = torch.Generator().manual_seed(0)
+    generator = source(0)
     # Random weights: the sum of a softmax, or of a layer norm, depends on nothing.
-    weighted = [
-        (t * torch.randn(t.shape, generator=generator).to(t)).sum()
-        for t in outputs
-        if t.requires_grad
-    ]
+    weighted = [(t * normal(t.shape, generator).to(t)).sum() for t in outputs if t.requires_grad]
     if not weighted:
         return []
     total = torch.stack([term.to(weighted[0]) for term in weighted]).sum()
@@ -200,7 +197,7 @@ def _telling(
             if name == "bias" and not biases:
                 found[module, name] = torch.zeros_like(p)
             elif not (p.flatten()[:9].any() or p.any()):
-                noise = torch.randn(p.shape, generator=generator) * spread(p)
+                noise = normal(p.shape, generator) * spread(p)
                 found[module, name] = noise.to(p.device, p.dtype)
     return found
 

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from esper.widths.found import Width
 from esper.widths.members import Member, Role, counts, growing, join
+from esper.widths.noise import normal, source
 
 Values = dict[tuple[nn.Module, str], Any]
 """Parameters, buffers or attributes of modules."""
@@ -62,8 +62,7 @@ class Widened:
                 else:
                     size = _size(member.role, draw, read=read) * spread(old)
                     key = zlib.crc32(f"{draw // 2} {width.name} {member} {name}".encode())
-                    noise = torch.randn(shape, generator=torch.Generator().manual_seed(key))
-                    piece = (noise * size).to(old)
+                    piece = (normal(shape, source(key)) * size).to(old)
                 if name in module._parameters:
                     self.leaves[width.name, member, name] = piece.requires_grad_()
                 self._new[module, name] = join(old, piece.flatten(dim, dim + 2), dim, member)

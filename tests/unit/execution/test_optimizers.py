@@ -115,6 +115,15 @@ def test_like_takes_the_group_of_the_layer() -> None:
     assert own.param_groups[0]["lr"] == 0.7
 
 
+def test_state_that_a_class_makes_as_it_is_constructed_is_made_for_what_joins() -> None:
+    host, kernel = model(), model(1)
+    optimizer = torch.optim.Adagrad(host.parameters(), lr=0.1, initial_accumulator_value=0.5)
+    adopt(optimizer, list(kernel.named_parameters()))
+    for parameter in kernel.parameters():
+        state = optimizer.state[parameter]  # PyTorch 2.11 does not make it in its next step
+        assert torch.equal(state["sum"], torch.full_like(parameter, 0.5))
+
+
 class Odd(torch.optim.SGD):
     """An optimizer that cannot be made from its settings."""
 

@@ -35,10 +35,10 @@ STDERR = 0.01
 def teacher(examples: int, *, seed: int, dtype: torch.dtype = torch.float32) -> Batch:
     """Inputs (N, 6) and targets (N, 3) that bend more than the host can."""
     generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(examples, 6, generator=generator)
-    mixing = torch.randn(6, 3, generator=torch.Generator().manual_seed(99))
+    inputs = torch.randn(examples, 6, generator=generator, device="cpu")
+    mixing = torch.randn(6, 3, generator=torch.Generator().manual_seed(99), device="cpu")
     bent = (inputs @ mixing).abs() + torch.sin(2 * inputs[:, :3])
-    noise = 0.1 * torch.randn(bent.shape, generator=generator)
+    noise = 0.1 * torch.randn(bent.shape, generator=generator, device="cpu")
     return inputs.to(dtype), (bent + noise).to(dtype)
 
 

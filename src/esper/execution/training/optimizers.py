@@ -2,10 +2,11 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esper.contracts.errors import ConfigError
@@ -84,6 +85,18 @@ def adopt(
         for _, parameter in named:
             if parameter in source.state:
                 inner.state[parameter] = source.state[parameter]
+    _give_first_state(inner, [p for _, p in named if not inner.state.get(p)])
+
+
+def _give_first_state(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+    """State that a class makes as it is constructed, and never later: Adagrad of PyTorch 2.11.
+
+    Without it the next step would raise.
+    """
+    with suppress(ConfigError, RuntimeError):
+        fresh = like(optimizer, parameters, beside=parameters) if parameters else optimizer
+        made: dict[Tensor, Any] = {p: fresh.state[p] for p in parameters if fresh.state.get(p)}
+        optimizer.state.update(made)
 
 
 def goes_apart(optimizer: Any, index: int = 0, source: Optimizer | None = None) -> bool:

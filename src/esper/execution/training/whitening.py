@@ -116,7 +116,8 @@ def _some(x_NF: Tensor) -> Tensor:
     """Samples of all processes, no more than are needed; always the same."""
     if len(x_NF) <= _SAMPLES:
         return x_NF
-    order = torch.randperm(len(x_NF), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    order = torch.randperm(len(x_NF), generator=generator, device="cpu")
     return x_NF[order[:_SAMPLES]]
 
 
@@ -143,8 +144,8 @@ def _rows(count: int, places: int) -> Tensor:
     """
     step = max(1, ceil(count / _SAMPLES))
     alike = gcd(step, places)
-    rows = torch.arange(0, count, step)
-    rows += torch.arange(len(rows)) // (places // alike) % alike
+    rows = torch.arange(0, count, step, device="cpu")
+    rows += torch.arange(len(rows), device="cpu") // (places // alike) % alike
     return rows[rows < count]
 
 
