@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
+from typing_extensions import override
 
 import esper
 
@@ -51,6 +52,7 @@ class TokenModel(nn.Module):
         self.blocks = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
         self.head = nn.Linear(64, 10)
 
+    @override
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Scores (B, 10)."""
         scores: Tensor = self.head(self.blocks(self.embed(tokens_BT)).mean(dim=1))
