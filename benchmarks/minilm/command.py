@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 TUNED_ON = range(100, 103)
 TESTED = 2000
 RATES = {
-    "LoRA r = 1": (1e-3, 3e-3, 6e-3),
-    "grown, as many": (1e-3, 3e-3, 6e-3),
-    "grown, a third": (1e-3, 3e-3, 6e-3),
-    "size found": (1e-3, 3e-3, 6e-3),
+    "LoRA r = 1": (5e-4, 1e-3, 3e-3),
+    "grown, as many": (5e-4, 1e-3, 3e-3),
+    "grown, a third": (5e-4, 1e-3, 3e-3),
+    "size found": (5e-4, 1e-3, 3e-3),
     "LoRA r = 8": (3e-4, 1e-3, 3e-3),
     "linear probe": (1e-2, 3e-2, 1e-1),
     "full fine-tuning": (3e-5, 1e-4, 3e-4),
