@@ -19,6 +19,10 @@ PRICE = 0.2
 kernel in the shadow costs about 0.65 epochs of the host, a graft with an epoch there and one of
 blending about three."""
 
+DRAWN = 0.5
+"""Part of their standard deviations with which worths are drawn: with the whole of it, of fifty
+arms forty choices would try nearly all, and with none of it one kind would be taken for ever."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contrast:

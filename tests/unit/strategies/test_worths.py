@@ -322,7 +322,25 @@ def test_outcomes_alone_teach_where_runs_are_too_short_to_teach_themselves() -> 
     assert one > zero
     assert one_there > zero_there
     assert set(Auto().knows([0, 1, 2], {}, _context())) == set(), "no history, so all are tried"
-    assert selector.decide("fc2", [0, 1, 2], _context()).reason.reason.startswith("worth")
+    reason = selector.decide("fc2", [0, 1, 2], _context()).reason
+    assert reason.reason.startswith("highest draw of 3 viable seeds")
+    assert sum(reason.propensities.values()) == pytest.approx(1.0, abs=0.01)
+    assert all(type(score) is float for score in reason.scores.values())
+
+
+def test_a_kind_that_was_unlucky_at_first_is_tried_again_where_runs_are_short() -> None:
+    store, chosen = MemoryStore(), list[int]()
+    for number in range(48):
+        selector = _selector(store, f"r{number}")
+        decision = selector.decide(f"layer{number % 8}", [0, 1], _context())
+        better = 0.0 if number < 8 else 0.05
+        reward = better if decision.seed_idx else 0.02
+        delta = PerformanceDelta(reward=reward, reward_stderr=0.005)
+        selector.performance_tracker.update_metrics_now(
+            decision.layer_name, decision.seed_idx, delta, decision=decision
+        )
+        chosen.append(decision.seed_idx)
+    assert sum(chosen[-16:]) >= 10, chosen
 
 
 def test_outcomes_of_long_runs_teach_no_worths() -> None:

@@ -1,6 +1,7 @@
 """IMED over pooled posterior means: `auto`, the default, and `hierarchical`, without restarts."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import sqrt
@@ -9,7 +10,7 @@ from typing import final
 import numpy as np
 from typing_extensions import override
 
-from esper.contracts.audition import Arm, Worths
+from esper.contracts.audition import DRAWN, Arm, Worths
 from esper.strategies.base import (
     Choice,
     Draws,
@@ -30,7 +31,8 @@ from esper.strategies.pooled.evidence import (
 from esper.strategies.pooled.knowledge import PooledKnowledge, pairs_of
 from esper.strategies.pooled.pooling import kind_of
 from esper.strategies.pooled.worths import NOISE, Pair, RelativeWorths
-from esper.strategies.scoring import draw_best
+from esper.strategies.posteriors import BestDraw
+from esper.strategies.scoring import draw_best, pick_best
 
 _YOUNG = 0.3
 """Factor on ``exploration`` in a young layer whose kinds other layers share: they explore too."""
@@ -131,6 +133,10 @@ class PooledIMED(SelectionStrategy, ABC):
         )
         about = np.eye(len(viable)) - 1 / len(viable)
         variances = np.diag(about @ covariance @ about) if len(viable) > 1 else [NOISE]
+        if worths.short:
+            spreads = [DRAWN * sqrt(max(float(variance), _LEAST)) for variance in variances]
+            drawn_from = zip(means.tolist(), spreads, strict=True)
+            return self._drawn(dict(zip(viable, drawn_from, strict=True)), rng)
         trials = [NOISE / max(float(variance), _LEAST) for variance in variances]
         exploration = self.exploration * (_HEARD if is_young(viable, metrics) else 1.0)
         found = imed_scores(means.tolist(), trials, sqrt(NOISE), exploration, self.horizon)
@@ -139,6 +145,14 @@ class PooledIMED(SelectionStrategy, ABC):
         at = viable.index(chosen)
         mean, sd = float(means[at]), sqrt(max(float(covariance[at, at]), 0.0))
         return self.chosen(chosen, scores, chances, partial(_worth_in_words, mean, sd, len(viable)))
+
+    def _drawn(self, posteriors: Mapping[int, tuple[float, float]], rng: Draws) -> Choice:
+        """Choice of the highest draw: the highest mean would have one kind taken for ever."""
+        scores = {seed: rng.normal(mean, spread) for seed, (mean, spread) in posteriors.items()}
+        chosen, _ = pick_best(scores, rng)
+        chances = BestDraw("gaussian", tuple(posteriors.items()))
+        seen = *posteriors[chosen], len(scores)
+        return self.chosen(chosen, scores, chances, partial(_draw_in_words, *seen))
 
 
 def _kinds(viable: Seeds, metrics: Metrics, context: SelectionContext) -> dict[int, str]:
@@ -163,6 +177,10 @@ def _starved(viable: Seeds, metrics: Metrics) -> Seeds:
 def _worth_in_words(mean: float, sd: float, viable: int) -> str:
     among = f", of {viable} viable seeds" if viable > 1 else ""
     return f"worth {mean:.2f} ± {sd:.2f} times what an average seed earns now{among}"
+
+
+def _draw_in_words(mean: float, spread: float, viable: int) -> str:
+    return f"highest draw of {viable} viable seeds, from {mean:.2f} ± {spread:.2f}"
 
 
 @final

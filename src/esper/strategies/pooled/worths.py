@@ -98,14 +98,15 @@ class RelativeWorths:
 
     Attributes:
         taught: True if any run has auditioned seeds, or runs are short.
+        short: True if runs are so short that outcomes alone teach.
     """
 
-    __slots__ = ("_depths", "_early", "_pairs", "_runs", "_short", "taught")
+    __slots__ = ("_depths", "_early", "_pairs", "_runs", "short", "taught")
 
     def __init__(self) -> None:
         self.taught = False
         self._early: list[tuple[str, Gain]] | None = []  # until it is known whether runs are short
-        self._short = False
+        self.short = False
         self._depths: dict[str, float] = {}
         self._pairs: dict[Pair, tuple[float, float]] = {}  # precision, precision-weighted sum
         self._runs: dict[str, Unit] = {}
@@ -147,14 +148,14 @@ class RelativeWorths:
         self._early.append((run, gain))
         if len({name for name, _ in self._early}) == _SHORT_RUNS:
             early, self._early = self._early, None
-            self.taught = self._short = True
+            self.taught = self.short = True
             for name, one in early:
                 self.learn_outcome(name, one, audition=False)
         elif len(self._early) == _SHORT_RUNS * _SHORT:
             self._early = None
 
     def _unit(self, run: str) -> Unit:
-        last = next(reversed(self._runs.values())).blended if self._short and self._runs else 0.0
+        last = next(reversed(self._runs.values())).blended if self.short and self._runs else 0.0
         unit = self._runs.pop(run, None) or Unit(0.0, last, {})
         self._runs[run] = unit
         while len(self._runs) > _RUNS:
@@ -202,7 +203,7 @@ class RelativeWorths:
         return {
             "taught": self.taught,
             "depths": dict(self._depths),
-            "short": self._short,
+            "short": self.short,
             "early": self._early and [[run, *g.pair, g.gain, g.stderr] for run, g in self._early],
             "pairs": [[*pair, *numbers] for pair, numbers in self._pairs.items()],
             "runs": [
@@ -226,7 +227,7 @@ class RelativeWorths:
         if not np.isfinite([*numbers, *depths.values()]).all():
             raise ValueError("a number is not finite")
         self.taught, self._pairs, self._runs = bool(state["taught"]), pairs, runs
-        self._depths, self._short = depths, bool(state.get("short"))
+        self._depths, self.short = depths, bool(state.get("short"))
         self._early = None if state.get("early", ()) is None else early
 
 
