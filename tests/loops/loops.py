@@ -209,6 +209,22 @@ def gradient_penalty(trial: Trial) -> None:
 
 
 @works
+def gradient_penalty_in_the_loss(trial: Trial) -> None:
+    """`loss_fn` takes a gradient with respect to its inputs, if `torch.is_grad_enabled()`."""
+
+    def of(model: nn.Module, batch: Any) -> Any:
+        inputs = batch[0].clone().requires_grad_(torch.is_grad_enabled())
+        y = model(inputs)
+        losses = (y - batch[1]).square().mean(1)
+        if not torch.is_grad_enabled():
+            return losses
+        (slope,) = torch.autograd.grad(y.sum(), inputs, create_graph=True)
+        return losses + 0.1 * (slope.norm(dim=1) - 1).square()
+
+    trial.train(Net(nn.Tanh()), loss_fn=of)
+
+
+@works
 def gradient_in_the_loss(trial: Trial) -> None:
     """`loss_fn` itself takes a gradient with respect to its inputs, as for forces."""
 

@@ -52,12 +52,11 @@ def draw_fleet(one: FleetFigures, path: Path) -> None:
         at = [(n + 0.5) * span for n in range(len(row.curve))]
         style = DASHED if row.cell in {"random", "fixed"} else "-"
         colour = _COLOURS.get(row.cell, GREY)
-        left.plot(at, row.curve, color=colour, linewidth=1.5, linestyle=style, label=row.cell)
+        left.plot(at, row.curve, color=colour, linewidth=1.5, linestyle=style)
     left.axhline(1.0, color=PALE, linewidth=0.8)
     left.axvspan(one.young, one.setup.adaptations, color=PALE, alpha=0.2, linewidth=0)
-    left.set_xlabel("adaptation; shaded: the figure at the right", fontsize=8)
+    left.set_xlabel("adaptation; shaded: those of the figure at the right", fontsize=8)
     left.set_ylabel("gain ÷ mean gain of an arm at random", fontsize=8)
-    left.legend(fontsize=7, frameon=False, ncols=2)
     for y, row in enumerate(rows):
         shown, colour = row.over_random, _COLOURS.get(row.cell, GREY)
         if shown is None or shown.value is None:
@@ -72,6 +71,8 @@ def draw_fleet(one: FleetFigures, path: Path) -> None:
     for axes in (left, right):
         axes.tick_params(labelsize=8)
         bare(axes)
+    for label, row in zip(right.get_yticklabels(), rows, strict=True):
+        label.set_color(_COLOURS.get(row.cell, GREY))
     seeds = f"{one.seeds} run seed" + ("s" if one.seeds > 1 else "")
     title(made, f"{one.setup.adaptations} adaptations of one network: {seeds}, 95 % intervals")
     save(made, path)

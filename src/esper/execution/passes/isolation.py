@@ -26,7 +26,8 @@ makes one of."""
 
 _RECORDED: WeakSet[Seeded] = WeakSet()
 """Layers inside a context of the user's that ends the recording of gradients, as
-``torch.set_grad_enabled``: a shadow pass must record from its beginning on."""
+``torch.set_grad_enabled``, or under a loss that takes gradients for its inputs: a shadow pass must
+record from its beginning on."""
 
 
 def example_losses(loss_fn: LossFn, model: nn.Module, batch: Any) -> Tensor:
@@ -159,18 +160,24 @@ def _shadow_pass(
 ) -> tuple[Tensor, Gradients] | None:
     """Mean loss with the seed on, and its gradients; ``None`` if it does not depend on the seed."""
     for recording in [True] if layer in _RECORDED else [False, True]:
-        with (
-            side_effect_free(model, training=training_like_mode(model)),
-            torch.set_grad_enabled(recording),
-            layer.isolating(seed_idx),
-        ):
-            freeze_statistics(model)
-            losses = example_losses(loss_fn, model, batch)
-            if not losses.requires_grad or losses.numel() == 0:
-                continue
-            with torch.enable_grad():  # a context of the user's may have switched it off again
-                loss = losses.mean()
-            gradients = gradients_of(loss, parameters)
+        try:
+            with (
+                side_effect_free(model, training=training_like_mode(model)),
+                torch.set_grad_enabled(recording),
+                layer.isolating(seed_idx),
+            ):
+                freeze_statistics(model)
+                losses = example_losses(loss_fn, model, batch)
+                if not losses.requires_grad or losses.numel() == 0:
+                    continue
+                with torch.enable_grad():  # a context of the user's may have switched it off again
+                    loss = losses.mean()
+                gradients = gradients_of(loss, parameters)
+        except RuntimeError:
+            # A loss that asks for gradients with respect to its inputs needs all of them recorded.
+            if recording:
+                raise
+            continue
         if all(gradient is None for gradient in gradients):
             return None
         if recording:

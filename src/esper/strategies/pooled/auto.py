@@ -202,7 +202,9 @@ class Auto(PooledIMED):
     Once any run of the history has auditioned seeds, the worths that auditions taught
     (`RelativeWorths`) take the place of means: ``n`` is then the number of outcomes that would know
     a seed's worth as well, beside the others of its layer. A seed that had less than a hundredth
-    of its layer's choices is chosen first, or auditions beside the best.
+    of its layer's choices is chosen first, or auditions beside the best. Where runs are so short
+    that outcomes alone taught them, the seed is drawn from its worth: normal, with ``DRAWN`` times
+    its standard deviation beside the others of the layer.
 
     A factor on all rewards changes no choice; nor does a shift, unless all rewards shrink together
     (`Beliefs`) or seeds have auditioned: both compare with a reward of 0.

@@ -76,15 +76,20 @@ def _read(
         if not found:  # a copy, since the host may write into it
             found.append(args[0].detach().clone())
 
-    with (
-        side_effect_free(model, training=training_like_mode(model)),
-        torch.no_grad(),
-        layer.isolating(seed_idx),
-    ):
-        freeze_statistics(model)
-        handle = layer.seed(seed_idx).as_kernel().module.register_forward_pre_hook(watch)
-        try:
-            loss_fn(model, batch)
-        finally:
-            handle.remove()
+    handle = layer.seed(seed_idx).as_kernel().module.register_forward_pre_hook(watch)
+    try:
+        with torch.no_grad():
+            _pass(model, layer, seed_idx, loss_fn, batch)
+    except FAULTS:  # as of a loss that takes gradients for its inputs, where none are recorded
+        if not found:
+            with torch.enable_grad():
+                _pass(model, layer, seed_idx, loss_fn, batch)
+    finally:
+        handle.remove()
     return found[0] if found else None
+
+
+def _pass(model: nn.Module, layer: Seeded, seed_idx: int, loss_fn: LossFn, batch: Any) -> None:
+    with side_effect_free(model, training=training_like_mode(model)), layer.isolating(seed_idx):
+        freeze_statistics(model)
+        loss_fn(model, batch)
