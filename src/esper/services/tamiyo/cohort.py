@@ -53,8 +53,8 @@ def reserve_cohort(
         asked: The layers.
         scale: Factor on the worths of each layer, as for kernels that it has already.
         always: All viable seeds, however sure the strategy is.
-        most: Number of seeds at most; by default all that may be the best. Of more, each is drawn
-            with the chance that it is the best.
+        most: Number of seeds at most; by default all that may be the best. Of more, each is the
+            best in a draw of its own.
 
     Returns:
         One decision for each seed; none if fewer than two are viable, or worth an audition.

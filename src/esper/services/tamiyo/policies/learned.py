@@ -3,7 +3,7 @@
 *When* is the heuristic's. *Where*: seeds of all sites that may grow are compared by what each is
 expected to earn, relative to an average seed of the run at that moment. Those of any site that may
 still beat the best one audition beside it, and the best goes on. Of very many the site is drawn,
-each seed with the chance that it is the best.
+one that may have the best seed more often than others.
 """
 
 from dataclasses import dataclass, replace
