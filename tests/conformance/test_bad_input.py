@@ -97,7 +97,7 @@ BAD_SEEDS: list[Any] = [
     [2**40], [10**400],
 ]  # fmt: skip
 WRONG: dict[str, list[Any]] = {
-    "current_epoch": [-1, nan, inf, "x", None, 1.5, True],
+    "current_epoch": [-1, nan, inf, "x", None, 1.5, True, 2**53],
     "layer_type": [5, None, b"x"],
     "health": ["ill", 5],
     "urgency": ["high", []],

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import isfinite
+from math import inf, isfinite
 from operator import index
 from typing import Any
 
@@ -33,6 +33,9 @@ _CHECKED: dict[bytes, list[int]] = {}
 
 _SMALL, _REMEMBERED = 256, 1024
 
+_LARGEST = 2**53
+"""JSON numbers are exact below."""
+
 
 @dataclass(frozen=True, slots=True)
 class SelectionContext:
@@ -49,8 +52,8 @@ class SelectionContext:
     A number that is NaN or infinite counts as unmeasured; so does what is left out.
 
     Raises:
-        ConfigError: if ``current_epoch`` is not a whole number >= 0, or something is of another
-            type than it should be.
+        ConfigError: if ``current_epoch`` is not a whole number in [0, 2**53), or something is of
+            another type than it should be.
     """
 
     current_epoch: int = 0
@@ -61,8 +64,8 @@ class SelectionContext:
     parameters: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.current_epoch.__class__ is not int or self.current_epoch < 0:
-            _require_whole("current_epoch", self.current_epoch, 0)
+        if self.current_epoch.__class__ is not int or not 0 <= self.current_epoch < _LARGEST:
+            _require_whole("current_epoch", self.current_epoch, 0, _LARGEST)
         if self.layer_type.__class__ is not str:
             raise ConfigError(f"layer_type is {self.layer_type!r}; it must be a name, or empty")
         if self.health is not None and not isinstance(self.health, HealthSignal):
@@ -280,9 +283,11 @@ def checked_seeds(layer_name: object, available: Sequence[int]) -> list[int]:
     return seeds
 
 
-def _require_whole(name: str, value: object, least: int) -> None:
+def _require_whole(name: str, value: object, least: int, below: float = inf) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{name} is {value!r}; it must be a whole number >= {least}")
+    if value >= below:
+        raise ConfigError(f"{name} is {value!r}; it must be below {below}")
 
 
 def _require_measurable(name: str, value: object) -> None:

@@ -37,8 +37,9 @@ def begin(make: Any, **given: Any) -> Any:
         ({"every": True}, "every is True"),
         ({"every": 0}, "every is 0"),
         ({"layers": ["0"], "trackers": 3}, "trackers is 3; give a list of trackers"),
-        ({"layers": ["0"], "scope": 3}, "scope is 3; it is a name, and must be text"),
-        ({"layers": ["0"], "run": 3}, "run is 3; it is a name, and must be text"),
+        ({"layers": ["0"], "scope": 3}, "scope is 3; it is a name, and must be text in UTF-8"),
+        ({"layers": ["0"], "run": 3}, "run is 3; it is a name, and must be text in UTF-8"),
+        ({"layers": ["0"], "run": "a\ud800"}, r"run is 'a\\ud800'; it is a name, and must be text"),
         ({"layers": ["0"], "loss_fn": None}, "loss_fn is None; give a function of the model"),
     ],
 )

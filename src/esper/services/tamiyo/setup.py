@@ -139,11 +139,11 @@ def tracker_of(
     """Tracker of a run, every seed bound to its blueprint; it keeps what the chooser needs.
 
     Raises:
-        ConfigError: if the scope or the name of the run is no text.
+        ConfigError: if the scope or the name of the run is no text, or none that can be written.
     """
     for what, name in {"scope": scope, "run": run}.items():
-        if not isinstance(name, str):
-            raise ConfigError(f"{what} is {name!r}; it is a name, and must be text")
+        if not _is_text(name):
+            raise ConfigError(f"{what} is {name!r}; it is a name, and must be text in UTF-8")
     performance = config.seed_selection.performance
     tracker = PerformanceTracker(
         window_size=performance.window_size,
@@ -164,6 +164,13 @@ def tracker_of(
     for binding in bindings_of(layers):
         tracker.bind(*binding)
     return tracker
+
+
+def _is_text(name: object) -> bool:
+    try:
+        return isinstance(name, str) and name.encode("utf-8") is not None
+    except UnicodeEncodeError:  # half of a pair, as from a file name that is no text
+        return False
 
 
 def selector_of(
