@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 import esper
@@ -162,7 +161,7 @@ def test_the_model_says_where_whatever_the_default_device_is(device: str) -> Non
 
 def test_widths_grow_there(device: str) -> None:
     model = small_host(restless=False).to(device)
-    train, held_out = ([there(batch, device) for batch in part] for part in (TRAIN, HOLDOUT))
+    train, held_out = (adapting.there(part, device) for part in (TRAIN, HOLDOUT))
     before = model.eval()(train[0][0])
     esper.wrap(model, widen="auto", example=train[0], loss_fn=loss_fn)
     assert torch.equal(model(train[0][0]), before)
@@ -187,21 +186,9 @@ def test_a_frozen_host_is_adapted_there_and_its_adapter_is_read_anywhere(
     device: str, tmp_path: Path
 ) -> None:
     model = adapting.host().to(device)
-    train = [there(batch, device) for batch in adapting.batches(16, 1)]
-    held_out = [there(batch, device) for batch in adapting.batches(2, 5)]
-    inputs = held_out[0][0]
+    ((inputs, _),) = adapting.there(adapting.batches(1, 5), device)
     before = model(inputs)
-    optimizer = torch.optim.Adam(model.get_submodule("head").parameters(), lr=1e-2)
-    tamiyo = esper.adapt(
-        *(model,), optimizer=optimizer, loss_fn=adapting.loss_fn, budget=1.0, every=4,
-        holdout=held_out
-    )  # fmt: skip
-    for batch in train:
-        optimizer.zero_grad()
-        torch.autograd.backward(adapting.loss_fn(model, batch).mean())
-        optimizer.step()
-        tamiyo.on_batch_end(batch)
-    tamiyo.finish()
+    adapting.adapted(model, device=device)
     esper.save_adapter(model, tmp_path)
     there_again, elsewhere = adapting.host().to(device), adapting.host()
     for host in (there_again, elsewhere):
@@ -211,11 +198,6 @@ def test_a_frozen_host_is_adapted_there_and_its_adapter_is_read_anywhere(
     torch.testing.assert_close(esper.merge(model)(inputs), model(inputs))
     with disabled(model):
         assert torch.equal(model(inputs), before)
-
-
-def there(batch: tuple[Tensor, Tensor], device: str) -> tuple[Tensor, Tensor]:
-    inputs, targets = batch
-    return inputs.to(device), targets.to(device)
 
 
 def test_memory_does_not_grow_with_the_epochs_and_is_given_back(device: str) -> None:

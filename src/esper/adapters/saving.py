@@ -6,7 +6,6 @@ one row of float32 numbers: so a file of few parameters is not mostly names.
 
 import json
 from collections.abc import Iterator
-from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -159,9 +158,12 @@ def _check_host(model: nn.Module, data: dict[str, Any], place: Path) -> None:
 
 
 def _built(data: dict[str, Any], values: Tensor, place: Path) -> Adapter:
-    shapes = data["head"].items()
-    empty = partial(torch.empty, dtype=torch.float32, device="cpu")
-    adapter = Adapter(head={name: empty(shape) for name, shape in shapes})
+    adapter = Adapter(
+        head={
+            name: torch.empty(shape, dtype=torch.float32, device="cpu")
+            for name, shape in data["head"].items()
+        }
+    )
     try:
         for one in data["kernels"]:
             kernel = Recipe.from_json(one["recipe"]).build()

@@ -51,7 +51,8 @@ class Recipe:
         PyTorch's default type and device, which are the user's, change nothing.
         """
         return blueprints.build(
-            *(self.blueprint, self.spec),
+            self.blueprint,
+            self.spec,
             budget=self.budget,
             seed=self.seed,
             dtype=torch.float32,

@@ -30,8 +30,9 @@ def host(seed: int = 0) -> nn.Module:
 
 def batches(count: int, seed: int = 0) -> list[Batch]:
     generator = torch.Generator().manual_seed(seed)
-    mixing = torch.randn(6, 3, generator=torch.Generator().manual_seed(9))
-    inputs = [torch.randn(16, 6, generator=generator) for _ in range(count)]
+    plain: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
+    mixing = torch.randn(6, 3, generator=torch.Generator().manual_seed(9), **plain)
+    inputs = [torch.randn(16, 6, generator=generator, **plain) for _ in range(count)]
     return [(x, (x @ mixing).argmax(1)) for x in inputs]
 
 
@@ -39,12 +40,24 @@ def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
     return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
 
 
-def adapted(model: nn.Module, steps: int = 16, *, rate: float = 1e-2, **given: Any) -> esper.Tamiyo:
+def there(part: list[Batch], device: str) -> list[Batch]:
+    return [(inputs.to(device), targets.to(device)) for inputs, targets in part]
+
+
+def adapted(
+    model: nn.Module,
+    steps: int = 16,
+    *,
+    rate: float = 1e-2,
+    make: Any = torch.optim.Adam,
+    device: str = "cpu",
+    **given: Any,
+) -> esper.Tamiyo:
     """The adaptation after so many steps, finished."""
-    optimizer = torch.optim.Adam(model.get_submodule("head").parameters(), lr=rate)
-    usual: dict[str, Any] = {"budget": 1.0, "every": 4, "holdout": batches(2, 5)}
+    optimizer = make(model.get_submodule("head").parameters(), lr=rate)
+    usual: dict[str, Any] = {"budget": 1.0, "every": 4, "holdout": there(batches(2, 5), device)}
     tamiyo = esper.adapt(model, optimizer=optimizer, loss_fn=loss_fn, **{**usual, **given})
-    for batch in batches(steps, 1):
+    for batch in there(batches(steps, 1), device):
         optimizer.zero_grad()
         torch.autograd.backward(loss_fn(model, batch).mean())
         optimizer.step()

@@ -1,5 +1,7 @@
 """``python -m benchmarks gpu`` without a GPU: its loops run, and it says what is missing."""
 
+from math import isnan
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ def test_its_loops_train_a_seed_on_any_device(host: Host) -> None:
     loop = Loop(host, growth(1)).activate(1)
     loop.step()
     assert loop.active() == 1
-    assert waits(loop) != waits(loop), "there is nothing to wait for"
+    assert isnan(waits(loop)), "there is nothing to wait for"
 
 
 def test_without_cuda_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -398,6 +398,13 @@ def test_of_many_candidates_each_is_drawn_with_the_chance_that_it_is_the_best() 
     assert draw_arms(worths, 3, Draws(0, "a", 0)) == list(arms)
 
 
+def test_worths_are_drawn_with_half_their_spread() -> None:
+    """One of 0 ± 1 beats one of 1 that is known with chance Phi(-2) = 0.023; Phi(-1) = 0.159."""
+    worths = Worths((("a", 0), ("a", 1)), (0.0, 1.0), ((1.0, 0.0), (0.0, 0.0)))
+    drawn = [draw_arms(worths, 1, Draws(0, "a", number))[0] for number in range(2000)]
+    assert drawn.count(("a", 0)) / 2000 == pytest.approx(0.023, abs=0.012)
+
+
 @pytest.mark.parametrize("name", ["auto", "random"])
 def test_a_cohort_has_at_most_as_many_seeds_as_asked_for(name: str) -> None:
     selector = SeedSelector(STRATEGIES.create(name), tracker=PerformanceTracker())

@@ -20,7 +20,7 @@ from esper.studies.trained.fleet import STEPS, Adaptation
 from esper.studies.trained.fleet_figures import FleetFigures, FleetRow, fleet_figures
 from esper.studies.trained.setups import FLEET
 from esper.studies.trained.study_folder import StudyFolder
-from esper.studies.trained.training import Trained
+from esper.studies.trained.training import Trained, train_run
 
 SMALL = replace(
     FLEET, layers=("blocks.0.value", "blocks.2.up"), epochs=5, train_epochs=1, adaptations=3
@@ -96,6 +96,17 @@ def test_each_adaptation_is_a_run_of_its_own_and_learns_from_those_before(
     alone, together = (results[name].grafts[0] for name in (ALONE, TOGETHER))
     assert alone == together, "there is no history yet"
     assert not results["auto"].auditions
+
+
+@pytest.mark.trains
+def test_nothing_warns_where_each_adaptation_has_an_arm_of_its_own(
+    spec: EffectSpec, caplog: pytest.LogCaptureFixture
+) -> None:
+    drawn = [one for seed in range(9) for one in runs(spec.setups[0], seed)
+             if one.cell.name == "random"]  # fmt: skip
+    run = next(one for one in drawn if one.sites(0)[0] != one.sites(1)[0])
+    train_run(run, None)
+    assert "wrap other layers" not in caplog.text
 
 
 @pytest.mark.trains

@@ -93,8 +93,10 @@ def _give_first_state(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) 
 
     Without it the next step would raise.
     """
+    if not parameters:
+        return
     with suppress(ConfigError, RuntimeError):
-        fresh = like(optimizer, parameters, beside=parameters) if parameters else optimizer
+        fresh = like(optimizer, parameters, beside=parameters)
         made: dict[Tensor, Any] = {p: fresh.state[p] for p in parameters if fresh.state.get(p)}
         optimizer.state.update(made)
 
