@@ -48,6 +48,8 @@ class SelectionContext:
         blueprints: Blueprint bound to each seed, where known.
         urgency: How much Tamiyo wants this graft, in [0, 1], if it asked for it.
         parameters: Parameters that the kernel of each seed would have, where known.
+        promises: What the gradient promises of a kernel of each seed, where known: to first order,
+            relative to the mean over all seeds that may grow now; >= 0.
 
     A number that is NaN or infinite counts as unmeasured; so does what is left out.
 
@@ -62,6 +64,7 @@ class SelectionContext:
     blueprints: Mapping[int, str] = field(default_factory=dict)
     urgency: float | None = None
     parameters: Mapping[int, int] = field(default_factory=dict)
+    promises: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.current_epoch.__class__ is not int or not 0 <= self.current_epoch < _LARGEST:
@@ -78,9 +81,14 @@ class SelectionContext:
                 if not isinstance(name, str):
                     raise ConfigError(f"blueprints[{seed}] is {name!r}; it must be a name")
         if self.parameters or self.parameters is None:
-            _require_by_seed("parameters", self.parameters)
-            for seed, count in self.parameters.items():
-                _require_measurable(f"parameters[{seed}]", count)
+            _require_numbers("parameters", self.parameters)
+        if self.promises or self.promises is None:
+            _require_numbers("promises", self.promises)
+
+    def promise_of(self, seed: int) -> float | None:
+        """What the gradient promises of a seed; ``None`` where that is no finite number >= 0."""
+        promise = self.promises.get(seed)
+        return promise if promise is not None and 0 <= promise < inf else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +152,8 @@ class Decision:
         ab: Its part in an A/B test; ``None`` outside of one.
         audition: Id of the audition that the seed takes part in; empty outside of one.
         depth: Relative depth of the layer, as in `HealthSignal`; ``None`` if unknown.
+        promise: What the gradient promised of the seed, as in `SelectionContext`; ``None`` if
+            unknown.
     """
 
     decision_id: str
@@ -157,6 +167,7 @@ class Decision:
     ab: Assigned | None = None
     audition: str = ""
     depth: float | None = None
+    promise: float | None = None
 
     def __init__(  # noqa: PLR0913 (its fields)
         self,
@@ -172,6 +183,7 @@ class Decision:
         ab: Assigned | None = None,
         audition: str = "",
         depth: float | None = None,
+        promise: float | None = None,
     ) -> None:
         # As for a reason: one is made at every choice.
         values = self.__dict__
@@ -179,7 +191,7 @@ class Decision:
         values["seed_idx"], values["blueprint"], values["epoch"] = seed_idx, blueprint, epoch
         values["reason"], values["random_key"] = reason, random_key
         values["layer_type"], values["ab"], values["audition"] = layer_type, ab, audition
-        values["depth"] = depth
+        values["depth"], values["promise"] = depth, promise
 
     @property
     def site(self) -> Site:
@@ -194,6 +206,8 @@ def decision_data(decision: Decision) -> dict[str, Any]:
         rare["audition"] = decision.audition
     if decision.depth is not None:
         rare["depth"] = decision.depth
+    if decision.promise is not None:
+        rare["promise"] = decision.promise
     return {
         "decision": decision.decision_id,
         "layer": decision.layer_name,
@@ -230,6 +244,7 @@ def decision_from(data: Mapping[str, Any]) -> Decision:
         ab=Assigned(**data["ab"]) if data.get("ab") else None,
         audition=data.get("audition", ""),
         depth=data.get("depth"),
+        promise=data.get("promise"),
         reason=reason_from(data),
     )
 
@@ -297,6 +312,12 @@ def _require_measurable(name: str, value: object) -> None:
         raise ConfigError(
             f"{name} is {value!r}; it must be a number; leave out what is not known"
         ) from error
+
+
+def _require_numbers(name: str, values: Mapping[int, Any]) -> None:
+    _require_by_seed(name, values)
+    for seed, value in values.items():
+        _require_measurable(f"{name}[{seed}]", value)
 
 
 def _require_by_seed(name: str, value: object) -> None:

@@ -37,6 +37,12 @@ class Sited(nn.Module):
     def host_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of the host here, whose optimizer trains the kernels."""
 
+    @property
+    def frozen(self) -> bool:
+        """True if the host has parameters here, and none of them is trained."""
+        trained = [parameter.requires_grad for parameter in self.host_parameters()]
+        return bool(trained) and not any(trained)
+
     @abstractmethod
     def check(self, kernel: Kernel) -> None:
         """Run a kernel's trial.

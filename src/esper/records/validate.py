@@ -92,6 +92,7 @@ class _Choice(_Place):
     layer_type: NotRequired[_Name]
     audition: NotRequired[_Name]
     depth: NotRequired[_Number | None]
+    promise: NotRequired[_Number | None]
     ab: NotRequired[_Part | None]
 
 

@@ -11,7 +11,7 @@ from esper.contracts.audition import FADING, Contrast, Worths
 from esper.contracts.errors import ConfigError, MeasurementError
 from esper.contracts.health import HealthSignal
 from esper.contracts.performance import PerformanceDelta
-from esper.contracts.selection import SelectionContext
+from esper.contracts.selection import SelectionContext, decision_from
 from esper.records.draws import Draws
 from esper.services.tamiyo.cohort import reserve_cohort, worths_of
 from esper.services.tamiyo.drawn import draw_arms
@@ -24,6 +24,8 @@ from esper.strategies.pooled.knowledge import PooledKnowledge
 from esper.strategies.pooled.worths import (
     DEPTH_OF_BOTH,
     DEPTH_OF_LAYER,
+    LEAD,
+    LED,
     NOISE,
     OF_BLUEPRINT,
     OF_BOTH,
@@ -32,6 +34,7 @@ from esper.strategies.pooled.worths import (
     REACH,
     Gain,
     RelativeWorths,
+    lead_of,
 )
 
 PAIRS = [("fc1", "glu"), ("fc1", "gate"), ("fc2", "glu"), ("fc2", "gate")]
@@ -412,3 +415,73 @@ def test_a_cohort_has_at_most_as_many_seeds_as_asked_for(name: str) -> None:
     found = reserve_cohort(selector, asked, always=True, most=4)
     assert len({(one.layer_name, one.seed_idx) for one in found}) == 4
     assert len({one.layer_name for one in found}) > 1
+
+
+# --- what gradients promise -----------------------------------------------------------------------
+
+
+def _promising(promises: Mapping[int, float], epoch: int = 0) -> SelectionContext:
+    return replace(_context(epoch), promises=promises)
+
+
+def test_a_promise_moves_the_worth_and_leaves_less_of_its_variance() -> None:
+    worths = RelativeWorths()
+    leads = {PAIRS[0]: lead_of(4.0), PAIRS[3]: lead_of(0.0)}
+    means, covariance = worths.posterior(PAIRS, leads=leads)
+    assert means == pytest.approx([1 + LEAD, 1, 1, 1 - LEAD])
+    assert covariance == pytest.approx(LED * worths.posterior(PAIRS)[1])
+
+
+def test_a_seed_that_earned_what_its_gradient_promised_is_thought_no_better_for_it() -> None:
+    worths = RelativeWorths()
+    gains = [Gain(pair, 0.01 * (1 + lead), 1e-5, lead)
+             for pair, lead in zip(PAIRS[:2], (0.6, -0.6), strict=True)]  # fmt: skip
+    for _ in range(4):
+        worths.learn_audition("run", gains)
+    assert worths.posterior(PAIRS)[0] == pytest.approx(1, abs=1e-6)
+    without = RelativeWorths()
+    for _ in range(4):
+        without.learn_audition("run", [gain._replace(lead=0.0) for gain in gains])
+    means = without.posterior(PAIRS)[0]
+    assert means[0] > 1.2
+    assert means[1] < 0.8
+
+
+def test_before_any_history_the_gradient_says_which_seed_and_its_chances_are_true() -> None:
+    taken = [0, 0, 0]
+    for seed in range(200):
+        selector = SeedSelector(Auto(), tracker=PerformanceTracker(run="a"), seed=seed)
+        decision = selector.decide("fc1", range(3), _promising({0: 0.1, 1: 2.6, 2: 0.3}))
+        taken[decision.seed_idx] += 1
+    assert taken[1] > 190
+    assert decision.promise == 2.6
+    assert decision.reason.propensities[1] > 0.9
+
+
+def test_sites_are_compared_by_what_their_gradients_promise() -> None:
+    selector = SeedSelector(Auto(), tracker=PerformanceTracker(run="a"))
+    asked = {
+        name: (range(2), _promising({0: promise, 1: 1.0}))
+        for name, promise in (("fc1", 0.25), ("fc2", 4.0))
+    }
+    worths = worths_of(selector, asked)
+    assert worths.arms[worths.best] == ("fc2", 0)
+    assert worths.means == pytest.approx([1 - LEAD / 2, 1, 1 + LEAD, 1])
+
+
+@pytest.mark.parametrize("promise", [float("nan"), float("inf"), -1.0])
+def test_a_promise_that_is_no_size_counts_as_none(promise: float) -> None:
+    selector = SeedSelector(Auto(), tracker=PerformanceTracker(store=MemoryStore(), run="a"))
+    decision = selector.decide("fc1", range(2), _promising({0: promise}))
+    assert decision.promise is None
+    assert worths_of(selector, {"fc1": ([1], _promising({1: promise}))}).means == (1.0,)
+
+
+def test_another_run_reads_what_was_promised_of_each_choice() -> None:
+    store = MemoryStore()
+    first = _selector(store, "r0")
+    decision = first.decide("fc1", range(2), _promising({0: 4.0, 1: 0.25}))
+    first.performance_tracker.flush()
+    made = next(event for _, event in store.read(kinds=["decision"]))
+    assert made.data["promise"] == decision.promise
+    assert decision_from(made.data) == decision

@@ -5,9 +5,9 @@ outputs and output gradients of the wrapped layers are measured. Between probes 
 so a dormant layer costs what its host costs.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from math import sqrt
 from typing import Any, final
 
@@ -64,12 +64,13 @@ def promises(
         KernelError: as `probe`.
     """
     sums: dict[tuple[str, str], list[Tensor]] = {}
+    fresh = cache(_smallest)  # built once, for all batches and layers of one shape
     for batch in batches:
         for name, (x, _, gradient) in _passed(model, layers, loss_fn, batch).items():
             spec = layers[name].spec
             for blueprint in dict.fromkeys(layers[name].seed_blueprints) if spec else ():
                 assert spec is not None
-                found = _gradients(blueprint, spec, x.float(), gradient.float())
+                found = _gradients(fresh, blueprint, spec, x.float(), gradient.float())
                 before = sums.get((name, blueprint)) or [torch.zeros_like(g) for g in found]
                 sums[name, blueprint] = [a + b for a, b in zip(before, found, strict=True)]
     promised: dict[str, dict[str, tuple[float, ...]]] = {}
@@ -80,13 +81,14 @@ def promises(
     return promised
 
 
-def _gradients(blueprint: str, spec: LayerSpec, x: Tensor, gradient: Tensor) -> list[Tensor]:
+Fresh = Callable[[str, LayerSpec, torch.device], nn.Module]
+
+
+def _gradients(
+    fresh: Fresh, blueprint: str, spec: LayerSpec, x: Tensor, gradient: Tensor
+) -> list[Tensor]:
     """Gradient of a linear map, or of the parameters of a fresh kernel; none if it does not fit."""
-    if (
-        not blueprint
-        or for_widths(blueprint)
-        or (recipe := BLUEPRINTS.create(blueprint)).objection(spec)
-    ):
+    if not blueprint or for_widths(blueprint) or BLUEPRINTS.create(blueprint).objection(spec):
         return []
     if blueprint in LOW_RANK:
         x_NF, gradient_NG = (
@@ -94,9 +96,7 @@ def _gradients(blueprint: str, spec: LayerSpec, x: Tensor, gradient: Tensor) -> 
             for t in (x, gradient)
         )
         return [gradient_NG.T @ x_NF]
-    kernel = recipe.build(
-        spec, budget=recipe.count(spec, 1), seed=0, dtype=x.dtype, device=x.device
-    )
+    kernel = fresh(blueprint, spec, x.device)
     with torch.enable_grad():
         found = torch.autograd.grad(
             kernel(x),
@@ -106,6 +106,11 @@ def _gradients(blueprint: str, spec: LayerSpec, x: Tensor, gradient: Tensor) -> 
             materialize_grads=True,
         )
     return list(found)
+
+
+def _smallest(blueprint: str, spec: LayerSpec, device: torch.device) -> nn.Module:
+    recipe, kind = BLUEPRINTS.create(blueprint), torch.float32
+    return recipe.build(spec, budget=recipe.count(spec, 1), seed=0, dtype=kind, device=device)
 
 
 def _by_unit(blueprint: str, spec: LayerSpec, gradients: Sequence[Tensor]) -> tuple[float, ...]:

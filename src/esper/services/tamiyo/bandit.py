@@ -132,6 +132,7 @@ class Bandit:
             random_key=(self.seed, self.name, number),
             layer_type=context.layer_type,
             depth=context.health.depth if context.health else None,
+            promise=context.promise_of(arm),
         )
         self._history.choose(layer, record, decision.decision_id, decision.epoch)
         if self._history.begin is not None:

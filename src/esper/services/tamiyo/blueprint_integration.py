@@ -11,6 +11,7 @@ from contextlib import suppress
 from hashlib import blake2b
 from operator import itemgetter
 from time import perf_counter
+from types import MappingProxyType
 from typing import Any, final
 
 import torch
@@ -30,6 +31,8 @@ from esper.services.tamiyo.seed_selector import SeedSelector
 logger = logging.getLogger(__name__)
 
 _TIMED_PASSES = 5
+
+_NONE: Mapping[str, float] = MappingProxyType({})
 
 
 @final
@@ -53,7 +56,12 @@ class BlueprintIntegration:
         return await asyncio.to_thread(self.graft_now, layer, request, health=health)
 
     def graft_now(
-        self, layer: Seeded, request: GraftRequest, *, health: HealthSignal | None = None
+        self,
+        layer: Seeded,
+        request: GraftRequest,
+        *,
+        health: HealthSignal | None = None,
+        promises: Mapping[str, float] = _NONE,
     ) -> tuple[Decision, Kernel]:
         """Choose a seed of the layer and load a fresh kernel into it.
 
@@ -61,6 +69,7 @@ class BlueprintIntegration:
             layer: The layer to grow; its ``spec`` is known.
             request: When, and how many parameters the kernel may cost.
             health: The layer's latest signal, for strategies that look at it.
+            promises: What the gradient promises of its blueprints, relative to all that may grow.
 
         Returns:
             The decision, which travels on with the graft, and the loaded kernel. The seed is
@@ -71,7 +80,7 @@ class BlueprintIntegration:
             KernelError: if the chosen kernel cannot be built, run or loaded; the seed is released
                 and the failure recorded.
         """
-        candidates, context = self.question(layer, request, health)
+        candidates, context = self.question(layer, request, health, promises)
         decision = self.selector.decide(layer.name, candidates, context)
         return decision, self._loaded(layer, decision, request.kernel_budget)
 
@@ -81,6 +90,7 @@ class BlueprintIntegration:
         request: GraftRequest,
         *,
         health: Mapping[str, HealthSignal],
+        promises: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
         scale: Mapping[str, float],
         always: bool = False,
         most: int | None = None,
@@ -91,6 +101,7 @@ class BlueprintIntegration:
             layers: The layers whose seeds may take part; their ``spec`` is known.
             request: When, and how many parameters each kernel may cost.
             health: The layers' latest signals, by name.
+            promises: What the gradient promises of their blueprints, by name.
             scale: Factor on what the seeds of each layer are expected to earn.
             always: Every seed that is free, however sure the strategy is.
             most: Number of seeds at most; by default all that may be the best.
@@ -103,7 +114,8 @@ class BlueprintIntegration:
         by_name, asked = {layer.name: layer for layer in layers}, {}
         for name, layer in by_name.items():
             with suppress(NoViableSeedError):  # `graft_now` says why
-                asked[name] = self.question(layer, request, health.get(name))
+                promised = promises.get(name, _NONE)
+                asked[name] = self.question(layer, request, health.get(name), promised)
         decisions = reserve_cohort(self.selector, asked, scale, always=always, most=most)
         found = []
         for at, decision in enumerate(decisions):
@@ -126,17 +138,23 @@ class BlueprintIntegration:
         self.selector.follow(decision)
 
     def question(
-        self, layer: Seeded, request: GraftRequest, health: HealthSignal | None
+        self,
+        layer: Seeded,
+        request: GraftRequest,
+        health: HealthSignal | None,
+        promises: Mapping[str, float] = _NONE,
     ) -> tuple[list[int], SelectionContext]:
         """The seeds that may be chosen for a request, and what is known of them."""
         candidates = self.candidates(layer, request.kernel_budget, request.blueprint)
+        names = layer.seed_blueprints
         return candidates, SelectionContext(
             current_epoch=request.epoch,
             layer_type=layer.host_type,
             health=health,
-            blueprints=dict(enumerate(layer.seed_blueprints)),
+            blueprints=dict(enumerate(names)),
             urgency=request.urgency,
             parameters=_sizes(layer, candidates, request.kernel_budget),
+            promises={at: promises[names[at]] for at in candidates if names[at] in promises},
         )
 
     def _loaded(self, layer: Seeded, decision: Decision, budget: int) -> Kernel:

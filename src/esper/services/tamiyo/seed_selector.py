@@ -309,6 +309,7 @@ class SeedSelector:
             ab=assigned,
             audition=audition,
             depth=context.health.depth if context.health else None,
+            promise=context.promise_of(reason.seed_idx),
         )
         record = tracker.record_selection(layer_name, reason.seed_idx, decision=decision)
         self._layers[layer_name] = found.book

@@ -177,7 +177,7 @@ class Tamiyo:
         self.governor = Governor(
             model, self.training.trainers.optimizers, divergence_factor=growth.divergence_factor
         )
-        self.progress = Progress(keeps_statistics=keeps_statistics(model))
+        self.progress = Progress(keeps_statistics(model), self.grower.reads_promises)
         self.mover = Mover(
             self.training, self.progress, self.grafts, self.governor, self.log, self.aside
         )

@@ -30,7 +30,7 @@ from esper.strategies.pooled.evidence import (
 )
 from esper.strategies.pooled.knowledge import PooledKnowledge, pairs_of
 from esper.strategies.pooled.pooling import kind_of
-from esper.strategies.pooled.worths import NOISE, Pair, RelativeWorths
+from esper.strategies.pooled.worths import NOISE, Pair, RelativeWorths, lead_of
 from esper.strategies.posteriors import BestDraw
 from esper.strategies.scoring import draw_best, pick_best
 
@@ -70,14 +70,14 @@ class PooledIMED(SelectionStrategy, ABC):
     @override
     def knows(self, viable: Seeds, metrics: Metrics, context: SelectionContext) -> Seeds:
         known = self.knowledge(metrics, PooledKnowledge, context)
-        if known.worths.taught and is_young(viable, metrics):
+        if (known.worths.taught or context.promises) and is_young(viable, metrics):
             return viable
         return known_elsewhere(known.rewards, viable, metrics, context)
 
     @override
     def worths(self, layers: Layers) -> Worths:
         arms, pairs, starved, taught = list[Arm](), list[Pair](), list[Arm](), RelativeWorths()
-        depths, choices = dict[str, float](), 0
+        depths, leads, choices = dict[str, float](), dict[Pair, float](), 0
         for name, (viable, metrics, context) in layers.items():
             taught = self.knowledge(metrics, PooledKnowledge, context).worths
             arms += [(name, seed) for seed in viable]
@@ -85,7 +85,8 @@ class PooledIMED(SelectionStrategy, ABC):
             starved += [(name, seed) for seed in _starved(viable, metrics)]
             pairs += pairs_of(name, viable, _kinds(viable, metrics, context))
             depths |= _depth(name, context)
-        means, covariance = taught.posterior(pairs, depths)
+            leads |= _leads(name, viable, metrics, context)
+        means, covariance = taught.posterior(pairs, depths, leads)
         rows = tuple([tuple(row) for row in covariance.tolist()])
         return Worths(
             tuple(arms), tuple(means.tolist()), rows, tuple(starved), choices, noise=NOISE
@@ -96,7 +97,7 @@ class PooledIMED(SelectionStrategy, ABC):
         self, viable: Seeds, metrics: Metrics, context: SelectionContext, rng: Draws
     ) -> Choice:
         known = self.knowledge(metrics, PooledKnowledge, context)
-        if known.worths.taught:
+        if known.worths.taught or context.promises:
             return self._by_worth(known.worths, viable, metrics, context, rng)
         learned = known.rewards
         noise = learned.noise()
@@ -128,9 +129,9 @@ class PooledIMED(SelectionStrategy, ABC):
             chosen, chances = draw_best(scores, rng)
             return self.chosen(chosen, scores, chances, _STARVED)
         name = next((str(getattr(one, "layer_name", "")) for one in metrics.values()), "")
-        means, covariance = worths.posterior(
-            pairs_of(name, viable, _kinds(viable, metrics, context)), _depth(name, context)
-        )
+        pairs = pairs_of(name, viable, _kinds(viable, metrics, context))
+        leads = _leads(name, viable, metrics, context)
+        means, covariance = worths.posterior(pairs, _depth(name, context), leads)
         about = np.eye(len(viable)) - 1 / len(viable)
         variances = np.diag(about @ covariance @ about) if len(viable) > 1 else [NOISE]
         if worths.short:
@@ -174,6 +175,14 @@ def _starved(viable: Seeds, metrics: Metrics) -> Seeds:
     return [seed for seed, count in tries.items() if count < least]
 
 
+def _leads(
+    name: str, viable: Seeds, metrics: Metrics, context: SelectionContext
+) -> dict[Pair, float]:
+    pairs = pairs_of(name, viable, _kinds(viable, metrics, context))
+    promises = zip(pairs, map(context.promise_of, viable), strict=True)
+    return {pair: lead_of(promise) for pair, promise in promises if promise is not None}
+
+
 def _worth_in_words(mean: float, sd: float, viable: int) -> str:
     among = f", of {viable} viable seeds" if viable > 1 else ""
     return f"worth {mean:.2f} ± {sd:.2f} times what an average seed earns now{among}"
@@ -201,10 +210,12 @@ class Auto(PooledIMED):
 
     Once any run of the history has auditioned seeds, the worths that auditions taught
     (`RelativeWorths`) take the place of means: ``n`` is then the number of outcomes that would know
-    a seed's worth as well, beside the others of its layer. A seed that had less than a hundredth
-    of its layer's choices is chosen first, or auditions beside the best. Where runs are so short
-    that outcomes alone taught them, the seed is drawn from its worth: normal, with ``DRAWN`` times
-    its standard deviation beside the others of the layer.
+    a seed's worth as well, beside the others of its layer. Where a gradient pass has said what
+    kernels promise (`SelectionContext.promises`), worths begin there, with or without a history,
+    and need no first tries. A seed that had less than a hundredth of its layer's choices is chosen
+    first, or auditions beside the best. Where runs are so short that outcomes alone taught them,
+    the seed is drawn from its worth: normal, with ``DRAWN`` times its standard deviation beside the
+    others of the layer.
 
     A factor on all rewards changes no choice; nor does a shift, unless all rewards shrink together
     (`Beliefs`) or seeds have auditioned: both compare with a reward of 0.

@@ -11,6 +11,9 @@ pairs of layer and kind says what all measurements so far make of any seed, meas
 effects of a layer half are those of its relative depth, where that is known: layers side
 by side, and those of another network as deep, are alike.
 
+Of a frozen layer the gradient says before any try what its kernels promise: worths begin at 1 and
+the lead that it gives them, and what is measured is read against that.
+
 Where runs are so short that none teaches itself, as adaptations of one kernel each, outcomes alone
 teach, and a run begins in the units of the one before.
 
@@ -20,7 +23,7 @@ and 2.26; Searle, Casella & McCulloch (1992), Variance Components, section 3.2 (
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import nan
+from math import nan, sqrt
 from statistics import fmean
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, final
@@ -36,6 +39,10 @@ OF_LAYER, OF_BLUEPRINT, OF_KIND, OF_BOTH, NOISE = 1.2, 0.4, 0.4, 0.6, 1.0
 DEPTH_OF_LAYER, DEPTH_OF_BOTH, REACH = 0.6, 0.3, 0.2
 """Parts of the variances of a layer, and of layer and kind, that layers at its depth share; the
 difference of depths, in shares of the network, from which on they share nothing."""
+
+LEAD, LED = 0.8, 0.15
+"""How far the gradient's promise moves a worth; the part of the variances that is left where it is
+known. Of frozen layers, whose kernels alone learn."""
 
 _PACE: Final = 0.4, 0.7
 """Weight of the newest measurement in a run's unit, on a logarithmic scale: of one seed, of several
@@ -63,17 +70,34 @@ _RUNS, _PAIRS = 256, 400
 Pair = tuple[str, str]
 """Layer and kind."""
 
-_NO_DEPTHS: Final[Mapping[str, float]] = MappingProxyType({})
+Leads = Mapping[Pair, float]
+"""By pair, what its gradient promises beyond an average worth of 1."""
+
+_NOTHING: Final[Mapping[str, float]] = MappingProxyType({})
+_NO_LEADS: Final[Leads] = MappingProxyType({})
 
 Numbers = npt.NDArray[np.float64]
 
 
+def lead_of(promise: float | None) -> float:
+    """Worth beyond 1 that a promise, relative to the mean of all, leads one to expect.
+
+    As its root, since what promises most is used up first; 0 where it is not known.
+
+    Example:
+        >>> [round(lead_of(promise), 2) for promise in (0.25, 1.0, 4.0, None)]
+        [-0.4, 0.0, 0.8, 0.0]
+    """
+    return 0.0 if promise is None else LEAD * (sqrt(promise) - 1)
+
+
 class Gain(NamedTuple):
-    """Gain of one seed, in the reward's own units, and its standard error."""
+    """Gain of one seed, in the reward's own units, its standard error, and the worth's lead."""
 
     pair: Pair
     gain: float
     stderr: float
+    lead: float = 0.0
 
 
 @dataclass(slots=True)
@@ -166,32 +190,39 @@ class RelativeWorths:
         """Mean magnitude of the worths that some gains should show; how far each layer's faded."""
         pairs = [gain.pair for gain in gains]
         faded = np.array([FADING ** unit.grafts.get(layer, 0) for layer, _ in pairs])
-        return float(np.mean(np.abs(self.posterior(pairs)[0] * faded))), faded
+        leads = {gain.pair: gain.lead for gain in gains if gain.lead}
+        return float(np.mean(np.abs(self.posterior(pairs, leads=leads)[0] * faded))), faded
 
     def posterior(
-        self, pairs: Sequence[Pair], depths: Mapping[str, float] = _NO_DEPTHS
+        self,
+        pairs: Sequence[Pair],
+        depths: Mapping[str, float] = _NOTHING,
+        leads: Leads = _NO_LEADS,
     ) -> tuple[Numbers, Numbers]:
         """Mean and covariance of the worths of some pairs, (n,) and (n, n).
 
         Args:
             pairs: Layers and kinds.
             depths: Relative depths of layers, beside those that are noted.
+            leads: Leads of pairs, where gradients promised something.
         """
         depths = {**self._depths, **depths}
-        prior = _covariance(pairs, pairs, depths)
+        part = LED if leads else 1.0
+        means = 1 + np.array([leads.get(pair, 0.0) for pair in pairs])
+        prior = part * _covariance(pairs, pairs, depths)
         known = sorted(self._pairs, key=lambda pair: -self._pairs[pair][0])[:_PAIRS]
         if not known:
-            return np.ones(len(pairs)), prior
+            return means, prior
         precision, weighted = np.array([self._pairs[pair] for pair in known]).T
-        between = _covariance(pairs, known, depths)
-        inside = _covariance(known, known, depths) + np.diag(1 / precision)
+        between = part * _covariance(pairs, known, depths)
+        inside = part * _covariance(known, known, depths) + np.diag(1 / precision)
         targets = np.column_stack([weighted / precision - 1, between.T])
         solved = np.linalg.solve(inside, targets)
-        return 1 + between @ solved[:, 0], prior - between @ solved[:, 1:]
+        return means + between @ solved[:, 0], prior - between @ solved[:, 1:]
 
     def _add(self, gains: Sequence[Gain], units: Numbers) -> None:
         for gain, unit in zip(gains, units.tolist(), strict=True):
-            value = max(_LOWEST, min(gain.gain / unit, _HIGHEST))
+            value = max(_LOWEST, min(gain.gain / unit, _HIGHEST)) - gain.lead
             precision = 1 / (NOISE + (gain.stderr / unit) ** 2)
             known, weighted = self._pairs.get(gain.pair, (0.0, 0.0))
             known, weighted = known + precision, weighted + precision * value
@@ -204,7 +235,8 @@ class RelativeWorths:
             "taught": self.taught,
             "depths": dict(self._depths),
             "short": self.short,
-            "early": self._early and [[run, *g.pair, g.gain, g.stderr] for run, g in self._early],
+            "early": self._early
+            and [[run, *g.pair, g.gain, g.stderr, g.lead] for run, g in self._early],
             "pairs": [[*pair, *numbers] for pair, numbers in self._pairs.items()],
             "runs": [
                 [run, unit.shadow, unit.blended, unit.grafts] for run, unit in self._runs.items()
@@ -220,8 +252,8 @@ class RelativeWorths:
         }
         depths = {str(k): float(v) for k, v in state.get("depths", {}).items()}  # 0.1.0: none
         early = [
-            (str(run), Gain((str(a), str(b)), float(gain), float(stderr)))
-            for run, a, b, gain, stderr in state.get("early") or ()
+            (str(run), Gain((str(a), str(b)), *map(float, numbers)))
+            for run, a, b, *numbers in state.get("early") or ()
         ]
         numbers = [n for pair in pairs.values() for n in pair]
         if not np.isfinite([*numbers, *depths.values()]).all():

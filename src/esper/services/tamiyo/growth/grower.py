@@ -29,6 +29,7 @@ from esper.services.tamiyo.cohort import may_audition, worths_of
 from esper.services.tamiyo.growth.auditions import surplus_of
 from esper.services.tamiyo.growth.graft import Baseline
 from esper.services.tamiyo.growth.grafts import ActiveGrafts
+from esper.services.tamiyo.growth.promised import Promised, relative
 from esper.services.tamiyo.growth.proposal import Proposal
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.policies import LayerGrowth, Situation
@@ -82,6 +83,11 @@ class Grower:
         self._sizes: dict[str, tuple[LayerSpec, dict[str, int]]] = {}
 
     @property
+    def reads_promises(self) -> bool:
+        """True if gradients of frozen layers say what their kernels may earn."""
+        return self.policy.compares_sites and any(it.frozen for it in self.layers.values())
+
+    @property
     def used(self) -> int:
         """Parameters of all kernels, absorbed or under way."""
         grown = sum(layer.grown_parameters for layer in self.layers.values())
@@ -127,15 +133,19 @@ class Grower:
         begun: list[Decision] = []
         reasons: list[str] = []
         found = cache(partial(self._promises, batches))
+        promised = cache(lambda: relative(found, self.layers) if self.reads_promises else {})
         tried: dict[str, set[str]] = {}
         rested_since = self.last_epoch
         while len(begun) < self.policy.growth.starts:
             made = self._agreed(
                 lambda: self._propose(
                     replace(
-                        self._situation(epoch, rested_since, losses, signals, tried), promises=found
+                        self._situation(epoch, rested_since, losses, signals, tried),
+                        promises=found,
+                        worths=partial(self._worths, epoch, signals, promised),
                     ),
                     signals,
+                    promised,
                 )
             )
             if made.request is None:
@@ -198,15 +208,20 @@ class Grower:
             used=self.used,
             under_way=sum(graft.parameters for graft in self.grafts.grafts),
             last_graft_epoch=last_graft_epoch,
-            worths=partial(self._worths, epoch, signals),
             worth=self.grafts.judge.worth,
         )
 
     def _promises(self, batches: Sequence[Any]) -> Promises:
         training = self.grafts.training
-        return promises(training.model, self.layers, loss_fn=training.loss_fn, batches=batches[-1:])
+        used = batches if self.policy.compares_sites else batches[-1:]
+        return promises(training.model, self.layers, loss_fn=training.loss_fn, batches=used)
 
-    def _propose(self, now: Situation, health: Mapping[str, HealthSignal]) -> Proposal:
+    def _propose(
+        self,
+        now: Situation,
+        health: Mapping[str, HealthSignal],
+        promised: Callable[[], Promised],
+    ) -> Proposal:
         """The next graft that the policy asks for, its kernel chosen and loaded."""
         request, reason = self.policy.ask(now)
         if request is None:
@@ -214,8 +229,14 @@ class Grower:
         self.log.request(request)
         layer = self.layers[str(request.site)]
         try:
-            chosen = self._audition(request, health) or [
-                self.integration.graft_now(layer, request, health=health[layer.name])
+            expected = promised()
+            chosen = self._audition(request, health, expected) or [
+                self.integration.graft_now(
+                    layer,
+                    request,
+                    health=health[layer.name],
+                    promises=expected.get(layer.name, {}),
+                )
             ]
         except (NoViableSeedError, KernelError) as error:
             logger.warning("no graft at epoch %d: %s", request.epoch, error)
@@ -243,7 +264,10 @@ class Grower:
         return begun[0], made.reason
 
     def _audition(
-        self, request: GraftRequest, health: Mapping[str, HealthSignal]
+        self,
+        request: GraftRequest,
+        health: Mapping[str, HealthSignal],
+        promised: Promised,
     ) -> list[tuple[Decision, Kernel]]:
         """Kernels that train side by side first; none if one seed is to be chosen at once."""
         growth, selection = self.policy.growth, self.grafts.config.seed_selection
@@ -256,11 +280,21 @@ class Grower:
         layers = [self.layers[str(site)] for site in (request.site, *request.rivals)]
         scale = self._fading({layer.name: request.kernel_budget for layer in layers})
         return self.integration.audition_now(
-            layers, request, health=health, scale=scale, always=always, most=most
+            layers,
+            request,
+            health=health,
+            promises=promised,
+            scale=scale,
+            always=always,
+            most=most,
         )
 
     def _worths(
-        self, epoch: int, health: Mapping[str, HealthSignal], budgets: Mapping[str, int]
+        self,
+        epoch: int,
+        health: Mapping[str, HealthSignal],
+        promised: Callable[[], Promised],
+        budgets: Mapping[str, int],
     ) -> Worths:
         """Expected worths of the seeds of layers, with kernels within these budgets."""
         asked: dict[str, tuple[Sequence[int], SelectionContext]] = {}
@@ -270,8 +304,9 @@ class Grower:
                 site=Site.parse(name), epoch=epoch, urgency=0.0, kernel_budget=budget, reason=""
             )
             with suppress(NoViableSeedError, KernelError):
-                signal = health.get(name)
-                asked[name] = self.integration.question(self.layers[name], request, signal)
+                asked[name] = self.integration.question(
+                    self.layers[name], request, health.get(name), promised().get(name, {})
+                )
         return worths_of(self.integration.selector, asked, self._fading(budgets))
 
     @property

@@ -6,7 +6,7 @@ from typing import Any, final
 
 from esper.contracts.errors import ConfigError
 
-_CALIBRATION_BATCHES = 8
+_BATCHES = 8
 
 
 @final
@@ -15,21 +15,23 @@ class Progress:
 
     Args:
         keeps_statistics: Whether the model has statistics that a pass in training mode changes.
+        keeps_batches: Whether the latest batches are needed for something else.
 
     Attributes:
         epoch: Epoch that ended last; -1 before the first.
         losses: Held-out loss at the end of every epoch that was measured.
         batches: Batches so far.
         batches_of_epoch: Batches since the last epoch ended.
-        recent: Latest batches of the epoch: one, or as many as statistics are estimated from.
+        recent: Latest batches of the epoch: eight if they are needed, else one.
     """
 
-    def __init__(self, *, keeps_statistics: bool) -> None:
+    def __init__(self, keeps_statistics: bool, keeps_batches: bool = False) -> None:
         self.epoch = -1
         self.losses: list[float] = []
         self.batches = 0
         self.batches_of_epoch = 0
-        self.recent: deque[Any] = deque(maxlen=_CALIBRATION_BATCHES if keeps_statistics else 1)
+        many = keeps_statistics or keeps_batches
+        self.recent: deque[Any] = deque(maxlen=_BATCHES if many else 1)
         self._keeps_statistics = keeps_statistics
 
     @property

@@ -1,9 +1,10 @@
 """Learned policy: grow where the seed sits that is expected to earn most.
 
 *When* is the heuristic's. *Where*: seeds of all sites that may grow are compared by what each is
-expected to earn, relative to an average seed of the run at that moment. Those of any site that may
-still beat the best one audition beside it, and the best goes on. Of very many the site is drawn,
-one that may have the best seed more often than others.
+expected to earn, relative to an average seed of the run at that moment; of frozen layers one
+gradient pass says it before any was tried (`esper.services.tamiyo.growth.promised`). Those of any
+site that may still beat the best one audition beside it, and the best goes on. Of very many the
+site is drawn, one that may have the best seed more often than others.
 """
 
 from dataclasses import dataclass, replace
