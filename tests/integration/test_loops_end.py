@@ -1,10 +1,12 @@
 """How a run ends, and what is told before it begins."""
 
+import io
 import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import esper
 from esper.contracts.errors import ConfigError
@@ -78,6 +80,40 @@ def test_evaluations_count_for_a_loop_without_epochs() -> None:
         by_step.reports.append(by_step.engine.on_evaluation())
     assert [r.epoch for r in by_step.reports] == list(range(6))
     assert by_step.facts() == by_epoch.facts()
+
+
+@pytest.mark.parametrize("saved", [False, True], ids=["lost", "lost and saved"])
+@pytest.mark.parametrize(("epochs", "alpha"), [(2, None), (3, 0.5)])
+def test_kernels_that_a_lost_engine_left_behind_are_dropped_or_named(
+    caplog: pytest.LogCaptureFixture, epochs: int, alpha: float | None, *, saved: bool
+) -> None:
+    run = short().run(epochs)
+    for batch in [] if alpha is None else list(run.train_batches())[:3]:
+        run.step(batch)
+    (graft,) = run.engine.grafts.grafts
+    name, seed = graft.layer.name, graft.decision.seed_idx
+    begun, ended = ("training", "culled") if alpha is None else ("blending", "blending")
+    del graft, run.tamiyo
+    if saved:
+        file = io.BytesIO()
+        torch.save(run.model, file)
+        file.seek(0)
+        run.model = torch.load(file, weights_only=False)
+    run.optimizer = run.make_optimizer(run.model)
+    run.tamiyo = run._tamiyo()
+    layer = run.engine.layers[name]
+    assert layer.seed_states[seed] == begun, "its state may still be loaded"
+    run.step(next(run.train_batches()))
+    assert layer.seed_states[seed] == ended
+    (told,) = [line for line in caplog.messages if "gone without finish()" in line]
+    assert told.startswith(f"layer {name}: the kernel of seed {seed} is")
+    assert ("it is dropped" in told) == (alpha is None)
+    assert (f"stays at alpha 0.50 and trains with the model. layer.unload({seed})" in told) == (
+        alpha is not None
+    )
+    later = run.run(6).facts("decision", "graft")
+    assert later
+    assert caplog.text.count("gone without finish()") == 1
 
 
 # --- what is told early ---------------------------------------------------------------------------

@@ -1,9 +1,12 @@
-"""State dicts loaded in mid-run: optimizer and grafts are linked to the model's kernels again.
+"""Kernels that a run did not begin itself: of state dicts, and of a Tamiyo that is gone.
 
 ``load_state_dict`` into a model of equal topology copies values and changes nothing here. Where
 kernels came or went, as when the best epoch is restored, the optimizer lets go of those that are no
 longer the model's and takes on those that now have a part in its output; a graft whose kernel is
 gone ends as failed by the loop.
+
+A kernel under way that no graft has when the first batch comes, and with it the last chance to load
+a state, was left by a run that never called ``finish()``.
 """
 
 import logging
@@ -22,12 +25,13 @@ from esper.services.tamiyo.growth.grafts import ActiveGrafts
 
 logger = logging.getLogger(__name__)
 
+_UNDER_WAY = lifecycle.ISOLATED | lifecycle.BLENDED
 _WHY = "a state dict without its kernel was loaded into the model"
 
 
 @final
 class Reloads:
-    """Notices state dicts that changed the topology of a model, and links what depends on it."""
+    """Notices kernels that came or went outside the run, and links what depends on them."""
 
     def __init__(self, grafts: ActiveGrafts, governor: Governor) -> None:
         self.grafts = grafts
@@ -87,15 +91,19 @@ class Reloads:
         Args:
             begun: True if the run has begun; until then its states may be loaded in any order.
         """
-        self.begun |= begun
+        first, self.begun = begun and not self.begun, self.begun or begun
         with self.grafts.aside("the link to a loaded state dict"):
-            layers = [layer for layer in self.grafts.layers.values() if layer.regrown]
+            layers = [
+                layer
+                for layer in self.grafts.layers.values()
+                if layer.regrown or (first and self._left_behind(layer))
+            ]
             if layers and self.begun:
-                self._link(layers)
+                self._link(layers, tell=first)
             for layer in layers:
                 self._adopt(layer)
 
-    def _link(self, layers: Sequence[Seeded]) -> None:
+    def _link(self, layers: Sequence[Seeded], *, tell: bool) -> None:
         self.governor.let_go()  # what it keeps is of other kernels
         gone = [p for layer in layers for p in layer.take_regrown() or ()]
         isolated = [p for layer in layers for p in _isolated(layer)]
@@ -103,25 +111,41 @@ class Reloads:
         self.grafts.training.trainers.fit_states()
         self.grafts.end_lost(_WHY, epoch=self.epoch)
         for layer in layers:
-            self._settle(layer)
+            self._settle(layer, tell=tell)
 
-    def _settle(self, layer: Seeded) -> None:
-        """Drop isolated kernels that no graft trains, and say which blended ones nobody judges."""
+    def _left_behind(self, layer: Seeded) -> list[int]:
+        """Seeds with a kernel under way that no graft of this run sees through."""
         known = {(g.layer.name, g.decision.seed_idx) for g in self.grafts.grafts}
-        for seed_idx, state in enumerate(layer.seed_states):
-            if (layer.name, seed_idx) in known:
-                continue
-            if state in lifecycle.ISOLATED:
+        return [
+            seed_idx
+            for seed_idx, state in enumerate(layer.seed_states)
+            if state in _UNDER_WAY and (layer.name, seed_idx) not in known
+        ]
+
+    def _settle(self, layer: Seeded, *, tell: bool) -> None:
+        """Drop isolated kernels that no graft trains, and say which blended ones nobody judges.
+
+        With ``tell`` the dropped ones are named too: nobody asked for that by loading a state.
+        """
+        for seed_idx in self._left_behind(layer):
+            alpha, end = float(layer.seed(seed_idx).alpha), "it is dropped"
+            if layer.seed_states[seed_idx] in lifecycle.ISOLATED:
                 layer.unload(seed_idx)
-            elif state in lifecycle.BLENDED:
+            else:
+                tell, end = (
+                    True,
+                    (
+                        f"it stays at alpha {alpha:.2f} and trains with the model. "
+                        f"layer.unload({seed_idx}) drops it"
+                    ),
+                )
+            if tell:
                 logger.warning(
-                    "layer %s: the state dict brought back the kernel of seed %d at alpha %.2f, "
-                    "whose graft has ended; it stays at this alpha and trains with the model. "
-                    "layer.unload(%d) drops it",
+                    "layer %s: the kernel of seed %d is of a graft that has ended, or of a Tamiyo "
+                    "that is gone without finish() and whose state was not loaded; %s",
                     layer.name,
                     seed_idx,
-                    float(layer.seed(seed_idx).alpha),
-                    seed_idx,
+                    end,
                 )
 
     def _adopt(self, layer: Seeded) -> None:
