@@ -133,9 +133,10 @@ class Hooks:
         return values
 
     def learn_statistics(self) -> None:
-        """Let a kernel's channels have the statistics of the last shadow pass, in part."""
+        """Let a kernel's channels have the finite statistics of the last shadow pass, in part."""
         for own, of_batch, momentum in self._seen:
-            own.lerp_(of_batch.to(own.dtype), momentum)
+            seen = of_batch.to(own.dtype)
+            own.lerp_(seen.where(seen.isfinite(), own), momentum)
         self._seen.clear()
 
     def _write_back(self, module: nn.Module, values: Values) -> None:

@@ -96,3 +96,37 @@ def test_a_seed_optimizer_of_the_users_is_used() -> None:
     run = SmallRun(config=settings(), worth=[KEPT], options={"seed_optimizer": make}).run(10)
     assert len(made) == 1 + len(run.facts("decision"))  # one to see that it can be made
     assert any(graft["kept"] for graft in run.facts("graft"))
+
+
+def spoil(run: SmallRun, graft: Graft, spoilt: list[bool]) -> None:
+    """Hand on batches that the user's loop passed over where they are spoilt."""
+    for (x, y), bad in zip(run.train_batches(), spoilt, strict=True):
+        run.engine.on_batch_end((x * float("nan"), y) if bad else (x, y))
+
+
+def test_a_batch_with_nan_is_passed_over_and_ends_no_graft() -> None:
+    run, graft = begun()
+    for epoch in (2, 3):
+        spoil(run, graft, [epoch == 2, False, True, False, True, True])
+        before = [p.detach().clone() for p in graft.kernel.module.parameters()]
+        assert all(p.isfinite().all() for p in before)
+        assert run.engine.on_epoch_end(epoch).verdicts == ()
+    spoil(run, graft, [False, False, False, False, True, True])
+    assert run.engine.on_epoch_end(4).verdicts == ()
+    assert graft.state is SeedState.BLENDING
+
+
+@pytest.mark.parametrize("learnt", [0, 3])
+def test_a_kernel_whose_batches_are_all_spoilt_ends_and_names_them(learnt: int) -> None:
+    run, graft = begun()
+    for epoch in (2, 3, 4):
+        spoil(run, graft, [epoch > 2 or i >= learnt for i in range(BATCHES_PER_EPOCH)])
+        if epoch == 3:  # what was counted is in the checkpoint
+            assert graft.state_dict()["spoilt"] == 2 * BATCHES_PER_EPOCH - learnt
+        report = run.engine.on_epoch_end(epoch)
+    (verdict,) = report.verdicts
+    wanted = f"the gradients of the last {18 - learnt} of 18 batches that it trained on were NaN"
+    assert wanted in verdict.why
+    assert "are the batches that on_batch_end gets, and the loss, finite?" in verdict.why
+    assert len(run.facts("failure")) == (learnt > 0)
+    assert len(run.facts("withdrawal")) == (learnt == 0)

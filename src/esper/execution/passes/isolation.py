@@ -101,11 +101,12 @@ def gradients_of(loss: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor | None,
 
 
 Gradients = Sequence[Tensor | None]
-Reduce = Callable[[Callable[[], Gradients | None], Sequence[Tensor]], Gradients | None]
+Make = Callable[[], Gradients | None]
+Reduce = Callable[[Make, Sequence[Tensor]], Gradients | None]
 """Takes what makes the gradients of this process, and tensors like them; gives those that count."""
 
 
-def _own(make: Callable[[], Gradients | None], _like: Sequence[Tensor]) -> Gradients | None:
+def _own(make: Make, _like: Sequence[Tensor]) -> Gradients | None:
     return make()
 
 

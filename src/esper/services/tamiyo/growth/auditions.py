@@ -29,7 +29,7 @@ def surplus_of(grafts: Iterable[Graft]) -> int:
 
 def trained(cohort: Sequence[Graft], epoch: int, growth: Growth) -> Sequence[Graft]:
     """Grafts of a cohort that can be compared now; none while one of them still trains."""
-    able = [graft for graft in cohort if graft.fault is None and graft.is_finite]
+    able = [graft for graft in cohort if graft.ailment is None]
     due = [graft.due(epoch, growth, measured=True) for graft in able]
     return able if all(state is SeedState.BLENDING for state in due) else ()
 

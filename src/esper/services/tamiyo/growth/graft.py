@@ -10,7 +10,7 @@ from math import isfinite
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from esper.blueprints import is_placebo
 from esper.contracts.config import Growth, Reward
@@ -19,11 +19,14 @@ from esper.contracts.seeds import SeedState
 from esper.contracts.selection import Decision
 from esper.execution.kernel import Kernel, count_parameters
 from esper.execution.passes.counterfactual import Effect, counterfactuals, evaluate
-from esper.execution.passes.isolation import LossFn, shadow_step
+from esper.execution.passes.isolation import Gradients, LossFn, Make, shadow_step
 from esper.execution.replicas.replicas import ALONE, Replicas
 from esper.execution.seeded import Seeded
 from esper.execution.training.trainers import Trainers
 from esper.services.tamiyo.growth.first_look import look
+
+_SPOILT = 3
+"""Batches in a row without a finite gradient after which a kernel is not fit to be blended in."""
 
 _PATIENCE = 4
 """How many times its training a kernel may wait for the first batch that reaches its layer."""
@@ -108,6 +111,8 @@ class Graft:
         """Why it must end; ``None`` while all is well."""
         self.trained = 0
         """Batches that reached its layer while it trained in isolation."""
+        self._spoilt: Tensor | int = 0
+        """Batches in a row, up to now, whose gradients were not finite; not read in mid-epoch."""
         self._since = decision.epoch
         self._blended = 0
         self._ramp = 0
@@ -156,15 +161,27 @@ class Graft:
             if not self.trained:
                 look(training.model, *place, **passes, replicas=training.replicas)
                 training.replicas.equalise(self.kernel.module)
-            means = training.replicas.mean
             loss = shadow_step(
-                training.model, *place, **passes, optimizer=self._optimizer, reduce=means
+                training.model, *place, **passes, optimizer=self._optimizer, reduce=self._usable
             )
             self.trained += loss is not None
         elif self.state is SeedState.BLENDING:
             self._blended += 1
             alpha = min(1.0, self._blended / self._ramp)
             self.layer.set_alpha(self.decision.seed_idx, alpha)
+
+    def _usable(self, make: Make, like: Sequence[Tensor]) -> Gradients | None:
+        """Gradients of all processes; zeros if one is NaN or infinite, as in a batch with NaN.
+
+        To pass the step over, as a gradient scaler does, would be to wait for the device each time.
+        """
+        gradients = self.training.replicas.mean(make, like)
+        if gradients is None:
+            return None
+        finite = [gradient.isfinite().all() for gradient in gradients if gradient is not None]
+        usable = torch.stack(finite).all()
+        self._spoilt = (self._spoilt + 1) * ~usable
+        return [None if one is None else one.where(usable, 0.0) for one in gradients]
 
     def due(self, epoch: int, growth: Growth, *, measured: bool) -> SeedState | None:
         """The state that is due at the end of this epoch, if any.
@@ -189,9 +206,20 @@ class Graft:
         return Fault.of_the_loop(why) if able else Fault(why=why, of_kernel=True)
 
     @property
-    def is_finite(self) -> bool:
-        """True if no weight of the kernel is NaN or infinite."""
-        return all(bool(torch.isfinite(p).all()) for p in self.kernel.module.parameters())
+    def ailment(self) -> Fault | None:
+        """Why its kernel must not be blended in or judged; ``None`` if all is well."""
+        if self.fault is not None:
+            return self.fault
+        if not all(bool(torch.isfinite(p).all()) for p in self.kernel.module.parameters()):
+            return Fault(why="its weights became NaN or infinite", of_kernel=True)
+        spoilt = int(self._spoilt)
+        if self.state is not SeedState.TRAINING or spoilt < min(_SPOILT, max(1, self.trained)):
+            return None
+        why = (
+            f"the gradients of the last {spoilt} of {self.trained} batches that it trained on were "
+            "NaN or infinite; are the batches that on_batch_end gets, and the loss, finite?"
+        )
+        return Fault(why=why, of_kernel=True) if spoilt < self.trained else self.failed(why)
 
     def left_waiting(self) -> Fault:
         """The fault of a graft that waited in vain: for a batch, or for a measurement."""
@@ -269,6 +297,7 @@ class Graft:
             "blended": self._blended,
             "ramp": self._ramp,
             "trained": self.trained,
+            "spoilt": int(self._spoilt),
             "baseline": {"loss": self.baseline.loss, "accuracy": self.baseline.accuracy},
             "latency_ms": self.kernel.cost.latency_ms if self.kernel.cost else None,
             "optimizer": self._optimizer.state_dict(),
@@ -278,6 +307,7 @@ class Graft:
         """Undo ``state_dict``, on a graft over the restored model."""
         self._since, self._blended, self._ramp = state["since"], state["blended"], state["ramp"]
         self.trained = state.get("trained", 1)  # a checkpoint of 0.1.0 has no count
+        self._spoilt = state.get("spoilt", 0)
         self._optimizer.load_state_dict(state["optimizer"])
 
 

@@ -180,8 +180,8 @@ class ActiveGrafts:
         for graft in list(self.grafts):
             due, verdict = graft.due(epoch, growth, measured=now is not None), None
             with self.aside(_WORK.get(due or SeedState.TRAINING, "the step of a graft")) as attempt:
-                if due is not None and not graft.is_finite:
-                    graft.fault = Fault(why="its weights became NaN or infinite", of_kernel=True)
+                if due is not None:
+                    graft.fault = graft.ailment
                 if graft.fault is not None:
                     verdict = self._fail(graft, graft.fault, epoch)
                 elif due is SeedState.BLENDING and not graft.auditions:

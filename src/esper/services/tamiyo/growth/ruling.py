@@ -59,7 +59,7 @@ class Judge:
             calibration and keeps_statistics(self.training.model)
         ):
             return
-        able = [graft for graft in grafts if graft.fault is None and graft.is_finite]
+        able = [graft for graft in grafts if graft.ailment is None]
         due = [g for g in able if g.due(epoch, self.growth, measured=True) is SeedState.HOLDING]
         if not due:
             return
