@@ -1,10 +1,11 @@
 """Kernels that cannot be built, losses that become NaN, wrong calls: nothing is lost."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from esper.contracts.events import Event
 from esper.contracts.seeds import LayerSpec, SeedState
 from esper.stores.payload import encode
 from tests.unit.services.small_run import (
+    BATCHES_PER_EPOCH,
     KEPT,
     Batch,
     SmallRun,
@@ -326,10 +328,31 @@ def test_an_epoch_cannot_end_twice() -> None:
     run = SmallRun().run(2)
     with pytest.raises(ConfigError, match=r"epoch 1 ended before: the last one was 1"):
         run.engine.on_epoch_end(1)
-    with pytest.raises(ConfigError, match=r"epoch 0 ended before"):
+    ways_out = r"on_epoch_end\(2 \+ epoch\), or call on_evaluation\(\).* make another Tamiyo"
+    for batch in run.train_batches():  # a whole epoch, whose number is wrong
+        run.step(batch)
+    with pytest.raises(ConfigError, match=r"epoch 0 ended before.* Go on counting, .*" + ways_out):
         run.engine.on_epoch_end(0)
+    assert run.engine.progress.batches_of_epoch == BATCHES_PER_EPOCH
     run.run(4, first=2)  # and nothing has happened to it
     assert len(run.facts("epoch")) == 4
+
+
+@pytest.mark.parametrize("as_given", [np.int64, torch.tensor])
+def test_epochs_may_be_integers_of_other_libraries(as_given: Callable[[int], Any]) -> None:
+    plain, other = SmallRun().run(4), SmallRun()
+    for epoch in range(4):
+        other.epoch(as_given(epoch))
+    other.engine.state_dict()
+    assert other.facts() == plain.facts()
+
+
+@pytest.mark.parametrize("wrong", [1.5, "1", None, torch.tensor(1.5), torch.ones(2)])
+def test_an_epoch_that_is_no_whole_number_is_refused(wrong: Any) -> None:
+    run = SmallRun()
+    with pytest.raises(ConfigError, match=r"^epoch is .*; it must be a whole number"):
+        run.engine.on_epoch_end(wrong)
+    assert run.run(1).facts("epoch")
 
 
 def test_epochs_may_begin_anywhere_and_leave_gaps() -> None:

@@ -225,9 +225,9 @@ class Tamiyo:
             What was done and why; ``print`` it.
 
         Raises:
-            ConfigError: if the epoch is not larger than the last one.
+            ConfigError: if the epoch is no whole number, or not larger than the last one.
         """
-        self.progress.on_epoch_end(epoch)
+        epoch = self.progress.on_epoch_end(epoch)
         self.replicas.check_equal(self.training.model)
         now, decisions, verdicts = None, tuple[Decision, ...](), list[Verdict]()
         self.reloads.epoch = epoch

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Mapping
+from operator import index
 from typing import Any, final
 
 from esper.contracts.errors import ConfigError
@@ -45,15 +46,26 @@ class Progress:
         self.batches_of_epoch += 1
         self.recent.append(batch)
 
-    def on_epoch_end(self, epoch: int) -> None:
-        """An epoch ends.
+    def on_epoch_end(self, epoch: Any) -> int:
+        """An epoch ends; its number, which may be given as an integer of NumPy or PyTorch.
 
         Raises:
-            ConfigError: if it is not larger than the last one.
+            ConfigError: if it is no whole number, or not larger than the last one.
         """
-        if epoch <= self.epoch:
-            raise ConfigError(f"epoch {epoch} ended before: the last one was {self.epoch}")
-        self.epoch = epoch
+        try:
+            number = index(epoch)
+        except TypeError:
+            raise ConfigError(
+                f"epoch is {epoch!r}; it must be a whole number, as in on_epoch_end(3)"
+            ) from None
+        if number <= self.epoch:
+            raise ConfigError(
+                f"epoch {number} ended before: the last one was {self.epoch}. Go on counting, as "
+                f"by on_epoch_end({self.epoch + 1} + epoch), or call on_evaluation(), which "
+                "numbers by itself; for another training call finish() and make another Tamiyo"
+            )
+        self.epoch = number
+        return number
 
     def begin_epoch(self) -> None:
         """The next epoch begins; batches before, which no checkpoint has, must not matter."""
