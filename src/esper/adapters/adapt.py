@@ -176,7 +176,12 @@ def _chosen(
     }
     if layers == "all-linear":
         if not able:
-            raise ConfigError("the model has no nn.Linear outside its head; name the layers")
+            known = ", ".join(sorted(heads)[:3]) + (", ..." if len(heads) > 3 else "")
+            raise ConfigError(
+                "the model has no nn.Linear outside its head; name the layers. Its head is what "
+                f"the optimizer holds, or head= names: {known or 'nothing'}. An optimizer over all "
+                "parameters makes all of them the head; build it over those of the head alone"
+            )
         return able
     chosen: dict[str, nn.Module] = {}
     for text in [layers] if isinstance(layers, str | Pattern) else layers:

@@ -1,7 +1,8 @@
 """Patterns of the dotted names of modules: which are meant by those that the user writes."""
 
 import re
-from collections.abc import Iterator, Sequence
+import reprlib
+from collections.abc import Iterable, Iterator, Sequence
 
 from esper.contracts.errors import ConfigError
 
@@ -19,10 +20,15 @@ def matching(names: Sequence[str], wanted: Sequence[str]) -> Iterator[str]:
     """Names that are meant, each once; one that is no pattern is meant if it is not there too.
 
     Raises:
-        ConfigError: if a pattern matches nothing.
+        ConfigError: if a pattern matches nothing, or one is no text.
     """
     found: dict[str, None] = {}
-    for text in wanted:
+    for text in wanted if isinstance(wanted, Iterable) else [wanted]:
+        if not isinstance(text, str):
+            raise ConfigError(
+                f"layers has {reprlib.repr(text)}; give dotted names as text, as "
+                "model.named_modules() has them: layers=['0', 'encoder.fc']"
+            )
         fitting = [name for name in names if matches(text, name)] if "*" in text else [text]
         if not fitting:
             raise ConfigError(

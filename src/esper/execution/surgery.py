@@ -271,7 +271,8 @@ def _names(model: nn.Module) -> list[str]:
 def _host(model: nn.Module, name: str) -> nn.Module:
     names = _names(model)
     if name and name not in names:
-        raise ConfigError(unknown_name("layer", name, names))
+        way_out = " Wrap the model before torch.compile" if hasattr(model, "_orig_mod") else ""
+        raise ConfigError(unknown_name("layer", name, names) + way_out)
     host = model.get_submodule(name)
     refuse_unready(host, "esper.wrap", name=name, with_values=False)
     outer = enclosing_modules(model, name)

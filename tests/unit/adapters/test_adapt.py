@@ -137,6 +137,14 @@ def test_what_is_wrong_is_named_and_the_host_left_alone(given: dict[str, Any], s
     assert torch.equal(model(torch.ones(1, 6)), host()(torch.ones(1, 6)))
 
 
+def test_an_optimizer_over_all_parameters_is_named_where_no_layer_is_left() -> None:
+    model = host()
+    optimizer = torch.optim.Adam(model.parameters())
+    given: dict[str, Any] = {"loss_fn": loss_fn, "holdout": batches(2, 5)}
+    with pytest.raises(ConfigError, match=r"outside its head; name .*An optimizer over all param"):
+        esper.adapt(model, budget=1.0, optimizer=optimizer, **given)
+
+
 def test_a_host_without_a_head_begins_with_an_empty_optimizer() -> None:
     model = host()
     optimizer = torch.optim.Adam([{"params": []}], lr=1e-2)

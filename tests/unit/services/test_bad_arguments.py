@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import esper
-from esper.contracts.errors import ConfigError
+from esper.contracts.errors import ConfigError, KernelError
 from esper.integrations.plain import Growth
 from esper.stores.journal import Journal
 from esper.stores.memory import MemoryStore
@@ -52,6 +52,47 @@ def test_of_growth(given: dict[str, Any], says: str) -> None:
 def test_of_an_engine_functions_that_are_none(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} is 7; give a function of the model"):
         begin(esper.Tamiyo, **{name: 7})
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "says"),
+    [
+        (lambda model, batch: model(batch).mean(), r"^accuracy_fn.* one number, .* one value per"),
+        (lambda model, batch: {}["top1"], r"^accuracy_fn fails on .*; accuracy_fn\(model, batch\)"),
+        (lambda model, batch: torch.ones(8, 8), r"^accuracy_fn\(model, batch\) returned \(8, 8\)"),
+    ],
+)
+def test_of_an_engine_an_accuracy_that_fails_is_named(accuracy: Any, says: str) -> None:
+    with pytest.raises((ConfigError, KernelError), match=says):
+        begin(esper.Tamiyo, accuracy_fn=accuracy)
+
+
+@pytest.mark.parametrize("scheduler", [0.1, "cosine", [0.1]])
+def test_of_an_engine_a_scheduler_that_is_none(scheduler: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^scheduler is .*; pass the learning-rate scheduler"):
+        begin(esper.Tamiyo, scheduler=scheduler)
+
+
+def test_of_an_engine_a_holdout_of_inference_mode() -> None:
+    with torch.inference_mode():
+        made = torch.ones(8, 4)
+    with pytest.raises(ConfigError, match=r"made under torch\.inference_mode\(\).*clone\(\)"):
+        begin(esper.Tamiyo, holdout=[made])
+    begin(esper.Tamiyo, holdout=[made.clone()])
+
+
+@pytest.mark.parametrize("layers", [[0, 2], [nn.Linear(4, 4)], nn.Linear(4, 4)])
+def test_of_wrap_layers_that_are_no_names(layers: Any) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    with pytest.raises(ConfigError, match=r"layers has .*; give dotted names as text"):
+        esper.wrap(model, layers)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
+def test_of_wrap_a_compiled_model() -> None:
+    model: Any = torch.compile(nn.Sequential(nn.Linear(4, 4)))
+    with pytest.raises(ConfigError, match=r"unknown layer '0'.*Wrap the model before torch\.comp"):
+        esper.wrap(model, ["0"])
 
 
 @pytest.mark.parametrize("config", [42, ["growth"], True])

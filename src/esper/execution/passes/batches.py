@@ -177,6 +177,11 @@ def _same_type(batch: tuple[Any, ...], parts: list[Any]) -> tuple[Any, ...]:
     return tuple(parts) if type(batch) is tuple else type(batch)(parts)
 
 
+def name_of(function: Callable[..., Any]) -> str:
+    """Name of a function of the user's in messages."""
+    return function.name if isinstance(function, OnCopies) else "loss_fn"
+
+
 def tensors_in(batch: Any) -> Iterator[Tensor]:
     """Tensors of a batch, however nested."""
     if isinstance(batch, Tensor):

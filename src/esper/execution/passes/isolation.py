@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.contracts.errors import ConfigError, KernelError
-from esper.execution.passes.batches import tensors_in
+from esper.execution.passes.batches import name_of, tensors_in
 from esper.execution.seeded import Seeded
 from esper.execution.side_effect_free import freeze_statistics, side_effect_free, training_like_mode
 from esper.execution.training.seed_trainer import SeedTrainer
@@ -50,11 +50,12 @@ def example_losses(loss_fn: LossFn, model: nn.Module, batch: Any) -> Tensor:
             return losses.reshape(1)
         if losses.ndim >= 2 and losses.shape[1:].numel() > 1:
             return losses.flatten(1).mean(dim=1)
-    shape: object = type(losses).__name__
+    name, shape = name_of(loss_fn), str(type(losses).__name__)
+    what = "loss" if name == "loss_fn" else "value"
     if isinstance(losses, Tensor):
-        shape = tuple(losses.shape) or "one number, as a mean of the batch"
+        shape = str(tuple(losses.shape) or "one number, as a mean of the batch")
     raise ConfigError(
-        f"loss_fn(model, batch) returned {shape}; it must return one loss per example, shape "
+        f"{name}(model, batch) returned {shape}; it must return one {what} per example, shape "
         "(B,): use reduction='none' and take the mean in your own loop. Losses per token, shape "
         "(B, T), go with their mask: (losses, mask)"
     )

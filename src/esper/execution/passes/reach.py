@@ -61,8 +61,8 @@ def reached(
 
 
 @contextmanager
-def refusing(batch: Any) -> Iterator[None]:
-    """Say of a failure inside that it is the model's on this batch of the holdout.
+def refusing(batch: Any, function: str = "loss_fn") -> Iterator[None]:
+    """Say of a failure inside that it is the model's or a function's on a batch of the holdout.
 
     Raises:
         KernelError: if what is inside fails.
@@ -74,9 +74,10 @@ def refusing(batch: Any) -> Iterator[None]:
     except FAULTS as error:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(batch))
         held = type(batch).__name__ + (f" of {shapes}" if shapes else "")
+        subject = "the model" if function == "loss_fn" else function
         raise KernelError(
-            f"the model fails on a batch of the holdout, {held}: {_named(error)}. Nothing was "
-            "changed; loss_fn(model, batch) must run on every batch that iterating over the "
+            f"{subject} fails on a batch of the holdout, {held}: {_named(error)}. Nothing was "
+            f"changed; {function}(model, batch) must run on every batch that iterating over the "
             "holdout gives"
         ) from error
 

@@ -1,6 +1,7 @@
 """What a user gives as optimizers and schedulers: one, or several."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Number
 from typing import Any
 
 from torch import nn
@@ -32,9 +33,19 @@ def several(optimizer: Any) -> list[Any]:
 
 
 def several_schedulers(scheduler: Any) -> list[Any]:
-    """Schedulers in what the user gave."""
+    """Schedulers in what the user gave.
+
+    Raises:
+        ConfigError: if one is none.
+    """
     found = list(scheduler.values()) if isinstance(scheduler, Mapping) else scheduler
     found = found if isinstance(found, list | tuple) else [found]
+    for one in found:
+        if isinstance(one, str | Number | type):
+            raise ConfigError(
+                f"scheduler is {one!r}; pass the learning-rate scheduler of the optimizer, as "
+                "torch.optim.lr_scheduler has them, a list of several, or none"
+            )
     return [one for one in found if one is not None]
 
 

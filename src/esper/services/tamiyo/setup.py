@@ -16,7 +16,7 @@ from esper.contracts.errors import ConfigError, KernelError
 from esper.contracts.version import VERSION
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.kernel import FAULTS
-from esper.execution.passes.batches import OnCopies
+from esper.execution.passes.batches import OnCopies, name_of, tensors_in
 from esper.execution.passes.counterfactual import evaluate
 from esper.execution.passes.isolation import LossFn
 from esper.execution.passes.probes import probe
@@ -234,7 +234,7 @@ def try_out(training: Training, layers: Mapping[str, Seeded]) -> dict[str, str]:
             left_out |= {name: why for name, why in found.items() if why}
         _tell(layers, left_out)
         for function in filter(None, (training.loss_fn, training.accuracy_fn)):
-            with refusing(batch):
+            with refusing(batch, name_of(function)):
                 evaluate(training.model, function, [batch])
                 _require_examples(training.model, function, batch)
             if isinstance(function, OnCopies):
@@ -332,15 +332,16 @@ def _require_gradients(training: Training, layers: Mapping[str, Seeded]) -> None
     """Refuse a model whose losses in training depend on none of the layers that they call.
 
     Raises:
-        ConfigError: if the holdout has no batches any more.
+        ConfigError: if the holdout has no batches any more, or was made in inference mode.
         KernelError: that names the first of them, losses without gradients, or reentrant
             checkpointing.
     """
     deaf: dict[str, None] = {}
-    empty = True
+    empty, inference = True, False
     with side_effect_free(training.model, reads=training.holdout):
         for batch in training.holdout:
             empty = False
+            inference |= any(tensor.is_inference() for tensor in tensors_in(batch))
             given: dict[str, Any] = {"loss_fn": training.loss_fn, "batch": batch}
             with suppress(*FAULTS):  # data that only evaluation takes
                 deaf |= dict.fromkeys(reached(training.model, layers, training=True, **given))
@@ -353,6 +354,12 @@ def _require_gradients(training: Training, layers: Mapping[str, Seeded]) -> None
                 continue
     if empty:
         raise ConfigError(ONCE)
+    if inference:
+        raise ConfigError(
+            "the batches of the holdout were made under torch.inference_mode(), and no gradient "
+            "passes through what reads them; make them outside of it, as under torch.no_grad(), or "
+            "clone() their tensors outside of it"
+        )
     for name in deaf:
         raise KernelError(
             f"layer {name!r} cannot grow: no loss of the holdout depends on it in training, as "
@@ -368,7 +375,7 @@ def _require_examples(model: nn.Module, function: LossFn, batch: Any) -> None:
         losses = function(model, batch)
     if isinstance(losses, Tensor) and losses.ndim == 2 and losses.shape[0] == losses.shape[1] > 1:
         raise ConfigError(
-            f"loss_fn(model, batch) returned {tuple(losses.shape)}, as predictions (B, 1) against "
-            "targets (B,) do; it must return one loss per example, shape (B,), or losses per token "
-            "with their mask: (losses, mask), both (B, T)"
+            f"{name_of(function)}(model, batch) returned {tuple(losses.shape)}, as predictions "
+            "(B, 1) against targets (B,) do; it must return one loss per example, shape (B,), or "
+            "losses per token with their mask: (losses, mask), both (B, T)"
         )
