@@ -176,9 +176,9 @@ class Graft:
         To pass the step over, as a gradient scaler does, would be to wait for the device each time.
         """
         gradients = self.training.replicas.mean(make, like)
-        if gradients is None:
-            return None
-        finite = [gradient.isfinite().all() for gradient in gradients if gradient is not None]
+        finite = [one.isfinite().all() for one in gradients or () if one is not None]
+        if gradients is None or not finite:
+            return gradients
         usable = torch.stack(finite).all()
         self._spoilt = (self._spoilt + 1) * ~usable
         return [None if one is None else one.where(usable, 0.0) for one in gradients]
