@@ -1,10 +1,11 @@
 """Adapters without Esper: merged into the host's weights, or as a folder that peft reads."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 from esper.adapters.switching import current
 from esper.blueprints.scale import BiasKernel, ScaleKernel
 from esper.contracts.errors import ConfigError
+from esper.execution.concealed import every_module
 from esper.execution.harden import harden
-from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.seeded import Absorbed
 from esper.execution.surgery import kasmina_layers
 
@@ -28,8 +29,11 @@ def merge(model: M) -> M:
 
     Low-rank kernels, and scales and offsets beside a bias, become a part of their linear layer's
     weight and bias, so the model has its own classes, names and sizes; outputs are equal up to
-    rounding. What is left, as a nonlinear kernel, becomes a plain module beside its layer, as
-    `esper.harden` makes it.
+    rounding. What is left becomes a plain module beside its layer, as `esper.harden` makes it: a
+    nonlinear kernel; and any kernel of a layer that has forward hooks or a ``forward`` of its own,
+    whose weight is computed from others, as by ``weight_norm`` or ``prune``, or which shares its
+    weight, as a head tied to an embedding. A model that reads a weight itself, as
+    ``self.fc.weight``, reads the merged one.
 
     Raises:
         LifecycleError: if a kernel is being blended in; ``tamiyo.finish()`` ends the adaptation.
@@ -37,17 +41,27 @@ def merge(model: M) -> M:
     """
     current(model)
     plain = deepcopy(model)
+    uses = Counter(id(p) for module in every_module(plain) for p in module._parameters.values())
     for layer in kasmina_layers(plain).values():
-        rest = [one for one in layer.absorbed if not _merged(layer, *one)]
-        layer.put_absorbed(rest)
+        host = layer.host
+        if _is_plain(host) and all(uses[id(p)] == 1 for p in host.parameters()):
+            layer.put_absorbed([one for one in layer.absorbed if not _merged(host, *one)])
     return harden(plain)
 
 
-def _merged(layer: KasminaLayer, kernel: nn.Module, record: Mapping[str, Any]) -> bool:
+def _is_plain(host: nn.Module) -> TypeGuard[nn.Linear]:
+    """True for a linear layer of PyTorch's whose output is that of its own weight and bias."""
+    return (
+        type(host) is nn.Linear
+        and "forward" not in vars(host)
+        and not (host._forward_hooks or host._forward_pre_hooks)
+        and host._parameters.keys() == {"weight", "bias"}  # others are recomputed by a hook
+        and type(host.weight) is nn.Parameter
+    )
+
+
+def _merged(host: nn.Linear, kernel: nn.Module, record: Mapping[str, Any]) -> bool:
     """Add a kernel to the weight and bias of its host; ``False`` if that would not be exact."""
-    host = layer.host
-    if type(host) is not nn.Linear:
-        return False
     factors = _factors(kernel, record)
     with torch.no_grad():
         if factors is not None:

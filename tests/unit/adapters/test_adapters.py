@@ -12,6 +12,8 @@ import torch
 from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.utils import prune
+from typing_extensions import override
 
 import esper
 from esper.contracts.errors import ConfigError, LifecycleError
@@ -163,6 +165,63 @@ def test_an_offset_beside_a_layer_without_bias_stays_a_module() -> None:
     merged = esper.merge(model)
     torch.testing.assert_close(outputs(merged), outputs(model))
     assert not isinstance(merged.get_submodule("encoder.mix"), nn.Linear)
+
+
+def doubled_forward(layer: nn.Linear) -> None:
+    plain = layer.forward
+    vars(layer)["forward"] = lambda x: 2 * plain(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+@pytest.mark.parametrize(
+    "change",
+    [
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        nn.utils.parametrizations.weight_norm,
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.3),  # type: ignore[no-untyped-call]
+        lambda layer: prune.l1_unstructured(layer, "bias", 0.3),  # type: ignore[no-untyped-call]
+        lambda layer: layer.register_forward_hook(lambda module, args, y: 2 * y),
+        lambda layer: layer.register_forward_pre_hook(lambda module, args: (2 * args[0],)),
+        doubled_forward,
+    ],
+)
+@pytest.mark.parametrize("seed", ["lora", "bias"])
+def test_a_layer_that_is_more_than_its_weight_keeps_its_kernel_beside_it(
+    change: Any, seed: str
+) -> None:
+    model = host()
+    change(model.get_submodule("encoder.mix"))
+    adapted(model, layers=["encoder.mix"], seeds=[seed], budget=32, rate=3e-2)
+    assert count_parameters(model) > count_parameters(host())
+    torch.testing.assert_close(outputs(esper.merge(model)), outputs(model))
+
+
+class Tied(nn.Module):
+    """Symbols (B, T) to logits (B, 3), of an embedding and two layers that read the same weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.symbols = nn.Embedding(6, 6)
+        self.again, self.beside = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.again.weight = self.symbols.weight
+        self.head = nn.Linear(6, 3)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.again(torch.tanh(self.beside(self.symbols((x > 0).long()))))
+        return self.head(y.mean(1))  # type: ignore[no-any-return]
+
+
+def test_a_weight_that_others_read_is_left_as_it_is() -> None:
+    model = Tied()
+    adapted(model, layers=["again", "beside"], seeds=["lora"], budget=24, rate=3e-2, steps=40)
+    assert all(layer.fossils for layer in esper_layers(model))
+    merged = esper.merge(model)
+    torch.testing.assert_close(outputs(merged), outputs(model))
+    assert isinstance(merged.get_submodule("beside"), nn.Linear)
+    assert not isinstance(merged.get_submodule("again"), nn.Linear)
 
 
 def test_peft_loads_an_exported_adapter(tmp_path: Path) -> None:
