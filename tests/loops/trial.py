@@ -216,7 +216,6 @@ class Engine:
                 found = copied(batch, tensors=True)
                 return example_losses(self.given["loss_fn"], model.eval(), found)
 
-        losses(self.model)  # without gradients, as a pruned module wants it before it is copied
         plain = esper.harden(self.model)
         torch.manual_seed(0)
         ours = losses(self.model)

@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
@@ -15,6 +14,7 @@ from esper.adapters.switching import current
 from esper.blueprints.scale import BiasKernel, ScaleKernel
 from esper.contracts.errors import ConfigError
 from esper.execution.concealed import every_module
+from esper.execution.copies.models import copy_model
 from esper.execution.harden import harden
 from esper.execution.seeded import Absorbed
 from esper.execution.surgery import kasmina_layers
@@ -37,10 +37,10 @@ def merge(model: M) -> M:
 
     Raises:
         LifecycleError: if a kernel is being blended in; ``tamiyo.finish()`` ends the adaptation.
-        KernelError: as `esper.harden`.
+        ConfigError, KernelError: as `esper.harden`.
     """
     current(model)
-    plain = deepcopy(model)
+    plain = copy_model(model)
     uses = Counter(id(p) for module in every_module(plain) for p in module._parameters.values())
     for layer in kasmina_layers(plain).values():
         host = layer.host

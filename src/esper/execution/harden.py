@@ -3,8 +3,7 @@
 import inspect
 import operator
 from collections.abc import Mapping
-from copy import deepcopy
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, symbolic_trace
@@ -12,6 +11,7 @@ from torch.fx import Graph, GraphModule, Node, symbolic_trace
 from esper.blueprints import is_placebo
 from esper.contracts.errors import KernelError
 from esper.execution.copies.folders import HARDENED, mark_folders
+from esper.execution.copies.models import copy_model
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.kernel import Contribution
 from esper.execution.surgery import forget_topology, kasmina_layers, replace_layers, seeded_modules
@@ -19,6 +19,7 @@ from esper.execution.surgery import forget_topology, kasmina_layers, replace_lay
 M = TypeVar("M", bound=nn.Module)
 
 _GROWN = "GrownLayer"
+_ENGINES = ("esper.services.", "esper.integrations.")
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -32,12 +33,16 @@ def harden(model: M) -> M:
     Nothing in the result is a class of Esper's, so ``torch.save``, ``torch.export`` and
     ``deepcopy`` need no Esper; a custom kernel stays the module that it is. The copy of a compiled
     model is not compiled. A model that reads attributes of a grown layer, as ``self.fc.weight``,
-    finds them in ``self.fc.host`` only.
+    finds them in ``self.fc.host`` only. Of tensors that were computed, as ``self.aux_loss``, the
+    copy has the values; an attribute that cannot be copied, as a lock, is shared, and one that
+    holds the engine, as ``self.tamiyo``, is ``None``.
 
     Raises:
+        ConfigError: if a module of the model cannot be copied.
         KernelError: if a blueprint's kernel cannot be traced by ``torch.fx``.
     """
-    plain = deepcopy(cast("M", getattr(model, "_orig_mod", model)))
+    plain = copy_model(model)
+    _forget_engines(plain)
     layers = list(kasmina_layers(plain).values())
     for site in seeded_modules(plain).values():
         site.settle()
@@ -47,6 +52,13 @@ def harden(model: M) -> M:
     forget_topology(plain)
     mark_folders(plain, lambda module: type(module).__name__ == _GROWN, HARDENED)
     return plain
+
+
+def _forget_engines(plain: nn.Module) -> None:
+    for module in plain.modules():
+        for name, value in vars(module).items():
+            if type(value).__module__.startswith(_ENGINES):
+                vars(module)[name] = None
 
 
 def _plain(layer: KasminaLayer) -> nn.Module:

@@ -3,14 +3,19 @@
 import copy
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from threading import Lock
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from typing_extensions import override
 
-from esper.contracts.errors import KernelError
+import esper
+from esper.contracts.errors import ConfigError, KernelError
 from esper.contracts.seeds import SeedState
 from esper.execution.harden import harden
 from esper.execution.kasmina_layer import KasminaLayer
@@ -213,6 +218,76 @@ def test_several_layers_at_once() -> None:
     assert torch.equal(plain(x), model(x))
     assert not kasmina_layers(plain)
     plain.load_state_dict(plain.state_dict())
+
+
+class Keeping(nn.Module):
+    """(B, 6) to (B, 4); keeps what it is given, and a tensor that it computed."""
+
+    def __init__(self, **kept: Any) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(6, 6), nn.Linear(6, 4)
+        self.seen: list[Tensor] = []
+        self.latest: Tensor | None = None
+        vars(self).update(kept)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc2(torch.relu(self.fc1(x)))
+        self.latest = y.square().mean()
+        self.seen = [self.latest]
+        return y
+
+
+def test_right_after_a_batch_tensors_have_their_values_and_no_graph() -> None:
+    model, x = wrap(Keeping(), ["fc2"]), torch.randn(3, 6)
+    prune.l1_unstructured(  # type: ignore[no-untyped-call]
+        model.get_submodule("fc1"), "weight", 0.5
+    )
+    model(x)
+    plain = harden(model)
+    assert isinstance(plain, Keeping)
+    assert plain.latest is not None
+    assert plain.latest is plain.seen[0]
+    assert plain.latest.is_leaf
+    assert plain.latest == model.latest
+    assert torch.equal(plain(x), model(x))
+
+
+def test_what_cannot_be_copied_is_shared() -> None:
+    lock: Any = Lock()
+    state = {"lock": Lock(), "count": [1]}
+    model = wrap(Keeping(lock=lock, state=state), ["fc2"])
+    model.register_forward_hook(partial(lambda held, *_: None, Lock()))
+    plain = harden(model)
+    assert plain.lock is lock
+    assert plain.state["lock"] is state["lock"]  # type: ignore[index]
+    assert plain.state["count"] is not state["count"]  # type: ignore[index]
+    assert plain.get_parameter("fc2.weight") is not model.get_parameter("fc2.host.weight")
+
+
+def test_a_module_that_cannot_be_copied_is_refused_in_a_sentence() -> None:
+    class Single(nn.Linear):
+        def __deepcopy__(self, memo: Any) -> nn.Module:
+            raise TypeError("there is one of a kind")
+
+    with pytest.raises(ConfigError, match="a Sequential, cannot be copied: there is one of a"):
+        harden(nn.Sequential(Single(2, 2)))
+
+
+def test_the_copy_of_a_model_that_holds_its_tamiyo_holds_none() -> None:
+    model = Keeping()
+    vars(model)["tamiyo"] = engine(wrap(model, ["fc1"]))
+    plain = harden(model)
+    assert plain.tamiyo is None
+    assert model.tamiyo is not None
+
+
+def engine(model: nn.Module) -> esper.Tamiyo:
+    def loss_fn(model: nn.Module, x: Tensor) -> Tensor:
+        return model(x).square().mean(dim=1)  # type: ignore[no-any-return]
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return esper.Tamiyo(model, optimizer, loss_fn=loss_fn, holdout=[torch.randn(4, 6)])
 
 
 def test_a_model_that_was_never_wrapped() -> None:
