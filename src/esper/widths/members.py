@@ -71,8 +71,8 @@ def is_norm(module: nn.Module) -> bool:
 
 def _is_plain(module: nn.Module, *, affine: bool = True) -> bool:
     """True if PyTorch's own forward computes the module from parameters, and none is derived."""
-    forward = getattr(type(module), "forward", None)
-    if "forward" in vars(module) or not getattr(forward, "__module__", "").startswith("torch.nn"):
+    home = getattr(getattr(type(module), "forward", None), "__module__", "")
+    if "forward" in vars(module) or not str(home).startswith("torch.nn"):  # a generated one: None
         return False
     weight = module._parameters.get("weight")
     return not affine or (weight is not None and weight.is_floating_point())

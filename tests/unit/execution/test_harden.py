@@ -282,6 +282,19 @@ def test_the_copy_of_a_model_that_holds_its_tamiyo_holds_none() -> None:
     assert model.tamiyo is not None
 
 
+@pytest.mark.parametrize("again", ["fc1", "fc2", "fc1.host"])
+def test_a_hardened_model_grows_again(again: str) -> None:
+    x = torch.randn(4, 6)
+    model = Keeping()
+    layer = wrapped(model, "fc1", 1, x)
+    grow(layer, 0, SeedState.FOSSILIZED)
+    plain = harden(model)
+    engine(wrap(plain, [again])).close()
+    grow(kasmina_layers(plain)[again], 0, SeedState.BLENDING)
+    assert torch.equal(harden(plain)(x), plain(x))
+    assert not torch.equal(plain(x), model(x))
+
+
 def engine(model: nn.Module) -> esper.Tamiyo:
     def loss_fn(model: nn.Module, x: Tensor) -> Tensor:
         return model(x).square().mean(dim=1)  # type: ignore[no-any-return]

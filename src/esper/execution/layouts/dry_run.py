@@ -98,8 +98,8 @@ class _Typed:
 def told_by_type(module: nn.Module) -> int | None:
     """Axis of the features of a module of PyTorch's own: 1, or -1 for the last; else ``None``."""
     # A subclass with a forward of its own, as timm's LayerNorm2d, may read another axis.
-    forward = getattr(type(module), "forward", None)
-    if not getattr(forward, "__module__", "").startswith("torch.nn"):
+    home = getattr(getattr(type(module), "forward", None), "__module__", "")
+    if not str(home).startswith("torch.nn"):  # a generated one, as torch.fx's: None
         return None
     if isinstance(module, nn.LayerNorm | nn.RMSNorm) and len(module.normalized_shape) > 1:
         return None
