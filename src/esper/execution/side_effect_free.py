@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from esper.execution.concealed import every_module
 from esper.execution.fast_paths import force_eager
-from esper.execution.undoing.changes import restore
+from esper.execution.undoing.changes import equal_bits, restore
 from esper.execution.undoing.module_state import ModuleState, Sources
 
 
@@ -32,7 +32,8 @@ def side_effect_free(
             too, which it may share with the source that is trained on.
     """
     modules = list(every_module(model))
-    modes = [module.training for module in modules]
+    # A frozen ScriptModule has no mode.
+    modes = [(module, module.training) for module in modules if hasattr(module, "training")]
     buffers = [dict(module._buffers) for module in modules]
     values = [{name: b.clone() for name, b in d.items() if b is not None} for d in buffers]
     state = ModuleState(modules)
@@ -42,7 +43,7 @@ def side_effect_free(
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         with torch.random.fork_rng(devices=_cuda_devices(model)), force_eager():
-            if training is not None and not all(mode is training for mode in modes):
+            if training is not None and not all(mode is training for _, mode in modes):
                 model.train(training)
             yield
     finally:
@@ -50,7 +51,7 @@ def side_effect_free(
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
         sources.put_back()
-        for module, mode in zip(modules, modes, strict=True):
+        for module, mode in modes:
             if module.training is not mode:
                 module.training = mode
         for module, held, value in zip(modules, buffers, values, strict=True):
@@ -61,18 +62,19 @@ def side_effect_free(
 def _put_back(
     module: nn.Module, held: dict[str, torch.Tensor | None], values: dict[str, torch.Tensor]
 ) -> None:
-    for name in module._buffers.keys() - held.keys():
+    now = dict(module._buffers)  # a ScriptModule's is no dictionary
+    for name in now.keys() - held.keys():
         del module._buffers[name]
     for name, buffer in held.items():
-        if module._buffers.get(name, module) is not buffer:
+        if now.get(name, module) is not buffer:
             module._buffers[name] = buffer
-        if buffer is not None and (_is_far(buffer) or not torch.equal(buffer, values[name])):
+        if buffer is not None and (_is_far(buffer) or not equal_bits(buffer, values[name])):
             restore(buffer, values[name])
 
 
 def _is_far(tensor: torch.Tensor) -> bool:
     """True on a device for whose answer the processor would wait, where a write costs less."""
-    far = tensor.device.type not in {"cpu", "meta"}
+    far = tensor.device.type not in {"cpu", "meta"} and tensor.layout is torch.strided
     return far and tensor.is_contiguous() and not tensor.is_inference()
 
 

@@ -200,7 +200,7 @@ def addresses(batch: Any) -> tuple[tuple[Any, ...], ...]:
         sorted(
             (tensor.data_ptr(), *tensor.shape)
             for tensor in tensors_in(batch)
-            if tensor.layout is torch.strided and tensor.numel()
+            if tensor.layout is torch.strided and not tensor.is_nested and tensor.numel()
         )
     )
 

@@ -72,11 +72,12 @@ def refusing(batch: Any, function: str = "loss_fn") -> Iterator[None]:
     except EsperError:
         raise
     except FAULTS as error:
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(batch))
-        held = type(batch).__name__ + (f" of {shapes}" if shapes else "")
+        held = tensors_in(batch)
+        shapes = ", ".join("nested" if t.is_nested else str(tuple(t.shape)) for t in held)
+        kind = type(batch).__name__ + (f" of {shapes}" if shapes else "")
         subject = "the model" if function == "loss_fn" else function
         raise KernelError(
-            f"{subject} fails on a batch of the holdout, {held}: {_named(error)}. Nothing was "
+            f"{subject} fails on a batch of the holdout, {kind}: {_named(error)}. Nothing was "
             f"changed; {function}(model, batch) must run on every batch that iterating over the "
             "holdout gives"
         ) from error

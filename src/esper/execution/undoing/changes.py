@@ -5,7 +5,7 @@ import operator
 import random  # noqa: TID251 (only to put the user's state back)
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from types import FunctionType, GeneratorType
 from typing import Any, final
 
@@ -65,15 +65,35 @@ def same(a: Any, b: Any) -> bool:
 
 
 def equal_bits(a: Tensor, b: Tensor) -> bool:
-    """True if two tensors hold the same values, NaN equal to NaN."""
-    if a.shape != b.shape or a.dtype != b.dtype or a.layout != b.layout:
+    """True if two tensors hold the same values, NaN equal to NaN; sparse and nested ones too."""
+    if a.layout != b.layout or a.is_nested != b.is_nested or a.dtype != b.dtype:
+        return False
+    if a.is_nested or a.layout != torch.strided:
+        ours, theirs = _dense_parts(a), _dense_parts(b)
+        whole = a.is_nested or a.shape == b.shape
+        return whole and len(ours) == len(theirs) and all(map(equal_bits, ours, theirs))
+    if a.shape != b.shape:
         return False
     return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
+def _dense_parts(tensor: Tensor) -> Sequence[Tensor]:
+    """Dense tensors that a sparse or nested one consists of."""
+    if tensor.is_nested:
+        return tensor.unbind()
+    if tensor.layout is torch.sparse_coo:  # coalesced or not
+        return tensor._indices(), tensor._values()
+    if tensor.layout in {torch.sparse_csr, torch.sparse_bsr}:
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    if tensor.layout in {torch.sparse_csc, torch.sparse_bsc}:
+        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+    return (tensor.to_dense(),)
+
+
 def restore(tensor: Tensor, value: Tensor) -> None:
     """Write a value into a tensor, in place, without a trace in autograd."""
-    if tensor.shape == value.shape and tensor.dtype == value.dtype:
+    alike = tensor.is_nested or (tensor.shape == value.shape and tensor.dtype == value.dtype)
+    if alike and tensor.layout is not torch.sparse_coo:  # whose `.data` has values of its own
         tensor.data.copy_(value)
     else:
         tensor.data = value.clone()
@@ -110,7 +130,8 @@ class _Array(Kept):
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return tensor.layout is torch.strided and not (tensor.is_inference() or tensor.is_meta)
+    special = tensor.is_nested or tensor.is_inference() or tensor.is_meta
+    return tensor.layout is torch.strided and not special
 
 
 @final

@@ -85,7 +85,9 @@ class ModuleState:
             self._kept += [attributes, *map(keep, _insides(attributes.values()))]
         for module in modules:
             self._kept += [keep(follow(module, path)) for path in _PLACES.get(module, ())]
-        self._registered = [(vars(m)[name], set(vars(m)[name])) for m in own for name in _TABLES]
+        # A ScriptModule lacks some of the tables, or has them in another form, and adds nothing.
+        tables = [vars(m).get(name) for m in own for name in _TABLES]
+        self._registered = [(table, set(table)) for table in tables if isinstance(table, dict)]
         self._written = Parameters(m for m in own if m in _WRITERS or _has_moved(m))
 
     def put_back(self) -> None:
@@ -116,13 +118,13 @@ class Parameters:
         """Modules whose parameters were written or replaced."""
         # By value: writes to ``p.data`` leave the version of ``p`` as it is.
         for module, name, p, value in self._held:
-            if module._parameters.get(name) is not p or not equal_bits(p.detach(), value):
+            if dict(module._parameters).get(name) is not p or not equal_bits(p.detach(), value):
                 yield module
 
     def put_back(self) -> None:
         """Restore the values, in place."""
         for module, name, p, value in self._held:
-            if module._parameters.get(name, module) is not p:
+            if dict(module._parameters).get(name, module) is not p:
                 module._parameters[name] = p
             if not equal_bits(p.detach(), value):
                 restore(p, value)
