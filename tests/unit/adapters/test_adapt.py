@@ -192,3 +192,17 @@ def test_a_wrong_name_of_an_adapter() -> None:
         adapted(model)
     with pytest.raises(ConfigError, match="unknown adapter 'defalt'"):
         esper.set_adapter(model, "defalt")
+
+
+def test_a_loss_that_is_not_finite_is_told_in_a_sentence(caplog: pytest.LogCaptureFixture) -> None:
+    optimizer = torch.optim.Adam([{"params": []}])
+    model = host()
+    given: dict[str, Any] = {"holdout": batches(1), "budget": 1.0, "every": 1}
+    tamiyo = esper.adapt(
+        model, optimizer=optimizer, loss_fn=lambda m, b: loss_fn(m, b) * float("nan"), **given
+    )
+    tamiyo.on_batch_end(batches(1)[0])
+    told = [record for record in caplog.records if "choice of a graft" in record.message]
+    assert len(told) == 1
+    assert "is not finite, and promises nothing; see that loss_fn" in told[0].message
+    assert not told[0].exc_info

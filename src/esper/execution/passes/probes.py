@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.blueprints import BLUEPRINTS, for_widths
-from esper.contracts.errors import KernelError
+from esper.contracts.errors import KernelError, MeasurementError
 from esper.contracts.seeds import LayerSpec
 from esper.execution.passes.isolation import LossFn, example_losses, gradients_of
 from esper.execution.seeded import Seeded
@@ -62,12 +62,18 @@ def promises(
 
     Raises:
         KernelError: as `probe`.
+        MeasurementError: if a gradient is not finite, as of a loss that is not.
     """
     sums: dict[tuple[str, str], list[Tensor]] = {}
     fresh = cache(_smallest)  # built once, for all batches and layers of one shape
     for batch in batches:
         for name, (x, _, gradient) in _passed(model, layers, loss_fn, batch).items():
             spec = layers[name].spec
+            if not torch.isfinite(gradient).all():
+                raise MeasurementError(
+                    f"the gradient at layer {name!r} is not finite, and promises nothing; see that "
+                    "loss_fn(model, batch) is finite on every batch"
+                )
             for blueprint in dict.fromkeys(layers[name].seed_blueprints) if spec else ():
                 assert spec is not None
                 found = _gradients(fresh, blueprint, spec, x.float(), gradient.float())
