@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from esper.adapters.host import head_of, named_host, plain_modules
+from esper.adapters.host import freeze, head_of, plain_modules
 from esper.adapters.switching import DEFAULT, begin_adapter, drop_adapter
 from esper.contracts.errors import ConfigError, EsperError, unknown_name
 from esper.contracts.patterns import matches
@@ -83,8 +83,7 @@ def adapt(  # noqa: PLR0913 (the public contract; all but the model is keyword-o
     settings = _settings(chosen, seeds, budget, every, config or {})
     flags = {p: p.requires_grad for p in model.parameters()}
     wrapped = set(kasmina_layers(model).values())
-    for parameter_name, parameter in named_host(model).items():
-        parameter.requires_grad_(parameter_name in kept)
+    freeze(model, kept)
     there = {layer.name for layer in wrapped}
     try:
         new = [layer for layer in chosen if layer not in there]

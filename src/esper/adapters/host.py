@@ -1,6 +1,6 @@
 """Host of an adapter: its parameters under their plain names, its head, and its fingerprint."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from esper.contracts.errors import ConfigError, unknown_name
 from esper.contracts.patterns import matches
+from esper.execution.seeded import Seeded
 from esper.execution.surgery import plain_name, seeded_modules
 from esper.widths.host import host_parameters
 
@@ -32,6 +33,31 @@ def _plain(model: nn.Module, name: str) -> str:
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters of the host that are trained along with the kernels: those of its head."""
     return {name: p for name, p in named_host(model).items() if p.requires_grad}
+
+
+def named_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """Buffers of the host that a state dict has, as the statistics of a batch norm, by plain name.
+
+    They move while the host is in training mode, though its parameters are frozen.
+    """
+    return {
+        f"{path}.{own}" if path else own: buffer
+        for path, module in plain_modules(model)
+        if not isinstance(module, Seeded)  # its own
+        for own, buffer in module._buffers.items()
+        if buffer is not None and own not in module._non_persistent_buffers_set
+    }
+
+
+def named_values(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and statistics of the host, under the names that they had before wrapping."""
+    return {**named_statistics(model), **named_host(model)}
+
+
+def freeze(model: nn.Module, head: Collection[str]) -> None:
+    """Let the parameters of a head be trained, and no other of the host."""
+    for name, parameter in named_host(model).items():
+        parameter.requires_grad_(name in head)
 
 
 def fingerprint(model: nn.Module, head: Iterable[str]) -> str:

@@ -16,20 +16,20 @@ from safetensors.torch import load
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from esper.adapters.host import fingerprint, named_host
+from esper.adapters.host import fingerprint, freeze, named_host, named_values
 from esper.adapters.switching import (
     DEFAULT,
     Adapter,
     adapter_names,
     add_adapter,
     current,
-    host_head,
+    head_names,
 )
-from esper.contracts.errors import ConfigError, KernelError
+from esper.contracts.errors import ConfigError, EsperError, KernelError, StoreError
 from esper.contracts.schema import require_schema
 from esper.execution.kernel import Recipe
 from esper.execution.surgery import kasmina_layers, unwrap, wrap
-from esper.stores.files import write_whole
+from esper.stores.files import write_together
 
 SCHEMA = 1
 _LIST, _VALUES = "adapter.json", "adapter.safetensors"
@@ -46,8 +46,10 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
         The folder.
 
     Raises:
-        LifecycleError: if a kernel is being blended in; ``tamiyo.finish()`` ends the adaptation.
+        LifecycleError: if a kernel is being blended in; ``tamiyo.finish()`` ends the adaptation. Or
+            in a block of `esper.disabled`.
         ConfigError: if there is nothing to save, or a custom kernel has no recipe.
+        StoreError: if it cannot be written; an adapter that was there before is still there.
     """
     adapter, place = current(model), Path(folder)
     if not (adapter.kernels or adapter.head):
@@ -70,16 +72,23 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
         "head": head,
     }
     rows = [value.detach().flatten().to("cpu", torch.float32) for value in _values(adapter)]
-    place.mkdir(parents=True, exist_ok=True)
     content = to_bytes({"values": torch.cat(rows)})
     listed = json.dumps({**data, "checksum": _checksum(data, content)}, indent=1)
-    write_whole(place / _VALUES, content)
-    write_whole(place / _LIST, listed.encode())
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        write_together({place / _VALUES: content, place / _LIST: listed.encode()})
+    except OSError as error:
+        raise StoreError(
+            f"the adapter cannot be written to {str(place)!r}: {error}; one that was there before "
+            "is still there"
+        ) from error
     return place
 
 
 def load_adapter(model: nn.Module, folder: str | Path, *, name: str | None = None) -> str:
     """Put a saved adapter on its host, beside those that are there, and turn it on.
+
+    Kernels and head can be trained on; the rest of the host is frozen, as `esper.adapt` does.
 
     Args:
         model: The host, wrapped or not; layers that are not wrapped yet are, in place.
@@ -92,6 +101,7 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str | None = Non
     Raises:
         ConfigError: if the folder has no adapter, one of another schema or host, or damaged values;
             or the model has an adapter of this name. The model is left as it was.
+        LifecycleError: in a block of `esper.disabled`.
     """
     data, values = _read(Path(folder))
     _check_host(model, data, Path(folder))
@@ -106,10 +116,11 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str | None = Non
         if new:
             wrap(model, list(new), new)
         add_adapter(model, wanted, adapter)
-    except (ConfigError, KernelError):
+    except EsperError:
         if not before:
             unwrap(model, discard_grown=True)
         raise
+    freeze(model, adapter.head)
     return wanted
 
 
@@ -143,14 +154,14 @@ def _checksum(data: dict[str, Any], values: bytes) -> str:
 
 
 def _check_host(model: nn.Module, data: dict[str, Any], place: Path) -> None:
-    there = named_host(model)
+    there = named_values(model)
     strange = next((n for n, shape in data["head"].items()
                     if n not in there or list(there[n].shape) != shape), "")  # fmt: skip
     if not strange and fingerprint(model, data["head"]) == data["host"]["fingerprint"]:
         return
-    why = f"its head has {strange!r}, and the model has no such parameter" if strange else (
-        "the model's frozen parameters are not those that it was trained beside"
-    )  # fmt: skip
+    why = "the model's frozen parameters are not those that it was trained beside"
+    if strange:
+        why = f"its head has {strange!r}, and the model has no such parameter or buffer"
     raise ConfigError(
         f"the adapter in {str(place)!r} is of another host, a {data['host']['class']}: {why}; load "
         "the weights of that host first"
@@ -200,11 +211,15 @@ def _dtype(kernel: nn.Module) -> torch.dtype:
 
 def print_trainable_parameters(model: nn.Module) -> None:
     """Print how many parameters are trained, and how many there are, as peft does."""
-    every = [p.numel() for p in model.parameters()]
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    head = sum(named_host(model)[name].numel() for name in host_head(model))
-    share = 100 * trained / sum(every) if every else 0.0
+    host, names = named_host(model), set(head_names(model))
+    trained = {id(p): p.numel() for p in model.parameters() if p.requires_grad}
+    of_host = {name: trained.pop(id(p)) for name, p in host.items() if p.requires_grad}
+    head = sum(size for name, size in of_host.items() if name in names)
+    rest, kernels = sum(of_host.values()) - head, sum(trained.values())
+    every, total = sum(p.numel() for p in model.parameters()), kernels + head + rest
+    share = 100 * total / every if every else 0.0
+    further = f", {rest:,} in the rest of the host" if rest else ""
     print(  # noqa: T201
-        f"trainable params: {trained:,} ({trained - head:,} in kernels, {head:,} in the head) || "
-        f"all params: {sum(every):,} || trainable%: {share:.4f}"
+        f"trainable params: {total:,} ({kernels:,} in kernels, {head:,} in the head{further}) || "
+        f"all params: {every:,} || trainable%: {share:.4f}"
     )

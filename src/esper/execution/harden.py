@@ -18,6 +18,9 @@ from esper.execution.surgery import forget_topology, kasmina_layers, replace_lay
 
 M = TypeVar("M", bound=nn.Module)
 
+ADAPTERS = "_esper_adapters"
+"""Attribute of a model with what `esper.adapters` knows of it; a plain copy has none."""
+
 _GROWN = "GrownLayer"
 _ENGINES = ("esper.services.", "esper.integrations.")
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -50,6 +53,8 @@ def harden(model: M) -> M:
     for layer in reversed(layers):
         plain = replace_layers(plain, {layer: _plain(layer)})
     forget_topology(plain)
+    for module in plain.modules():
+        vars(module).pop(ADAPTERS, None)
     mark_folders(plain, lambda module: type(module).__name__ == _GROWN, HARDENED)
     return plain
 
@@ -62,7 +67,8 @@ def _forget_engines(plain: nn.Module) -> None:
 
 
 def _plain(layer: KasminaLayer) -> nn.Module:
-    parts = [part for part in layer.contributions() if not is_placebo(part.blueprint)]
+    heard = layer.contributions() if layer.is_grown else []  # not what `esper.disabled` silences
+    parts = [part for part in heard if not is_placebo(part.blueprint)]
     host = layer.release_host()
     if not parts:
         return host

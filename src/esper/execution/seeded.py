@@ -57,6 +57,7 @@ class Seeded(Sited):
         self.fused_paths = tuple(paths)
         self._blended = self._isolated = _NOTHING
         self._grown = self.regrown = False
+        self._silenced = 0
         self._left: list[nn.Parameter] = []
 
     def rename(self, name: str) -> None:
@@ -230,13 +231,23 @@ class Seeded(Sited):
 
     @contextmanager
     def silenced(self) -> Iterator[None]:
-        """Let the model compute what its host does, bit for bit, whatever has grown."""
-        self._blended, self._grown = _NOTHING, False
-        self._act()
+        """Let the model compute what its host does, bit for bit, whatever has grown.
+
+        Until the last of all such blocks ends, whatever kernels do meanwhile; a copy that is made
+        in one stays the host alone.
+        """
+        self._silenced += 1
+        self._refresh()
         try:
             yield
         finally:
+            self._silenced -= 1
             self._refresh()
+
+    @property
+    def is_silenced(self) -> bool:
+        """True if the model computes what its host does, whatever has grown."""
+        return self._silenced > 0
 
     @property
     def absorbed(self) -> list[Absorbed]:
@@ -360,8 +371,9 @@ class Seeded(Sited):
             copy.follow(self)
 
     def _refresh(self) -> None:
-        self._blended = tuple(seed for seed in self._slots() if seed.state in lifecycle.BLENDED)
-        self._grown = bool(self._blended) or len(self.fossils) > 0
+        heard = () if self._silenced else self._slots()
+        self._blended = tuple(seed for seed in heard if seed.state in lifecycle.BLENDED)
+        self._grown = bool(self._blended) or (len(self.fossils) > 0 and not self._silenced)
         for path in self.fused_paths:
             layers = (m for m in path.module.modules() if isinstance(m, Seeded))
             path.allow(not any(layer.is_grown for layer in layers))

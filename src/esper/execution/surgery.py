@@ -123,7 +123,7 @@ def unwrap(model: M, *, discard_grown: bool = False) -> M:
             ``esper.harden`` keeps them.
     """
     layers = seeded_modules(model)
-    grown = [name for name, layer in layers.items() if layer.is_grown]
+    grown = [name for name, layer in layers.items() if layer.is_grown or layer.fossils]
     if grown and not discard_grown:
         raise LifecycleError(
             f"layer {grown[0]!r} has grown, and unwrap would lose its kernels; use "

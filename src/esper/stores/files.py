@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, also after a loss of power."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -10,18 +11,43 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         OSError: if it cannot be written; one that was there before is still there.
     """
-    beside = path.with_name(f"{path.name}.new")
+    write_together({path: content})
+
+
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Write files of one folder as `write_whole`; all are on the disk before one is in its place.
+
+    Raises:
+        OSError: if one cannot be written, which it names; those that were there before still are.
+    """
+    beside = {path: path.with_name(f"{path.name}.new") for path in files}
     try:
-        with beside.open("wb") as file:
+        for path, content in files.items():
+            _write(beside[path], content)
+        for path, new in beside.items():
+            new.replace(path)
+    except OSError:
+        for new in beside.values():
+            new.unlink(missing_ok=True)
+        raise
+    for folder in {path.parent for path in files}:
+        _sync(folder)
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        with path.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError:
-        beside.unlink(missing_ok=True)
+    except OSError as error:  # of a write, it names no file
+        error.filename = error.filename or str(path)
         raise
+
+
+def _sync(path: Path) -> None:
     try:
-        folder = os.open(path.parent, os.O_RDONLY)
+        folder = os.open(path, os.O_RDONLY)
     except OSError:  # a system that opens no folders
         return
     try:

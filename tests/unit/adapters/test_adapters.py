@@ -16,11 +16,11 @@ from torch.nn.utils import prune
 from typing_extensions import override
 
 import esper
-from esper.contracts.errors import ConfigError, LifecycleError
+from esper.contracts.errors import ConfigError, LifecycleError, StoreError
 from esper.contracts.seeds import SeedState
 from esper.execution.kernel import count_parameters
 from esper.tasks import TASKS
-from tests.unit.adapters.test_adapt import adapted, batches, host
+from tests.unit.adapters.test_adapt import adapted, batches, host, loss_fn
 
 X = batches(1, 7)[0][0]
 
@@ -325,3 +325,87 @@ def test_a_kernel_under_way_is_neither_saved_nor_merged(tmp_path: Path) -> None:
 
 def test_a_copy_of_an_adapted_model_computes_the_same(model: nn.Module) -> None:
     assert torch.equal(outputs(deepcopy(model)), outputs(model))
+
+
+def test_a_loaded_adapter_is_trained_and_its_host_is_not(
+    model: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fresh = host()
+    esper.load_adapter(fresh, esper.save_adapter(model, tmp_path))
+    esper.print_trainable_parameters(model)
+    esper.print_trainable_parameters(fresh)
+    told, loaded = capsys.readouterr().out.splitlines()
+    assert told == loaded
+    optimizer = torch.optim.SGD([p for p in fresh.parameters() if p.requires_grad], lr=0.1)
+    torch.autograd.backward(loss_fn(fresh, batches(1)[0]).mean())
+    optimizer.step()
+    assert not torch.equal(outputs(fresh), outputs(model))
+    again = host()
+    esper.load_adapter(again, esper.save_adapter(fresh, tmp_path))
+    assert torch.equal(outputs(again), outputs(fresh))
+
+
+def test_trainable_parameters_of_the_host_are_not_those_of_kernels(
+    model: nn.Module, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grown = sum(layer.grown_parameters for layer in esper_layers(model))
+    model.get_parameter("encoder.norm.weight").requires_grad_(True)
+    esper.print_trainable_parameters(model)
+    says = f"{grown + 29:,} ({grown:,} in kernels, 21 in the head, 8 in the rest of the host)"
+    assert says in capsys.readouterr().out
+
+
+def test_statistics_that_move_in_training_are_a_part_of_the_adapter(tmp_path: Path) -> None:
+    def normed() -> nn.Module:
+        made = host()
+        made.get_submodule("encoder").add_module("norm", nn.BatchNorm1d(8))
+        return made
+
+    model = normed().train()
+    adapted(model)
+    first = outputs(model)
+    assert not torch.equal(model.get_buffer("encoder.norm.running_mean"), torch.zeros(8))
+    adapted(model.train(), steps=12, name="second", rate=3e-2)
+    second = outputs(model)
+    with esper.disabled(model):
+        assert torch.equal(outputs(model), outputs(normed()))
+    fresh = normed()
+    esper.load_adapter(fresh, esper.save_adapter(model, tmp_path / "second"))
+    assert torch.equal(outputs(fresh), second)
+    esper.set_adapter(model, "default")
+    assert torch.equal(outputs(model), first)
+    with esper.disabled(fresh):
+        assert torch.equal(outputs(fresh), outputs(normed()))
+    torch.testing.assert_close(outputs(esper.merge(model)), first)
+
+
+@pytest.mark.parametrize("full_at", [1, 2])
+def test_a_save_that_fails_leaves_the_adapter_that_was_there(
+    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_at: int
+) -> None:
+    first = outputs(model)
+    esper.save_adapter(model, tmp_path)
+    adapted(model, steps=12, name="second", rate=3e-2)
+    calls = []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == full_at:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("esper.stores.files.os.fsync", full)
+    with pytest.raises(StoreError, match=r"No space left on device: .*adapter\.(safetensors|json)"):
+        esper.save_adapter(model, tmp_path)
+    fresh = host()
+    assert esper.load_adapter(fresh, tmp_path) == "default"
+    assert torch.equal(outputs(fresh), first)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "adapter.json",
+        "adapter.safetensors",
+    ]
+
+
+def test_a_folder_that_is_a_file_is_told(model: nn.Module, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(StoreError, match=r"cannot be written to .*taken"):
+        esper.save_adapter(model, tmp_path / "taken")
