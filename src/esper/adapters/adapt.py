@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from math import isfinite
+from numbers import Integral, Real
 from re import Pattern
 from typing import Any
 
@@ -75,6 +77,7 @@ def adapt(  # noqa: PLR0913 (the public contract; all but the model is keyword-o
     Raises:
         ConfigError: if a layer or the head is not found, a layer is not linear, the budget is
             below one rank, or an argument of `esper.Tamiyo` is wrong. The host is left as it was.
+        LifecycleError: in a block of `esper.disabled`.
         KernelError: if the model fails on a batch of the holdout.
     """
     optimizers = [core(one) for one in several(optimizer)]
@@ -122,8 +125,8 @@ def _settings(
     sized = next((seed for seed in seeds if "@" in str(seed)), None)
     if sized is not None:
         raise ConfigError(f"seed {sized!r}: the gradient pass sizes kernels; leave the share out")
-    share = CEILING if budget is None else budget
-    parameters = share if isinstance(share, int) else int(share * sum(sizes))
+    share = CEILING if budget is None else _budget(budget)
+    parameters = int(share if isinstance(share, Integral) else share * sum(sizes))
     if of_low_rank and parameters < min(sizes):
         raise ConfigError(
             f"budget {share} is {parameters} parameters, and one rank of the smallest layer has "
@@ -151,6 +154,15 @@ def _settings(
     return config_from(own)
 
 
+def _budget(budget: Any) -> Any:
+    if isinstance(budget, bool) or not (isinstance(budget, Real) and isfinite(budget)):
+        raise ConfigError(
+            f"budget {budget!r} must be a share of the parameters of LoRA r = 1, as 0.33, or an "
+            "integer, which counts parameters; None finds the size"
+        )
+    return budget
+
+
 def _shape(layer: nn.Module) -> tuple[int, int]:
     """Features that a layer reads and writes, by its weight."""
     host = layer.host if isinstance(layer, KasminaLayer) else layer
@@ -166,9 +178,10 @@ def _chosen(
     Raises:
         ConfigError: if one is not there, or is not linear though it must be.
     """
-    found: dict[str, nn.Module] = {}
+    texts, found = _texts(layers), dict[str, nn.Module]()
     for name, module in plain_modules(model):
         found.setdefault(name, module)
+    inner = {n: found.pop(n) for n in _parts_of_peft(found)}
     heads = {name.rpartition(".")[0] for name in head}
     able = {
         n: m for n, m in found.items() if _is_linear(m) and n not in heads and _called(found, n)
@@ -176,14 +189,21 @@ def _chosen(
     if layers == "all-linear":
         if not able:
             known = ", ".join(sorted(heads)[:3]) + (", ..." if len(heads) > 3 else "")
+            others = " and the adapters of peft" if inner else ""
             raise ConfigError(
-                "the model has no nn.Linear outside its head; name the layers. Its head is what "
-                f"the optimizer holds, or head= names: {known or 'nothing'}. An optimizer over all "
-                "parameters makes all of them the head; build it over those of the head alone"
+                f"the model has no nn.Linear outside its head{others}; name the layers. Its head "
+                f"is what the optimizer holds, or head= names: {known or 'nothing'}. An optimizer "
+                "over all parameters makes all of them the head; build it over those of the head "
+                "alone"
             )
         return able
     chosen: dict[str, nn.Module] = {}
-    for text in [layers] if isinstance(layers, str | Pattern) else layers:
+    for text in texts:
+        if text in inner:
+            raise ConfigError(
+                f"layer {text!r} is a part of an adapter of peft, which calls it in its own way; "
+                "merge that one by model.merge_and_unload() first, or give another layer"
+            )
         if isinstance(text, Pattern):
             fitting = [name for name in found if text.fullmatch(name)]
         else:
@@ -204,6 +224,22 @@ def _chosen(
     return chosen
 
 
+def _texts(layers: Any) -> list[str | Pattern[str]]:
+    """Names and patterns of layers, as they were given.
+
+    Raises:
+        ConfigError: if there is none, or one is neither.
+    """
+    alone = isinstance(layers, str | Pattern)
+    texts = [layers] if alone else list(layers) if isinstance(layers, Iterable) else []
+    if not texts or not all(isinstance(text, str | Pattern) for text in texts):
+        raise ConfigError(
+            f"layers is {layers!r}; give 'all-linear', or names, patterns with '*' and compiled "
+            "regular expressions"
+        )
+    return texts
+
+
 def _no_match(text: str | Pattern[str], names: Sequence[str]) -> str:
     shown = text.pattern if isinstance(text, Pattern) else text
     near = get_close_matches(shown, names, n=3, cutoff=0.3) or list(names[:3])
@@ -218,3 +254,9 @@ def _is_linear(module: nn.Module) -> bool:
 def _called(found: Mapping[str, nn.Module], name: str) -> bool:
     """False of the projection that nn.MultiheadAttention reads without calling it."""
     return not isinstance(found.get(name.rpartition(".")[0]), nn.MultiheadAttention)
+
+
+def _parts_of_peft(found: Mapping[str, nn.Module]) -> list[str]:
+    """Layers inside those of peft, which all have this attribute."""
+    outer = [n for n, module in found.items() if hasattr(type(module), "adapter_layer_names")]
+    return [n for n in found if any(n.startswith(f"{name}.") for name in outer)]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 import esper
 from esper.contracts.errors import ConfigError, EsperError
@@ -114,6 +115,16 @@ def test_layers_by_name_pattern_and_expression(layers: Any, names: list[str]) ->
         ({"layers": ["encoder.upp"]}, "unknown layer 'encoder.upp'"),
         ({"layers": ["encoder.norm"]}, "layer 'encoder.norm' is a LayerNorm, and kernels of low"),
         ({"layers": ["head"]}, "layer 'head' is in the head"),
+        ({"layers": []}, "layers is []; give 'all-linear', or names"),
+        ({"layers": None}, "layers is None; give 'all-linear'"),
+        ({"layers": [0]}, "layers is [0]; give 'all-linear'"),
+        ({"budget": float("nan")}, "budget nan must be a share"),
+        ({"budget": float("inf")}, "budget inf must be a share"),
+        ({"budget": "0.5"}, "budget '0.5' must be a share"),
+        ({"budget": [1]}, "budget [1] must be a share"),
+        ({"budget": True}, "budget True must be a share"),
+        ({"name": None}, "name None of the adapter must be a text"),
+        ({"name": ""}, "name '' of the adapter must be a text"),
         ({"head": "hed"}, "unknown head 'hed'"),
         ({"head": "down"}, "the optimizer holds 'head.weight', which is not in the head"),
         ({"head": ["head", "down"]}, "the optimizer does not hold 'down.weight' of the head"),
@@ -206,3 +217,45 @@ def test_a_loss_that_is_not_finite_is_told_in_a_sentence(caplog: pytest.LogCaptu
     assert len(told) == 1
     assert "is not finite, and promises nothing; see that loss_fn" in told[0].message
     assert not told[0].exc_info
+
+
+class PartOfPeft(nn.Module):
+    """A linear layer as peft wraps it: layers inside that it calls, and the attribute they have."""
+
+    adapter_layer_names = ("lora_A", "lora_B")
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = base
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(base.in_features, 2, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(2, base.out_features, bias=False)})
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.base_layer(x) + self.lora_B["default"](self.lora_A["default"](x))
+        return y
+
+
+def with_peft(*names: str) -> nn.Module:
+    model = host()
+    for name in names:
+        parent, _, own = name.rpartition(".")
+        base = model.get_submodule(name)
+        assert isinstance(base, nn.Linear)
+        setattr(model.get_submodule(parent), own, PartOfPeft(base))
+    return model
+
+
+def test_layers_inside_those_of_peft_are_left_out() -> None:
+    model = with_peft("encoder.mix")
+    assert list(adapted(model, steps=0).layers) == ["encoder.up", "down"]
+    model = with_peft("encoder.mix")
+    assert list(adapted(model, steps=0, layers=["**"]).layers) == ["encoder.up", "down"]
+
+
+def test_layers_inside_those_of_peft_are_refused_by_name() -> None:
+    model = with_peft("encoder.mix")
+    with pytest.raises(ConfigError, match=r"'encoder\.mix\.base_layer' is a part of an adapter"):
+        adapted(model, layers=["down", "encoder.mix.base_layer"])
+    with pytest.raises(ConfigError, match=r"no nn\.Linear outside its head and of the adapters"):
+        adapted(with_peft("encoder.up", "encoder.mix", "down"))
