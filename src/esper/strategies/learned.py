@@ -6,6 +6,7 @@ The layer's own numbers come first, then the rows in the order of seeds. Of eigh
 
 from abc import ABC
 from array import array
+from bisect import bisect_left
 from collections.abc import Mapping
 from math import inf, isfinite, sqrt
 from typing import Any, ClassVar
@@ -65,22 +66,13 @@ class Learned(LayerKnowledge, ABC):
 
     def row(self, seed_idx: int) -> int:
         """Index at which the row of a seed begins; 0 if there is none."""
-        cells = self.cells
-        start = _HEAD + seed_idx * self.width  # right if no seed is missing
-        if start < len(cells) and cells[start] == seed_idx:
-            return start
-        for start in self.rows():
-            if cells[start] == seed_idx:
-                return start
-        return 0
+        start = self._from(seed_idx)
+        return start if start < len(self.cells) and self.cells[start] == seed_idx else 0
 
     def place(self, seed_idx: int) -> int:
         """Index at which the row of a seed begins; a row of zeros is made if there is none."""
-        start = self.row(seed_idx)
-        if not start:
-            start = _HEAD
-            while start < len(self.cells) and self.cells[start] < seed_idx:
-                start += self.width
+        start = self._from(seed_idx)
+        if start == len(self.cells) or self.cells[start] != seed_idx:
             self.cells[start:start] = array("d", [seed_idx] + [0.0] * (self.width - 1))
         return start
 
@@ -143,6 +135,15 @@ class Learned(LayerKnowledge, ABC):
                 "for each seed; the state belongs to another strategy, or to other settings"
             )
         self.cells = cells
+
+    def _from(self, seed_idx: int) -> int:
+        """Index of the first row whose seed is not below this one; the end if there is none."""
+        cells = self.cells
+        start = _HEAD + seed_idx * self.width  # right if no seed is missing
+        if start < len(cells) and cells[start] == seed_idx:
+            return start
+        before = bisect_left(self.rows(), float(seed_idx), key=lambda place: cells[place])
+        return _HEAD + self.width * before
 
     def _total(self) -> float:
         weight = self.cells[_WEIGHT]

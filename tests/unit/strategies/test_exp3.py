@@ -1,10 +1,13 @@
 """Exp3 with outcomes that come late, twice, out of order, or for seeds that were not there."""
 
+from array import array
 from collections.abc import Mapping
 from math import exp, log, sqrt
 from random import Random  # noqa: TID251 (seeded worlds)
+from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from esper.contracts.performance import PerformanceDelta
 from esper.contracts.selection import Decision, SelectionContext, SelectionReason
@@ -49,6 +52,29 @@ def learnt(tracker: PerformanceTracker) -> Losses:
     assert layer is not None
     assert isinstance(layer.seeds.knowledge, Losses)
     return layer.seeds.knowledge
+
+
+class Counting(array):  # type: ignore[type-arg]  # it cannot be subscripted when run
+    """Array that counts how often it is read."""
+
+    reads = 0
+
+    @override
+    def __getitem__(self, place: Any) -> Any:
+        Counting.reads += 1
+        return super().__getitem__(place)
+
+
+@pytest.mark.parametrize("first", [0, 7], ids=["all", "some missing"])
+def test_the_work_of_an_outcome_grows_with_the_number_of_arms(first: int) -> None:
+    learned = Losses(1.0, 0.0)
+    learned.cells = Counting("d", learned.cells)
+    arms = range(first, first + 2000)
+    for number in range(2):
+        Counting.reads = 0
+        learned.learn(arms[5], 0.1, decision(arms[5], dict.fromkeys(arms, 1 / 2000), number))
+        assert Counting.reads < 30 * len(arms)
+    assert list(learned.losses()) == list(arms)
 
 
 def test_the_propensity_is_that_of_the_decision_however_late() -> None:
