@@ -74,6 +74,33 @@ def test_odd_entries_and_holes_are_shown(url: str, tmp_path: Path) -> None:
     assert "fc1" in looked_at.stdout
 
 
+def test_damage_beside_the_entries_is_shown(url: str, tmp_path: Path) -> None:
+    assert "damaged       0" in esper("check", url).stdout
+    with closing(sqlite3.connect(tmp_path / "history.db")) as file:
+        file.executescript(
+            """PRAGMA writable_schema = ON;
+               UPDATE sqlite_master SET sql = 'CREATE INDEX events_of_scope ON events (kind)'
+               WHERE name = 'events_of_scope';"""
+        )
+    shown = esper("check", url, code=1).stdout
+    assert "damaged: row 1 missing from index events_of_scope" in shown
+    assert "readers may miss events" in shown
+    found = json.loads(esper("check", url, "--json", code=1).stdout)
+    assert not found["whole"]
+    assert len(found["damage"]) == 10
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["missing", "empty"])
+def test_no_store_is_made_to_be_compacted(tmp_path: Path, there: bool) -> None:
+    file = tmp_path / "typo.db"
+    if there:
+        file.touch()
+    said = esper("compact", f"sqlite:///{file}", code=1).stderr
+    assert "give the store that the runs wrote to" in said.replace("\n", " ")
+    assert file.exists() == there
+    assert not there or file.stat().st_size == 0
+
+
 def test_what_is_exported_is_imported(url: str, tmp_path: Path) -> None:
     file, other = tmp_path / "events.jsonl", f"sqlite:///{tmp_path}/other.db"
     assert "72 events" in esper("export", url, str(file)).stderr

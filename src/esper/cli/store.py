@@ -26,7 +26,7 @@ def _store(show_help: Help = False) -> None:
 
 @app.command()
 def check(store: Store, json: Json = False) -> None:
-    """Read all of a store: what is odd, missing or lost; exit code 1 if anything is.
+    """Read all of a store: what is odd, damaged or missing; exit code 1 if anything is.
 
     Odd entries are passed over by every reader. Events that are missing are those of a run
     whose later ones are there; esper train --resume RUN tells again what its checkpoint has.
@@ -46,12 +46,17 @@ def check(store: Store, json: Json = False) -> None:
             ("events", f"{found.events:,} of {found.writers:,} runs"),
             ("scopes", ", ".join(f"{k!r} {v:,}" for k, v in sorted(found.scopes.items()))),
             ("odd entries", f"{len(found.quarantined):,}"),
+            ("damaged", f"{len(found.damage):,}"),
             ("missing", f"{sum(last - first + 1 for _, first, last in found.missing):,}"),
             ("noted as lost", f"{sum(last - first + 1 for _, first, last, _ in found.lost):,}"),
             ("told again", f"{found.repeated:,}"),
         ):
             out.print(f"{name:14}{value}", markup=False, soft_wrap=True)
         lines = [
+            *(f"damaged: {line}" for line in found.damage),
+            *["readers may miss events; copy the file, and try: sqlite3 FILE .recover"][
+                : len(found.damage)
+            ],
             *(f"odd: entry {place}: {why}" for place, why in found.quarantined.items()),
             *(f"missing: {writer!r} {first} to {last}" for writer, first, last in found.missing),
             *(

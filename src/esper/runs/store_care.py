@@ -52,6 +52,7 @@ class Found:
         unknown: Events of each kind that this version does not know; no reader looks at them.
         repeated: Events that were told again, as of one decision by two processes.
         advice: Settings of the server that let it lose events.
+        damage: Damage of the file beside its entries, as of an index, that hides events.
     """
 
     store: str
@@ -66,11 +67,12 @@ class Found:
     unknown: dict[str, int]
     repeated: int
     advice: list[str]
+    damage: list[str]
 
     @property
     def is_whole(self) -> bool:
-        """True if nothing is missing and no entry is odd."""
-        return not (self.quarantined or self.missing)
+        """True if nothing is missing or damaged and no entry is odd."""
+        return not (self.quarantined or self.missing or self.damage)
 
 
 def check(url: str) -> Found:
@@ -118,6 +120,7 @@ def check(url: str) -> Found:
             },
             repeated=kinds[AGAIN],
             advice=store.advice(),
+            damage=store.faults(),
         )
 
 
@@ -198,8 +201,13 @@ def compact(url: str) -> None:
 
     Raises:
         ConfigError: if the URL names no store.
-        StoreError: if it cannot be written.
+        StoreError: if there is none, it holds nothing, or it cannot be written.
     """
+    with open_store(url, read_only=True) as store:  # a name mistyped must not make a store
+        if next(store.read(), None) is None:
+            raise StoreError(
+                f"store {shown(url)} has no events; give the store that the runs wrote to"
+            )
     with open_store(url) as store:
         store.compact()
 

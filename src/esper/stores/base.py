@@ -184,6 +184,14 @@ class MetricsStore(ABC):
             StoreError: if the place cannot be written.
         """
 
+    def faults(self) -> list[str]:
+        """Sentences about damage of the place beside its entries, as of an index; empty if none.
+
+        Raises:
+            StoreError: if the place cannot be read or is closed.
+        """
+        return []
+
     def advice(self) -> list[str]:
         """Sentences about settings of the place that let it lose events; empty if all is well."""
         return []

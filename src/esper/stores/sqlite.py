@@ -205,7 +205,7 @@ class SqliteStore(MetricsStore):
             row = connection.execute(
                 "SELECT text FROM texts WHERE name = ?", (f"snapshot/{name}",)
             ).fetchone()
-        return None if row is None else str(row[0])
+        return row[0] if row and isinstance(row[0], str) else None  # damaged: none
 
     @override
     def save_snapshot(self, name: str, text: str) -> None:
@@ -219,6 +219,10 @@ class SqliteStore(MetricsStore):
         self._file.compact()
 
     @override
+    def faults(self) -> list[str]:
+        return self._file.faults()
+
+    @override
     def close(self) -> None:
         self._file.close()
 
@@ -227,8 +231,7 @@ class SqliteStore(MetricsStore):
     ) -> Iterator[tuple[str, Event]]:
         # Page by page: no transaction stays open while the reader works on an event.
         while True:
-            with self._file.using() as connection:
-                rows = connection.execute(query, (start, end, *values)).fetchall()
+            rows = self._file.rows(query, (start, end, *values))
             for position, op_id, kind, scope, run, data, schema, writer, number in rows:
                 names = (op_id, kind, scope, run, writer, number)
                 event = self._quarantine.event(str(position), names, data, schema)

@@ -4,12 +4,12 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
-from typing import final
+from typing import Any, final
 
 from esper.contracts.errors import LossError, StoreError
 
@@ -42,6 +42,7 @@ _TABLES = (
 )
 COLUMNS = {0: (), 1: (), 2: ("schema",), 3: ("schema", "writer", "number")}
 DEFAULTS = {"schema": "0", "writer": "''", "number": "-1"}
+_MOST_FAULTS = 10
 _FAILURES = (sqlite3.Error, UnicodeDecodeError)  # the latter where a message is no text, too
 _WAYS_OUT = {
     "SQLITE_BUSY": "stayed locked by another process for {timeout:g} s; end that process, or wait",
@@ -95,10 +96,38 @@ class SqliteFile:
 
     def compact(self) -> None:
         """Give free pages, and the write-ahead log, back to the file system."""
+        found = self.faults()
+        if found:  # VACUUM would make it unreadable
+            raise StoreError(
+                f"store {self.path} {_WAYS_OUT['SQLITE_CORRUPT']} ({found[0]}); see: esper store "
+                "check"
+            )
         with self.using() as connection:
             connection.execute("VACUUM")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._look()
+
+    def faults(self) -> list[str]:
+        """Faults that SQLite finds in the file, as a damaged index."""
+        with self.using() as connection:
+            found = connection.execute(f"PRAGMA integrity_check({_MOST_FAULTS})").fetchall()
+        return [" ".join(str(line).split()) for (line,) in found if line != "ok"]
+
+    def rows(self, query: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
+        """Rows of a query, all at once; a cell that is no text, as one damaged, is bytes.
+
+        Raises:
+            LossError, StoreError: as `using`.
+        """
+        with self.using() as connection:
+            connection.text_factory = str  # SQLite's own decoding, which is faster
+            try:
+                return connection.execute(query, values).fetchall()
+            except (sqlite3.OperationalError, UnicodeDecodeError):
+                connection.text_factory = _text
+                return connection.execute(query, values).fetchall()
+            finally:
+                connection.text_factory = _text
 
     @contextmanager
     def using(self) -> Iterator[sqlite3.Connection]:
@@ -189,6 +218,7 @@ class SqliteFile:
                 isolation_level=None,
                 check_same_thread=False,
             )
+            connection.text_factory = _text
             try:
                 self._prepare(connection)
                 self._look()
@@ -228,6 +258,7 @@ class SqliteFile:
             check_same_thread=False,
             uri=True,
         )
+        connection.text_factory = _text
         try:
             connection.execute("PRAGMA query_only = ON")
             self._version = self._check_owner(connection)
@@ -340,6 +371,14 @@ class SqliteFile:
 def _identity(connection: sqlite3.Connection) -> str:
     row = connection.execute("SELECT text FROM texts WHERE name = 'identity'").fetchone()
     return "" if row is None else str(row[0])
+
+
+def _text(value: bytes) -> str | bytes:
+    """Text of a cell; bytes where it is none, so that a damaged entry bars no other."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value
 
 
 def _named(error: Exception) -> str:

@@ -99,6 +99,46 @@ def test_a_damaged_file(file: Path) -> None:
     assert file.read_bytes()[4096:-4096] == content[4096:-4096]
 
 
+def test_one_damaged_byte_of_an_event_bars_no_other(file: Path) -> None:
+    with SqliteStore(file) as store:
+        for number in range(3):
+            store.append([Event(f"id-{number}", "k", data={"text": f"here-{number}"})])
+        store.save_snapshot("s", "snapshot-here")
+    content = file.read_bytes()
+    for place in (b"id-0", b"here-1", b"snapshot-here"):
+        content = content.replace(place, b"\xe1" + place[1:])
+    file.write_bytes(content)
+    with SqliteStore(file) as store:
+        assert [event.op_id for _, event in store.read()] == ["id-2"]
+        assert "no text" in store.quarantined["1"]
+        assert "can't decode byte 0xe1" in store.quarantined["2"]
+        assert store.load_snapshot("s") is None
+        store.append([Event("id-3", "k")])
+        assert [event.op_id for _, event in store.read("2")] == ["id-2", "id-3"]
+
+
+def test_a_damaged_index_is_found_and_the_file_not_compacted(file: Path) -> None:
+    with SqliteStore(file) as store:
+        store.append([Event(str(i), "k", f"scope-{i}") for i in range(300)])
+        assert store.faults() == []
+    with closing(sqlite3.connect(file)) as other:
+        query = "SELECT rootpage FROM sqlite_master WHERE name = 'events_of_scope'"
+        ((page,),) = other.execute(query)
+        (size,) = other.execute("PRAGMA page_size").fetchone()
+    content = bytearray(file.read_bytes())
+    for index in range(300):  # of the index alone: the table's pages begin otherwise
+        begin = (page - 1) * size
+        found = content.find(f"scope-{index}".encode(), begin, begin + size)
+        if found > 0:
+            content[found : found + 5] = b"other"
+    file.write_bytes(content)
+    with SqliteStore(file) as store:
+        assert any("missing from index events_of_scope" in line for line in store.faults())
+        with pytest.raises(StoreError, match="is damaged, and was left as it is"):
+            store.compact()
+        assert len(list(store.read())) == 300
+
+
 def test_locked_beyond_the_timeout(file: Path) -> None:
     with SqliteStore(file, busy_timeout_s=0.1) as store:
         with closing(sqlite3.connect(file, isolation_level=None)) as other:
