@@ -203,12 +203,15 @@ def test_there_is_a_default_for_everything_and_one_sentence_for_what_is_wrong() 
     assert {run.setup.adaptations for run in make_fleet_spec(quick=True).runs()} == {12}
     with pytest.raises(ConfigError, match="fleet of 2 adaptations"):
         make_fleet_spec(adaptations=2)
+    with pytest.raises(ConfigError, match="fleet of 0 adaptations"):
+        make_fleet_spec(adaptations=0)
     with pytest.raises(ConfigError, match="needs at least 1"):
         make_fleet_spec(seeds=0)
     with pytest.raises(ConfigError, match="cell of the effect study 'autos'"):
         make_fleet_spec(cells=["autos"])
-    refused = _command("--task", "digits", code=2)
-    assert "--task is of another scenario than fleet" in " ".join(refused.stderr.split())
+    for option, value in (("--task", "digits"), ("--epochs", "0")):
+        refused = _command(option, value, code=2)
+        assert f"{option} is of another scenario than fleet" in " ".join(refused.stderr.split())
 
 
 def test_without_auditions_no_figure_says_what_history_adds() -> None:

@@ -154,7 +154,7 @@ def effect(  # noqa: PLR0913, PLR0917 (one for each option)
 def _refuse_others(scenario: Scenario, **given: Any) -> None:
     others = ("task", "epochs") if scenario is Scenario.FLEET else ("adaptations",)
     for name in others:
-        if given[name]:
+        if given[name] not in (None, []):
             raise ConfigError(f"--{name} is of another scenario than {scenario}; leave it out")
 
 

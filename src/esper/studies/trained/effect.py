@@ -115,7 +115,8 @@ def make_fleet_spec(
     count = (1 if quick else SEEDS) if seeds is None else seeds
     if count < 1:
         raise ConfigError(f"the effect study has {count} run seeds; it needs at least 1")
-    length = adaptations or (QUICK_FLEET if quick else FLEET.adaptations)
+    usual = QUICK_FLEET if quick else FLEET.adaptations
+    length = usual if adaptations is None else adaptations
     if not LEAST_FLEET <= length <= MOST_FLEET:
         raise ConfigError(
             f"a fleet of {length} adaptations; it has {LEAST_FLEET} to {MOST_FLEET} of them"

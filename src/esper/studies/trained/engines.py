@@ -71,7 +71,7 @@ def engine(name: str, jobs: int | None, cores: int) -> Engine:
         raise ConfigError(f"--jobs is {jobs}; it must be a whole number >= 1")
     if name == "ray":
         return OverRay(jobs)
-    slots = jobs or cores
+    slots = cores if jobs is None else jobs
     return InProcess() if slots == 1 else OverProcesses(slots)
 
 
