@@ -20,7 +20,7 @@ class PerformanceDelta:
         latency_ms: Forward latency of the kernel, in milliseconds.
         memory_mb: Memory of the kernel, in megabytes.
         reward: The counterfactual: held-out loss with the seed off minus with it on.
-        reward_stderr: Paired standard error of ``reward``.
+        reward_stderr: Paired standard error of ``reward``; >= 0.
         rent: Charge for the kernel, in units of the reward; >= 0.
     """
 
@@ -98,11 +98,15 @@ def rent(
 
 
 def require_finite(delta: PerformanceDelta) -> None:
-    """Refuse NaN, infinity and what is no number at all.
+    """Refuse NaN, infinity, what is no number at all, and a standard error or rent below 0.
 
     Raises:
         MeasurementError: naming the first measurement that is not finite.
     """
+    if not isinstance(delta, PerformanceDelta):
+        raise MeasurementError(
+            f"an outcome is {delta!r}; give a PerformanceDelta, as PerformanceDelta(reward=0.5)"
+        )
     for name in PerformanceDelta.__slots__:
         value = getattr(delta, name)
         if value is None:
@@ -119,6 +123,9 @@ def require_finite(delta: PerformanceDelta) -> None:
             f"{name} is {value}; a measurement must be finite (below {LARGEST:g}). Leave it out "
             "(None) if it could not be taken"
         )
+    for name in ("reward_stderr", "rent"):
+        if (getattr(delta, name) or 0.0) < 0:
+            raise MeasurementError(f"{name} is {getattr(delta, name)}; it must be >= 0")
 
 
 class SeedStatistics(Protocol):

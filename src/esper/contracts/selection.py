@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import inf, isfinite
 from operator import index
-from typing import Any
+from typing import Any, SupportsIndex, cast
 
 from esper.contracts.errors import ConfigError, SelectionError
 from esper.contracts.health import HealthSignal
@@ -23,6 +23,7 @@ __all__ = [
     "decision_from",
     "reason_data",
     "require_seed",
+    "whole",
 ]
 
 MOST_SEEDS = 1 << 20
@@ -68,7 +69,8 @@ class SelectionContext:
 
     def __post_init__(self) -> None:
         if self.current_epoch.__class__ is not int or not 0 <= self.current_epoch < _LARGEST:
-            _require_whole("current_epoch", self.current_epoch, 0, _LARGEST)
+            epoch = whole("current_epoch", self.current_epoch, least=0, below=_LARGEST)
+            object.__setattr__(self, "current_epoch", epoch)
         if self.layer_type.__class__ is not str:
             raise ConfigError(f"layer_type is {self.layer_type!r}; it must be a name, or empty")
         if self.health is not None and not isinstance(self.health, HealthSignal):
@@ -112,8 +114,9 @@ class SelectionConstraints:
     fallback_to_zero: bool = True
 
     def __post_init__(self) -> None:
-        _require_whole("constraints.min_dormant_epochs", self.min_dormant_epochs, 0)
-        _require_whole("constraints.max_concurrent_seeds", self.max_concurrent_seeds, 1)
+        for name, least in (("min_dormant_epochs", 0), ("max_concurrent_seeds", 1)):
+            value = whole(f"constraints.{name}", getattr(self, name), least=least)
+            object.__setattr__(self, name, value)
         if not isinstance(self.fallback_to_zero, bool):
             raise ConfigError(
                 f"constraints.fallback_to_zero is {self.fallback_to_zero!r}; it must be true or "
@@ -298,11 +301,28 @@ def checked_seeds(layer_name: object, available: Sequence[int]) -> list[int]:
     return seeds
 
 
-def _require_whole(name: str, value: object, least: int, below: float = inf) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{name} is {value!r}; it must be a whole number >= {least}")
-    if value >= below:
-        raise ConfigError(f"{name} is {value!r}; it must be below {below}")
+def whole(name: str, value: object, *, least: float = -inf, below: float = inf) -> int:
+    """A whole number of any type, as those of numpy; true and false are none.
+
+    Raises:
+        ConfigError: if it is none, or not in [``least``, ``below``).
+
+    Example:
+        >>> whole("seed", 3.0)
+        Traceback (most recent call last):
+        ...
+        esper.contracts.errors.ConfigError: seed is 3.0; it must be a whole number
+    """
+    try:
+        found = None if isinstance(value, bool) else index(cast("SupportsIndex", value))
+    except TypeError:
+        found = None
+    if found is None or found < least:
+        bound = "" if least == -inf else f" >= {least}"
+        raise ConfigError(f"{name} is {value!r}; it must be a whole number{bound}")
+    if found >= below:
+        raise ConfigError(f"{name} is {value!r}; it must be below {below:,}")
+    return found
 
 
 def _require_measurable(name: str, value: object) -> None:

@@ -90,6 +90,11 @@ def opened(
         raise ConfigError(f"store is {store!r}; give a URL, as 'sqlite:///history.db', or a store")
     if store is not None:
         raise ConfigError("give redis_client or store, not both; a history has one place")
+    if not hasattr(redis_client, "register_script"):
+        raise ConfigError(
+            f"redis_client is {redis_client!r}; give a client of redis-py, or another place as "
+            "store='sqlite:///history.db'"
+        )
     from esper.stores.redis import RedisStore  # noqa: PLC0415 (redis is an extra)
 
     return RedisStore(redis_client)

@@ -1,14 +1,18 @@
 """Arguments that cannot be: one sentence that names the thing, the value, what would be right."""
 
-from typing import Any
+import json
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import esper
-from esper.contracts.errors import ConfigError, KernelError
+from esper.contracts.errors import ConfigError, KernelError, MeasurementError
+from esper.contracts.selection import SelectionContext, decision_data
 from esper.integrations.plain import Growth
+from esper.services.tamiyo.seed_selector import SeedSelector
 from esper.stores.journal import Journal
 from esper.stores.memory import MemoryStore
 from tests.unit.services.small_run import SmallRun
@@ -117,6 +121,46 @@ def test_of_a_store_that_another_model_of_the_class_has_written(
     assert not run("fc2", "fc1"), "all of them are this model's"
     assert "runs of scope 'Sequential' that wrap other layers, as fc2; " in run("fc1")
     assert not run("fc1", scope="another")
+
+
+@pytest.mark.parametrize(
+    ("measured", "says"),
+    [
+        (0.5, r"an outcome is 0\.5; give a PerformanceDelta, as"),
+        (esper.PerformanceDelta(reward=0.5, reward_stderr=-1.0), "reward_stderr is -1.0; it must"),
+        (esper.PerformanceDelta(reward=0.5, rent=-1.0), "rent is -1.0; it must be >= 0"),
+    ],
+)
+def test_of_a_tracker_an_outcome_that_is_none(measured: Any, says: str) -> None:
+    with pytest.raises(MeasurementError, match=says):
+        esper.PerformanceTracker().update_metrics_now("fc1", 0, measured)
+
+
+@pytest.mark.parametrize("client", [object(), "sqlite:///history.db"])
+def test_of_a_tracker_a_client_that_is_none(client: Any) -> None:
+    with pytest.raises(ConfigError, match=r"redis_client is .*; give a client of redis-py"):
+        esper.PerformanceTracker(client)
+
+
+def test_of_a_bandit_more_arms_than_there_can_be() -> None:
+    with pytest.raises(ConfigError, match="arms is 100000000000000000000; it must be below"):
+        esper.Bandit("ucb", arms=10**20)
+
+
+def test_whole_numbers_and_names_are_taken_wherever_they_are_meant() -> None:
+    two = cast(int, np.int64(2))
+    bandit, plain = esper.Bandit("ucb", arms=two, seed=two), esper.Bandit("ucb", arms=2, seed=2)
+    assert [bandit.choose() for _ in range(4)] == [plain.choose() for _ in range(4)]
+    json.dumps(bandit.state_dict())
+    selector = SeedSelector("ucb", seed=two)
+    made = selector.decide("fc1", [0, 1], SelectionContext(two))
+    assert json.loads(json.dumps(decision_data(made)))["random_key"] == [2, "fc1", 0]
+    assert type(made.epoch) is int
+    for wrong in (cast(int, np.float64(2)), cast(int, "2"), True):
+        with pytest.raises(ConfigError, match="it must be a whole number"):
+            SeedSelector("ucb", seed=wrong)
+    with pytest.raises(ConfigError, match="Did you mean 'ucb'"):
+        SeedSelector("ucbb")
 
 
 @pytest.mark.parametrize("model", [None, "net", nn.Linear])

@@ -264,9 +264,10 @@ def test_a_strategy_that_chooses_what_is_not_viable_is_found_out() -> None:
     assert _everything(selector) == before
 
 
-def test_a_strategy_is_an_object() -> None:
-    with pytest.raises(ConfigError, match=r"STRATEGIES\.create"):
-        SeedSelector("ucb")  # type: ignore[arg-type]
+def test_a_strategy_is_an_object_or_a_name() -> None:
+    assert SeedSelector("ucb").strategy == STRATEGIES.create("ucb")
+    with pytest.raises(ConfigError, match="give a strategy or its name, as 'ucb'"):
+        SeedSelector(3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

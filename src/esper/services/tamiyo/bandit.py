@@ -12,7 +12,14 @@ from esper.contracts.config import Performance
 from esper.contracts.errors import ConfigError, MeasurementError, SelectionError
 from esper.contracts.performance import LARGEST
 from esper.contracts.schema import require_schema
-from esper.contracts.selection import Decision, SelectionContext, SelectionReason, checked_seeds
+from esper.contracts.selection import (
+    MOST_SEEDS,
+    Decision,
+    SelectionContext,
+    SelectionReason,
+    checked_seeds,
+    whole,
+)
 from esper.drawing.html_tables import seeds_table
 from esper.records.draws import Draws
 from esper.records.history import History
@@ -40,7 +47,7 @@ class Bandit:
 
     Args:
         strategy: Who decides; a name stands for the strategy with its defaults.
-        arms: How many arms there are, >= 1.
+        arms: How many arms there are, from 1 to 1,048,576.
         seed: Seed of all randomness.
         name: Part of the key of the random numbers; bandits of different names draw independently.
 
@@ -70,10 +77,7 @@ class Bandit:
             strategy = STRATEGIES.create(strategy)
         if not isinstance(strategy, SelectionStrategy):
             raise ConfigError(f"strategy is {strategy!r}; give a strategy or its name, as 'ucb'")
-        if not isinstance(arms, int) or isinstance(arms, bool) or arms < 1:
-            raise ConfigError(f"arms is {arms!r}; it must be a whole number >= 1")
-        if not isinstance(seed, int) or isinstance(seed, bool):
-            raise ConfigError(f"seed is {seed!r}; it must be a whole number")
+        arms, seed = whole("arms", arms, least=1, below=MOST_SEEDS + 1), whole("seed", seed)
         if not isinstance(name, str):
             raise ConfigError(f"name is {name!r}; it must be text")
         self.strategy = strategy

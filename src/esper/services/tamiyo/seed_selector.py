@@ -15,6 +15,7 @@ from esper.contracts.selection import (
     SelectionContext,
     SelectionReason,
     checked_seeds,
+    whole,
 )
 from esper.drawing.html_tables import seeds_table
 from esper.records.draws import Draws
@@ -22,6 +23,7 @@ from esper.records.seed import SeedRecord
 from esper.services.tamiyo.assignment import Assignment, knowledge_of, strategy_in_turn
 from esper.services.tamiyo.occupancy import Occupancy, Sifted, occupancy_from
 from esper.services.tamiyo.performance_tracker import PerformanceTracker
+from esper.strategies import STRATEGIES
 from esper.strategies.base import SelectionStrategy
 from esper.strategies.first_try import first_try
 
@@ -51,15 +53,15 @@ class SeedSelector:
     Safe to use from several threads and asyncio tasks.
 
     Args:
-        strategy: Who decides among seeds that have been tried; or an A/B test of several.
+        strategy: Who decides among seeds that have been tried, a name standing for the strategy
+            with its defaults; or an A/B test of several.
         tracker: What is known of the seeds; by default a new one without a store.
         seed: Seed of all randomness; a choice draws from it, the layer's name and the number of
             the choice in that layer.
         constraints: Cooldown and concurrency; ``None`` for neither.
 
     Example:
-        >>> from esper.strategies import STRATEGIES
-        >>> selector = SeedSelector(STRATEGIES.create("ucb"))
+        >>> selector = SeedSelector("ucb")
         >>> seed_idx, reason = selector.select_seed_now("fc1", [0, 1], SelectionContext())
         >>> reason.score, reason.propensity, reason.reason
         (inf, 0.5, 'untried, like 2 of 2 viable seeds; drawn')
@@ -67,28 +69,25 @@ class SeedSelector:
 
     def __init__(
         self,
-        strategy: SelectionStrategy | Assignment,
+        strategy: SelectionStrategy | Assignment | str,
         *,
         tracker: PerformanceTracker | None = None,
         seed: int = 0,
         constraints: SelectionConstraints | None = None,
     ) -> None:
+        if isinstance(strategy, str):
+            strategy = STRATEGIES.create(strategy)
         if not isinstance(strategy, SelectionStrategy | Assignment):
-            raise ConfigError(
-                f"strategy is {strategy!r}; give an object, as STRATEGIES.create('ucb') makes it"
-            )
+            raise ConfigError(f"strategy is {strategy!r}; give a strategy or its name, as 'ucb'")
         if tracker is not None and not isinstance(tracker, PerformanceTracker):
             raise ConfigError(f"tracker is {tracker!r}; give a PerformanceTracker, or none")
-        if not isinstance(seed, int) or isinstance(seed, bool):
-            raise ConfigError(f"seed is {seed!r}; it must be a whole number")
-        self.strategy = strategy
+        self.strategy, self.seed = strategy, whole("seed", seed)
         self.performance_tracker = PerformanceTracker() if tracker is None else tracker
         if isinstance(strategy, Assignment):
             self.performance_tracker.events.write_once("ab_test", strategy.declaration())
         begin = knowledge_of(strategy)
         if begin is not None:
             self.performance_tracker.follow(begin)
-        self.seed = seed
         self.constraints = constraints
         self._layers: dict[str, Occupancy] = {}
 
