@@ -163,3 +163,26 @@ def test_a_file_is_laid_over_defaults_key_by_key(tmp_path: Path) -> None:
     path.write_text("growth: 3\n")
     with pytest.raises(ConfigError, match="growth is 3; it must be a mapping"):
         esper.load_config(path, defaults=defaults)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("policy: heuristic\npolicy: learned", "key 'policy' is given twice; .*, in line 2"),
+        ("growth:\n  budget: 1\n  'budget': 2", "key 'budget' is given twice; .*, in line 3"),
+        ("seed_selection: {ucb: {}, ucb: {}}", "key 'ucb' is given twice"),
+        ("growth: {keep_stderrs: .inf}", "growth.keep_stderrs is inf; it must be a finite number"),
+        ("reward: {rent_per_ms: .nan}", "reward.rent_per_ms is nan; it must be"),
+    ],
+)
+def test_keys_stand_once_and_numbers_are_finite(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=says):
+        esper.load_config(file)
+
+
+def test_a_mapping_may_stand_twice_by_an_alias(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("seed_selection: {ucb: &empty {}, thompson: *empty}", encoding="utf-8")
+    assert esper.load_config(file) == esper.load_config(file)

@@ -20,7 +20,7 @@ LEAST_BUDGET = 2000
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Performance(_Section):
@@ -82,7 +82,6 @@ class Growth(_Section):
     budget_share: float = Field(
         1.0,
         ge=0,
-        allow_inf_nan=False,
         description=f"the default budget relative to the host; it is at least {LEAST_BUDGET}",
     )
     kernel_budget: int | None = Field(
@@ -167,7 +166,7 @@ class Arm(_Section):
 
     strategy: str = Field(description="which strategy decides in this arm")
     settings: dict[str, Any] = Field({}, description="its settings; defaults where left out")
-    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="its share, relative")
+    weight: float = Field(1.0, gt=0, description="its share, relative")
 
 
 class Guardrails(_Section):

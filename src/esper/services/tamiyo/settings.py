@@ -51,10 +51,12 @@ def parse_yaml(text: str) -> Any:
     """Parse YAML of a reasonable size, also once its aliases are written out.
 
     Raises:
-        yaml.YAMLError: if it is no YAML, too deep or too large, or holds a number that cannot be.
+        yaml.YAMLError: if it is no YAML, too deep or too large, or holds a key twice or a number
+            that cannot be.
     """
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+        _require_keys_once(root, set())
         if root is not None and _size(root, {}) > _MOST_NODES:
             raise yaml.YAMLError(f"it has more than {_MOST_NODES:,} parts, aliases written out")
         return yaml.safe_load(text)
@@ -72,6 +74,23 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
         parts = [part for one in inner for part in (one if isinstance(one, tuple) else (one,))]
         known[id(node)] = 1 + sum(_size(part, known) for part in parts)
     return known[id(node)]
+
+
+def _require_keys_once(node: yaml.Node | None, known: set[int]) -> None:
+    """Refuse mappings that hold a key twice, of which the last would win in silence."""
+    if not isinstance(node, yaml.CollectionNode) or id(node) in known:
+        return
+    known.add(id(node))
+    inside, keys = node.value, set[tuple[str, str]]()
+    if isinstance(node, yaml.MappingNode):
+        inside = [value for _, value in node.value]
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (key.tag, key.value) in keys:
+                problem = f"key {key.value!r} is given twice; leave one out"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            keys.add((key.tag, key.value))
+    for one in inside:
+        _require_keys_once(one, known)
 
 
 def config_from(data: object, *, source: str = "settings") -> Config:
