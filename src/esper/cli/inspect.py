@@ -4,6 +4,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -92,9 +93,9 @@ def _inspect_run(name: str, runs: Path, *, events: bool, picture: Path | None, j
     console.print()
     if run.result is None:
         done = sum(event.kind == "epoch" for event in log)
-        say = f"{run.state} after {done} of {run.spec['epochs']} epochs"
+        say = f"{run.state} after {done} of {tables.counted(run.spec['epochs'], 'epoch')}"
         if not run.running:
-            say += f"; go on with: esper train --resume {name}"
+            say += f"; go on with: esper train --resume {quote(name)}"
         console.print(say, style="yellow", soft_wrap=True, markup=False)
         console.print(tables.grafts_table(run_reader.grafts(log)))
     else:

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
+from shlex import quote
 from typing import final
 
 from rich.console import Console, Group, RenderableType
@@ -14,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
 
-from esper.cli.tables import percent, seed_sign, states_legend
+from esper.cli.tables import counted, percent, seed_sign, states_legend
 from esper.contracts.config import chosen_by
 from esper.contracts.seeds import SeedState, seed_name
 from esper.contracts.selection import Decision
@@ -66,7 +67,7 @@ class Watch(ABC):
         if self.last is None:
             return "before its first epoch"
         part = "" if self.last.part == "grown" else f" of the {_NAMES[self.last.part]}"
-        return f"after {self.last.epoch + 1} of {self.last.epochs} epochs{part}"
+        return f"after {self.last.epoch + 1} of {counted(self.last.epochs, 'epoch')}{part}"
 
 
 def watch(spec: RunSpec, name: str, console: Console, *, kept: Counter[tuple[str, int]]) -> Watch:
@@ -97,7 +98,7 @@ class Lines(Watch):
         if report is None:
             if progress.epoch == progress.epochs - 1:
                 self._say(
-                    f"{progress.part}: {progress.epochs} epochs, held-out loss "
+                    f"{progress.part}: {counted(progress.epochs, 'epoch')}, held-out loss "
                     f"{progress.loss:.4f} with {progress.parameters:,} parameters"
                 )
             return
@@ -180,7 +181,7 @@ class LiveView(Watch):
         head = Text.assemble(
             (f"{self.spec.task}", "bold"),
             f", seed {self.spec.seed}, {chosen_by(self.spec.config.model_dump())}",
-            (f"   Ctrl-C stops; esper train --resume {self.name} goes on", "dim"),
+            (f"   Ctrl-C stops; esper train --resume {quote(self.name)} goes on", "dim"),
             overflow="ellipsis",
             no_wrap=True,
         )

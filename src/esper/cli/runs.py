@@ -25,7 +25,7 @@ def runs(
 ) -> None:
     """List the runs: how far each is, and what growth was worth."""
     from esper.cli import tables
-    from esper.contracts.errors import ConfigError
+    from esper.contracts.errors import ConfigError, StoreError
     from esper.runs.run_reader import summaries
 
     if store is not None:
@@ -33,6 +33,8 @@ def runs(
         return
     if scope is not None:
         raise ConfigError("--scope chooses from a store; name one, as: esper runs history.db")
+    if folder != RUNS and not folder.is_dir():
+        raise StoreError(f"there is no folder {folder}; give the one that holds the runs")
     found = list(summaries(folder))
     if json:
         tables.print_json([asdict(run) for run in found])

@@ -5,6 +5,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import typer
@@ -116,7 +117,7 @@ def _train(spec: RunSpec, folder: RunFolder, runs: Path) -> None:
         with run_lock.held(folder), watching.showing():
             train(spec, folder, on_progress=watching)
     except KeyboardInterrupt:
-        command = f"esper train --resume {folder.name}{_where(runs)}"
+        command = f"esper train --resume {quote(folder.name)}{_where(runs)}"
         tables.note(f"interrupted {watching.where}; go on with: {command}", style="yellow")
         raise typer.Exit(INTERRUPTED) from None
     _draw(folder)
@@ -161,13 +162,13 @@ def _show_run(run: Run, runs: Path, json: bool) -> None:
     for name, value in (
         ("run folder", str(folder.path)),
         ("picture", picture or "none"),
-        ("look closer", f"esper inspect {folder.name}{_where(runs)}"),
+        ("look closer", f"esper inspect {quote(folder.name)}{_where(runs)}"),
     ):
         console.print(Text.assemble((f"{name:12}", "dim"), value), soft_wrap=True)
 
 
 def _where(runs: Path) -> str:
-    return "" if runs == RUNS else f" --runs {runs}"
+    return "" if runs == RUNS else f" --runs {quote(str(runs))}"
 
 
 def _kept(folder: RunFolder) -> Counter[tuple[str, int]]:

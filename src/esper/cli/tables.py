@@ -1,6 +1,7 @@
 """Tables of runs, grafts and seeds in a terminal; consoles, numbers and signs."""
 
 import json
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,16 +21,17 @@ from esper.runs.run_reader import Run, RunSummary
 from esper.services.tamiyo.preview import SeedPreview
 from esper.stores.addresses import shown
 
-STATES: Mapping[str, tuple[str, str]] = {
-    SeedState.DORMANT: ("·", "dim"),
-    SeedState.GERMINATED: ("○", "cyan"),
-    SeedState.TRAINING: ("◔", "cyan"),
-    SeedState.BLENDING: ("◑", "yellow"),
-    SeedState.HOLDING: ("◕", "yellow"),
-    SeedState.FOSSILIZED: ("●", "green"),
-    SeedState.CULLED: ("✕", "red"),
+STATES: Mapping[str, tuple[str, str, str]] = {
+    SeedState.DORMANT: ("·", ".", "dim"),
+    SeedState.GERMINATED: ("○", "o", "cyan"),
+    SeedState.TRAINING: ("◔", "t", "cyan"),
+    SeedState.BLENDING: ("◑", "b", "yellow"),
+    SeedState.HOLDING: ("◕", "h", "yellow"),
+    SeedState.FOSSILIZED: ("●", "*", "green"),
+    SeedState.CULLED: ("✕", "x", "red"),
 }
-"""Sign and colour of every state; the sign alone is enough where there are no colours."""
+"""Sign of every state, that of a terminal that knows only ASCII, and colour; the sign alone is
+enough where there are no colours."""
 
 _RUN_STATES = {"finished": "green", "running": "cyan", "interrupted": "yellow"}
 
@@ -69,7 +71,7 @@ def legend(text: str) -> Text:
 
 def seed_sign(state: str, text: str, kept: int = 0) -> Text:
     """Seed in the sign and colour of its state: ``◑ glu``, and its kept kernels: ``+1``."""
-    sign, style = STATES[state]
+    sign, style = _sign_of(state)
     label = Text(f"{sign} {text}", style=style)
     return label.append(f" +{kept}", style="green") if kept else label
 
@@ -78,9 +80,29 @@ def states_legend() -> Text:
     """Legend of the signs of states, and of kept kernels."""
     text = Text()
     for state in (s for s in STATES if s not in {SeedState.GERMINATED, SeedState.HOLDING}):
-        sign, style = STATES[state]
+        sign, style = _sign_of(state)
         text.append(f"{sign} {'kept' if state == SeedState.FOSSILIZED else state}  ", style=style)
     return text.append("+1 kernels kept", style="green")
+
+
+def _sign_of(state: str) -> tuple[str, str]:
+    """Sign and colour of a state, in letters that stdout has."""
+    sign, plain, style = STATES[state]
+    try:
+        sign.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        sign = plain
+    return sign, style
+
+
+def counted(count: int, noun: str) -> str:
+    """Number of things, in words.
+
+    Example:
+        >>> counted(1, "epoch"), counted(2_000, "epoch")
+        ('1 epoch', '2,000 epochs')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def number(value: float | None, form: str = ",d") -> str:

@@ -21,8 +21,12 @@ INK, GREY, PALE = "#222222", "#6b6b6b", "#b5b5b5"
 DASHED = (0, (4, 3))
 
 
-def check(path: Path | None) -> None:
+def check(path: Path | None, what: str = "picture") -> None:
     """Check before any work that a picture can be drawn at ``path``, if one is wanted.
+
+    Args:
+        path: Where it goes.
+        what: Name of what has the picture in it, for messages.
 
     Raises:
         ConfigError: if matplotlib is not installed, the suffix is another than .png, .svg, .pdf,
@@ -33,7 +37,7 @@ def check(path: Path | None) -> None:
     if path.suffix.lower() not in FORMATS:
         raise ConfigError(f"a picture is .png, .svg or .pdf, not {path.name!r}")
     if not path.absolute().parent.is_dir():
-        raise ConfigError(f"there is no folder {path.parent} for the picture; make it first")
+        raise ConfigError(f"there is no folder {path.parent} for the {what}; make it first")
     if find_spec("matplotlib") is None:
         raise ConfigError('a picture needs matplotlib: pip install "esper-morph[plot]"')
 

@@ -78,7 +78,7 @@ def check(path: Path | None) -> None:
     if path is not None:
         if path.suffix.lower() != ".html":
             raise ConfigError(f"a report is .html, not {path.name!r}")
-        style.check(path.with_suffix(".svg"))
+        style.check(path.with_suffix(".svg"), "report")
 
 
 def write(

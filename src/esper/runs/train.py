@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -184,7 +185,7 @@ def _close(tamiyo: Tamiyo, folder: RunFolder) -> None:
     except StoreError as error:
         raise StoreError(
             f"run {folder.name!r} is trained, but {error}. Nothing is lost for good: once the "
-            f"store works, deliver them with: esper train --resume {folder.name}"
+            f"store works, deliver them with: esper train --resume {quote(folder.name)}"
         ) from error
     folder.write("stored", stored)
 

@@ -20,28 +20,32 @@ def write_together(files: Mapping[Path, bytes]) -> None:
     Raises:
         OSError: if one cannot be written, which it names; those that were there before still are.
     """
-    beside = {path: path.with_name(f"{path.name}.new") for path in files}
     try:
         for path, content in files.items():
-            _write(beside[path], content)
-        for path, new in beside.items():
-            new.replace(path)
+            _write_beside(path, content)
+        for path in files:
+            _beside(path).replace(path)
     except OSError:
-        for new in beside.values():
-            new.unlink(missing_ok=True)
+        for path in files:
+            _beside(path).unlink(missing_ok=True)
         raise
     for folder in {path.parent for path in files}:
         _sync(folder)
 
 
-def _write(path: Path, content: bytes) -> None:
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.new")
+
+
+def _write_beside(path: Path, content: bytes) -> None:
     try:
-        with path.open("wb") as file:
+        with _beside(path).open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:  # of a write, it names no file
-        error.filename = error.filename or str(path)
+    except OSError as error:
+        if error.filename is None:  # as of a full disk
+            error.filename = str(path)
         raise
 
 
