@@ -8,6 +8,7 @@ however late it comes, also after a restart of the service.
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
+from hashlib import blake2b
 from secrets import token_hex
 from typing import Any, final
 
@@ -34,6 +35,8 @@ _KEPT = 10_000
 @final
 class Chooser:
     """Choices of one scope. Safe to use from several threads.
+
+    What it draws depends on the scope's name, the layer's, and the number of the choice alone.
 
     Args:
         store: Where decisions and outcomes go; it is closed with the chooser.
@@ -62,7 +65,7 @@ class Chooser:
         self.tracker = PerformanceTracker(
             store=store, scope=scope, run=run, begin=knowledge_of(chooses)
         )
-        self.selector = SeedSelector(chooses, tracker=self.tracker)
+        self.selector = SeedSelector(chooses, tracker=self.tracker, seed=_seed_of(scope))
         self._store, self._scope, self.clock = store, scope, clock
         self._made: dict[str, Decision] = {}
         self._looked = clock()
@@ -254,3 +257,8 @@ class Chooser:
                 time.sleep(0.01)
             else:
                 answers += 1
+
+
+def _seed_of(scope: str) -> int:
+    """Seed of a scope's randomness; with one for all, scopes would draw the same numbers."""
+    return int.from_bytes(blake2b(scope.encode(), digest_size=6).digest(), "big")
