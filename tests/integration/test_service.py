@@ -44,6 +44,13 @@ def start(tmp_path: Path) -> Iterator[Start]:
         one.kill()
 
 
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    made = Service(tmp_path_factory.mktemp("service"), "memory:").start()
+    yield made
+    made.kill()
+
+
 def choose(service: Service, **more: Any) -> dict[str, Any]:
     body = {"scope": "s", "layer": "fc1", "seeds": [0, 1, 2]} | more
     answer = service.ask("POST", "/main/v1/choices", body)
@@ -79,6 +86,49 @@ def test_choices_are_learnt_from_and_survive_a_kill(start: Start) -> None:
     with open_store(service.url) as store:
         rewards = [event.data["reward"] for _, event in store.read(kinds=["outcome"])]
     assert sorted(rewards) == [0.0, 0.0, 0.5]
+
+
+def test_scopes_draw_their_own_numbers(start: Start) -> None:
+    service = start("memory:")
+    made = [choose(service, scope=f"scope-{number}") for number in range(30)]
+    assert {one["propensity"] for one in made} == {1 / 3}
+    assert {one["seed"] for one in made} == {0, 1, 2}
+
+
+def test_a_second_outcome_is_told_to_be_ignored(start: Start) -> None:
+    service = start("memory:")
+    outcome = {"decision": choose(service)["decision"], "scope": "s", "reward": 0.5}
+    for body, found in ((outcome, (1, 0)), (outcome | {"reward": 9.0}, (0, 1))):
+        answer = service.ask("POST", "/main/v1/outcomes", {"outcomes": [body]}).json()
+        assert (answer["stored"], answer["ignored"]) == found
+
+
+@pytest.mark.parametrize("reward", [True, "0.5", None, float("nan"), float("inf")])
+def test_a_reward_that_is_no_number_is_refused_in_json(service: Service, reward: Any) -> None:
+    outcome = {"decision": choose(service)["decision"], "scope": "s", "reward": reward}
+    answer = service.ask("POST", "/main/v1/outcomes", {"outcomes": [outcome]})
+    assert answer.status == 422
+    found = json.loads(answer.data, parse_constant=pytest.fail)
+    assert set(found) == {"error", "message"}
+    assert "reward" in found["message"]
+    service.ask("POST", "/main/v1/releases", {k: outcome[k] for k in ("decision", "scope")})
+
+
+def test_refusals_have_one_shape_and_long_paths_are_cut_in_the_log(service: Service) -> None:
+    for method, path, body, status in (
+        ("GET", "/nowhere", None, 404),
+        ("GET", "/nowhere/v1/store", None, 404),
+        ("DELETE", "/healthz", None, 405),
+        ("POST", "/main/v1/choices", {"scope": 1, "x": float("nan")}, 422),
+        ("POST", "/main/v1/events", {"events": [["x"]]}, 422),
+        ("GET", "/" + 5000 * "a", None, 404),
+    ):
+        answer = service.ask(method, path, body)
+        assert answer.status == status
+        assert set(json.loads(answer.data, parse_constant=pytest.fail)) == {"error", "message"}
+    assert max(map(len, service.log.read_text().splitlines())) < 1000
+    schema = service.ask("GET", "/openapi.json").json()
+    assert "HTTPValidationError" not in schema["components"]["schemas"]
 
 
 def test_a_reservation_ends_by_itself_and_by_release(start: Start) -> None:

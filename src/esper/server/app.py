@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
-from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.exceptions import HTTPException as StarletteError
 
 from esper.contracts.errors import (
     ConfigError,
@@ -29,10 +29,13 @@ from esper.server.places import Places
 from esper.server.ranks import Settings
 from esper.stores import MetricsStore, open_store
 from esper.stores.http import CLIENT
-from esper.stores.wire import error_data, event_of, row_of
+from esper.stores.wire import error_data, event_of, refusal, row_of
 
 _LINES = 200
 """Events that are sent at once."""
+
+_TOLD = 5
+"""Mistakes of a request that are told at once."""
 
 _STATUS: tuple[tuple[type[EsperError], int], ...] = (
     (ConflictError, 409),
@@ -74,7 +77,10 @@ def make_app(
         choosers.close()
         places.close()
 
-    app = FastAPI(title="Esper", version="1", lifespan=lifespan, openapi_url="/openapi.json")
+    app = FastAPI(
+        title="Esper", version="1", lifespan=lifespan, openapi_url="/openapi.json",
+        responses={422: {"model": bodies.Refusal, "description": "What is wrong"}},
+    )  # fmt: skip
     app.include_router(_health(places, meters))
     app.include_router(_events(places), prefix="/{project}/v1", tags=["events"])
     app.include_router(_writers(places), prefix="/{project}/v1", tags=["writers"])
@@ -82,6 +88,7 @@ def make_app(
         app.include_router(made(places, choosers), prefix="/{project}/v1", tags=["choices"])
     app.add_exception_handler(EsperError, _refused)
     app.add_exception_handler(RequestValidationError, _unfit)
+    app.add_exception_handler(StarletteError, _no_route)
     app.add_middleware(
         Gate, keys=keys or Keys(None), limits=limits or Limits(), meters=meters,
         projects=frozenset(projects),
@@ -101,12 +108,22 @@ def _refused(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(error_data(error), status, headers)
 
 
-def _unfit(request: Request, error: Exception) -> Response:
+def _unfit(request: Request, error: Exception) -> JSONResponse:
     del request
     assert isinstance(error, RequestValidationError)
+    found = [
+        f"{'.'.join(map(str, one['loc']))} is {one.get('input')!r:.200}: {one['msg']}"
+        for one in error.errors()[:_TOLD]
+    ]
     # In ASCII: what is refused may be no text that UTF-8 has, as half of a pair of surrogates.
-    text = json.dumps({"detail": jsonable_encoder(error.errors())})
-    return Response(text, 422, media_type="application/json")
+    why = "; ".join(found).encode("ascii", "backslashreplace").decode()
+    return JSONResponse(refusal(why), 422)
+
+
+def _no_route(request: Request, error: Exception) -> JSONResponse:
+    del request
+    assert isinstance(error, StarletteError)
+    return JSONResponse(refusal(error.detail), error.status_code, error.headers)
 
 
 def _store_of(places: Places) -> Callable[..., MetricsStore]:

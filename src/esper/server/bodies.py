@@ -15,6 +15,18 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+class Refusal(BaseModel):
+    """Answer to every request that is refused.
+
+    Attributes:
+        error: Kind of the error.
+        message: What is wrong, and what would be right.
+    """
+
+    error: str
+    message: str
+
+
 class Append(Body):
     """Events that are stored all or not at all.
 
@@ -58,7 +70,7 @@ class Claim(OfWriter):
     """A writer's lease for so many seconds."""
 
     holder: Name
-    seconds: Annotated[float, Field(ge=0, le=86_400, strict=False)]
+    seconds: Annotated[float, Field(ge=0, le=86_400)]
 
 
 class OfGroup(Body):
@@ -72,7 +84,7 @@ class Reserve(OfGroup):
 
     name: Text
     holder: Name
-    seconds: Annotated[float, Field(ge=0, le=30 * 86_400, strict=False)]
+    seconds: Annotated[float, Field(ge=0, le=30 * 86_400)]
 
 
 class OfSnapshot(Body):
@@ -106,7 +118,7 @@ class Choose(Body):
     epoch: Index = 0
     layer_type: Text = ""
     blueprints: list[Text] = []
-    seconds: Annotated[float, Field(gt=0, le=30 * 86_400, strict=False)] = 3600.0
+    seconds: Annotated[float, Field(gt=0, le=30 * 86_400)] = 3600.0
 
 
 class Choice(BaseModel):
@@ -142,14 +154,26 @@ class Outcome(Body):
 
     decision: Name
     scope: Text = ""
-    reward: Annotated[float, Field(strict=False)]
-    stderr: Annotated[float, Field(ge=0, strict=False)] | None = None
+    reward: float
+    stderr: Annotated[float, Field(ge=0)] | None = None
 
 
 class Outcomes(Body):
     """Outcomes of several choices."""
 
     outcomes: Annotated[list[Outcome], Field(max_length=10_000)]
+
+
+class Told(BaseModel):
+    """Outcomes that are stored, by whether they were new.
+
+    Attributes:
+        stored: Those that count from now on.
+        ignored: Those of a choice that had its outcome, whatever they said; the first counts.
+    """
+
+    stored: int
+    ignored: int
 
 
 class Release(Body):

@@ -57,15 +57,16 @@ def choices(places: Places, choosers: Choosers) -> APIRouter:
         )
 
     @router.post("/outcomes")
-    def tell(project: Project, body: bodies.Outcomes) -> dict[str, int]:
+    def tell(project: Project, body: bodies.Outcomes) -> bodies.Told:
         """Record outcomes, which count once each; all of them are stored when this answers."""
         asked = {one.scope: choosers.of(project, one.scope) for one in body.outcomes}
+        stored = 0
         for one in body.outcomes:
             delta = PerformanceDelta(reward=one.reward, reward_stderr=one.stderr)
-            asked[one.scope].tell(one.decision, delta)
+            stored += asked[one.scope].tell(one.decision, delta)
         for chooser in asked.values():
             chooser.settle()
-        return {"stored": len(body.outcomes)}
+        return bodies.Told(stored=stored, ignored=len(body.outcomes) - stored)
 
     @router.post("/releases")
     def release(project: Project, body: bodies.Release) -> dict[str, bool]:

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from esper.contracts.errors import ConfigError
 from esper.server.keys import Key, Keys, Right
+from esper.stores.wire import refusal
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,9 @@ Send = Callable[[Message], Awaitable[None]]
 
 _OPEN: Final = ("/healthz", "/readyz")
 """Paths that ask for no key."""
+
+_LOGGED: Final = 500
+"""Letters of a path that are logged."""
 
 _READS: Final = (
     "/events/read", "/events/end", "/writers/next", "/writers/missing", "/snapshots/load",
@@ -131,9 +135,12 @@ class Gate:
             route = getattr(scope.get("route"), "path", "other")
             self._meters.note(route, seen["status"], seconds)
             facts = {
-                "method": scope["method"], "path": scope["path"], "status": seen["status"],
-                "ms": round(1000 * seconds, 2), "key": name,
-            }  # fmt: skip
+                "method": scope["method"],
+                "path": scope["path"][:_LOGGED],
+                "status": seen["status"],
+                "ms": round(1000 * seconds, 2),
+                "key": name,
+            }
             logger.info("%s", json.dumps(facts))
 
     def _admit(self, scope: Scope) -> str:
@@ -161,8 +168,11 @@ class Gate:
             logger.error("%s", error)  # noqa: TRY400 (expected)
             raise _Refused(503, "the keys cannot be read now", retry_after="1") from None
         if found is None:
-            raise _Refused(401, "a key is needed: Authorization: Bearer KEY",
-                           www_authenticate="Bearer")  # fmt: skip
+            why = "a key is needed: Authorization: Bearer KEY"
+            if secret:
+                why = "this key is not known here, or was revoked; give another, or make one: "
+                why += "esper key"
+            raise _Refused(401, why, www_authenticate="Bearer")
         return found
 
     def _require(self, key: Key, scope: Scope) -> None:
@@ -201,7 +211,7 @@ def _limited(receive: Receive, most: int) -> Receive:
 
 
 async def _answer(send: Send, refused: _Refused) -> None:
-    body = json.dumps({"error": "StoreError", "message": refused.why}).encode()
+    body = json.dumps(refusal(refused.why)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     headers += [
         (name.replace("_", "-").encode(), value.encode()) for name, value in refused.headers.items()

@@ -53,6 +53,11 @@ def error_data(error: Exception) -> dict[str, Any]:
     return data
 
 
+def refusal(why: str) -> dict[str, Any]:
+    """A request that is refused before any store is asked; for a client, a `StoreError`."""
+    return {"error": "RequestError", "message": why}
+
+
 def error_from(data: Mapping[str, Any]) -> ConfigError | StoreError:
     """The error that `error_data` wrote down; a `StoreError` if it is of no kind known here.
 
