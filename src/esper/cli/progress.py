@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
 
-from esper.cli.tables import counted, percent, seed_sign, states_legend
+from esper.cli.signs import seed_sign, states_legend
+from esper.cli.tables import counted, percent
 from esper.contracts.config import chosen_by
 from esper.contracts.seeds import SeedState, seed_name
 from esper.contracts.selection import Decision

@@ -1,7 +1,6 @@
-"""Tables of runs, grafts and seeds in a terminal; consoles, numbers and signs."""
+"""Tables of runs, grafts and seeds in a terminal; consoles and numbers."""
 
 import json
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,24 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from esper.cli.errors import escaping_console
-from esper.contracts.seeds import SeedState
+from esper.cli.signs import seed_sign, states_legend
 from esper.runs.own_runs import OwnRun
 from esper.runs.placebos import Placebos
 from esper.runs.run_reader import Run, RunSummary
 from esper.services.tamiyo.preview import SeedPreview
 from esper.stores.addresses import shown
-
-STATES: Mapping[str, tuple[str, str, str]] = {
-    SeedState.DORMANT: ("·", ".", "dim"),
-    SeedState.GERMINATED: ("○", "o", "cyan"),
-    SeedState.TRAINING: ("◔", "t", "cyan"),
-    SeedState.BLENDING: ("◑", "b", "yellow"),
-    SeedState.HOLDING: ("◕", "h", "yellow"),
-    SeedState.FOSSILIZED: ("●", "*", "green"),
-    SeedState.CULLED: ("✕", "x", "red"),
-}
-"""Sign of every state, that of a terminal that knows only ASCII, and colour; the sign alone is
-enough where there are no colours."""
 
 _RUN_STATES = {"finished": "green", "running": "cyan", "interrupted": "yellow"}
 
@@ -67,32 +54,6 @@ def heading(text: str) -> Text:
 def legend(text: str) -> Text:
     """Text below a table that explains its columns and signs."""
     return Text(text, style="dim")
-
-
-def seed_sign(state: str, text: str, kept: int = 0) -> Text:
-    """Seed in the sign and colour of its state: ``◑ glu``, and its kept kernels: ``+1``."""
-    sign, style = _sign_of(state)
-    label = Text(f"{sign} {text}", style=style)
-    return label.append(f" +{kept}", style="green") if kept else label
-
-
-def states_legend() -> Text:
-    """Legend of the signs of states, and of kept kernels."""
-    text = Text()
-    for state in (s for s in STATES if s not in {SeedState.GERMINATED, SeedState.HOLDING}):
-        sign, style = _sign_of(state)
-        text.append(f"{sign} {'kept' if state == SeedState.FOSSILIZED else state}  ", style=style)
-    return text.append("+1 kernels kept", style="green")
-
-
-def _sign_of(state: str) -> tuple[str, str]:
-    """Sign and colour of a state, in letters that stdout has."""
-    sign, plain, style = STATES[state]
-    try:
-        sign.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
-    except UnicodeEncodeError:
-        sign = plain
-    return sign, style
 
 
 def counted(count: int, noun: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from esper.cli import session, tables
+from esper.cli import session, signs
 from esper.contracts.errors import ConfigError
 from esper.contracts.seeds import SeedState
 from esper.pictures import effect_report
@@ -25,10 +25,10 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_every_state_has_a_sign_of_its_own(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
-    signs = {tables.seed_sign(state, "glu").plain.removesuffix(" glu") for state in SeedState}
-    assert len(signs) == len(SeedState)
-    "".join(signs).encode(encoding)
-    tables.states_legend().plain.encode(encoding)
+    found = {signs.seed_sign(state, "glu").plain.removesuffix(" glu") for state in SeedState}
+    assert len(found) == len(SeedState)
+    "".join(found).encode(encoding)
+    signs.states_legend().plain.encode(encoding)
 
 
 def test_commands_can_be_pasted() -> None:

@@ -62,7 +62,10 @@ def test_of_an_engine_functions_that_are_none(name: str) -> None:
     ("accuracy", "says"),
     [
         (lambda model, batch: model(batch).mean(), r"^accuracy_fn.* one number, .* one value per"),
-        (lambda model, batch: {}["top1"], r"^accuracy_fn fails on .*; accuracy_fn\(model, batch\)"),
+        (
+            lambda model, batch: dict[str, torch.Tensor]()["top1"],
+            r"^accuracy_fn fails on .*; accuracy_fn\(model, batch\)",
+        ),
         (lambda model, batch: torch.ones(8, 8), r"^accuracy_fn\(model, batch\) returned \(8, 8\)"),
     ],
 )

@@ -88,7 +88,7 @@ def _run(*, frozen: bool, policy: str = "learned", epochs: int = 4) -> list[dict
     for epoch in range(epochs):
         for batch in batches(teacher(192, seed=2)):
             optimizer.zero_grad()
-            loss_fn(model, batch).mean().backward()
+            loss_fn(model, batch).mean().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             tamiyo.on_batch_end(batch)
         tamiyo.on_epoch_end(epoch)
