@@ -1,12 +1,13 @@
 """What a loss does to its batches, and what a holdout hands out."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from typing_extensions import override
 
 import esper
@@ -129,3 +130,22 @@ def test_a_stream_that_is_read_only_once_is_refused(*, loaded: bool) -> None:
     holdout = DataLoader(stream, batch_size=None) if loaded else stream
     with pytest.raises(ConfigError, match="holdout is an iterator and can be read only once"):
         SmallRun(options={"holdout": holdout})
+
+
+class Moved:
+    """Moves the batches of a loader, whose iterator draws a seed when it is made."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((x.float(), y) for x, y in self.loader)
+
+
+def test_looking_at_a_holdout_draws_nothing() -> None:
+    run = SmallRun(grown=False)
+    model = esper.wrap(run.model, ["fc1"])
+    holdout = Moved(DataLoader(TensorDataset(*run.train_part), 16))
+    before = torch.get_rng_state()
+    esper.Tamiyo(model, run.optimizer, loss_fn=loss_fn, holdout=holdout)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -224,3 +224,17 @@ def test_a_control_of_the_same_seed_and_its_average_stay_plain() -> None:
     names = list(control.state_dict())
     esper.wrap(model, ["fc1"], SEEDS)
     assert list(control.state_dict()) == list(its_average.module.state_dict()) == names
+
+
+def test_what_the_loop_deletes_is_freed() -> None:
+    torch.manual_seed(0)
+    mine, held = torch.zeros(3), {"kept by the user": torch.zeros(3)}
+    namespace = locals()  # the user's to keep
+    run = SmallRun(model=host(), config=BLENDS_SOON).run(4)
+    assert run.facts("decision")
+    assert namespace["held"] is held
+    del namespace
+    run.run(5, first=4)
+    gone = ref(mine)
+    del mine
+    assert gone() is None

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.execution.kernel import Join
-from esper.execution.undoing.reachable import is_of_a_library, walk
+from esper.execution.undoing.reachable import is_of_a_library, variables_of, walk
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ def _variables() -> list[dict[str, Any]]:
     while frame is not None:
         own = frame.f_globals.get("__name__", "").startswith("esper.")
         if not own and not is_of_a_library(frame.f_code.co_filename):
-            found.append(dict(frame.f_locals))
+            found.append(variables_of(frame))
         frame = frame.f_back
     return found
 

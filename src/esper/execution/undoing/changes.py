@@ -23,6 +23,7 @@ from esper.execution.undoing.reachable import (
     is_draws,
     of_the_user,
     shared_by_class,
+    variables_of,
 )
 
 _BIG = 2**24
@@ -296,7 +297,7 @@ def _position(iterator: Iterator[Any]) -> str:
         return repr(iterator)
     if isinstance(iterator, GeneratorType):
         frame = iterator.gi_frame
-        held = {} if frame is None else {n: id(v) for n, v in dict(frame.f_locals).items()}
+        held = {} if frame is None else {n: id(v) for n, v in variables_of(frame).items()}
         return f"{None if frame is None else frame.f_lasti} {held}"
     try:
         return str(operator.length_hint(iterator, -1))

@@ -4,13 +4,14 @@ A path leads to a value by steps, so that the value can be found again in a late
 object it is then.
 """
 
+import inspect
 import random  # noqa: TID251 (only to know the user's generators)
 import sys
 import sysconfig
 from collections import deque
 from collections.abc import Hashable, Iterator, Mapping, Set
 from functools import lru_cache, partial
-from types import FunctionType, MethodType, ModuleType
+from types import FrameType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,9 @@ _MANY = 1000
 """Items of a container above which it is data, whose items are not looked at one by one."""
 _LIMIT = 50_000
 """Values after which a walk ends: it has got into an application."""
+
+_OF_A_SNAPSHOT = 3
+"""References to a dictionary of local variables that the user's code does not use."""
 
 _STATE = {"collections", "random", "types", "argparse", "functools", "dataclasses"}
 _FOREIGN = (sys.stdlib_module_names - _STATE) | {"esper"}
@@ -85,6 +89,18 @@ def follow(root: Any, path: Path) -> Any:
 def named(path: Path) -> str:
     """Path as a user would write it."""
     return ".".join(str(key) for kind, key in path if kind != "function")
+
+
+def variables_of(frame: FrameType) -> dict[str, Any]:
+    """Local variables of a frame, which it does not hold any longer than before."""
+    namespace = frame.f_locals
+    found = dict(namespace)
+    # Before Python 3.13 a function's frame keeps the dictionary that it gave, and all that is in
+    # it, until it returns. Referred to by the frame, here and by the call: by no one else.
+    is_a_snapshot = isinstance(namespace, dict) and frame.f_code.co_flags & inspect.CO_OPTIMIZED
+    if is_a_snapshot and sys.getrefcount(namespace) <= _OF_A_SNAPSHOT:
+        namespace.clear()
+    return found
 
 
 def is_draws(value: Any) -> bool:

@@ -5,13 +5,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any, final
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from esper.contracts.errors import ConfigError
 from esper.execution.passes.batches import addresses
 from esper.execution.passes.isolation import example_losses
 from esper.execution.side_effect_free import side_effect_free
-from esper.execution.undoing.module_state import Sources
 from esper.execution.undoing.reachable import walk
 from esper.services.tamiyo.growth.graft import Training
 
@@ -88,12 +88,9 @@ def refuse_one_example(training: Training) -> None:
 
 def _can_be_read_again(holdout: Iterable[Any]) -> bool:
     """False for an iterator, and for a source with one inside that it hands out each time."""
-    sources = Sources(holdout)
     datasets = [
         value for _, value in walk(holdout, data=True) if isinstance(value, IterableDataset)
     ]
     own = [] if isinstance(holdout, DataLoader) else [holdout]
-    try:
+    with side_effect_free(nn.Identity(), reads=holdout):  # iter() may draw
         return not any(iter(source) is iter(source) for source in (*own, *datasets))
-    finally:
-        sources.put_back()
