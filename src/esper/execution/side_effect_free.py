@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from esper.execution.concealed import every_module
 from esper.execution.fast_paths import force_eager
 from esper.execution.undoing.changes import equal_bits, restore
+from esper.execution.undoing.deep import undone_at_the_end
 from esper.execution.undoing.module_state import ModuleState, Sources
 
 
@@ -42,7 +43,11 @@ def side_effect_free(
     fused = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        with torch.random.fork_rng(devices=_cuda_devices(model)), force_eager():
+        with (
+            torch.random.fork_rng(devices=_cuda_devices(model)),
+            force_eager(),
+            undone_at_the_end(),
+        ):
             if training is not None and not all(mode is training for _, mode in modes):
                 model.train(training)
             yield

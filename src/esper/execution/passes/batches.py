@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from esper.contracts.errors import ConfigError
 from esper.execution.undoing.changes import equal_bits, keep
+from esper.execution.undoing.deep import Mark, kept_at, undo_at_the_end
 from esper.execution.undoing.module_state import Reached
-from esper.execution.undoing.reachable import Path, follow
 
 logger = logging.getLogger(__name__)
 
@@ -51,21 +51,22 @@ class OnCopies:
         self.name = name
         self.writes = self.changes = False
         self._settled = self._whole = False
-        self._places: list[Path] = []
+        self._marks: list[Mark] = []
 
     def __call__(self, model: nn.Module, batch: Any) -> Any:
         """Call the function with a copy of ``batch``."""
+        kept = kept_at(self.function, self._marks)
+        undo_at_the_end(self, kept)
         given = self._copy(batch)
         tensors = list(tensors_in(given))
         before = [version_of(tensor) for tensor in tensors]
         values = [] if self._settled else [keep(tensor) for tensor in tensors]
         keys = _keys(given)
-        kept = [keep(follow(self.function, path)) for path in self._places]
         whole = None if self._settled else Reached([batch])
         try:
             return self.function(model, given)
         finally:
-            for one in filter(None, kept):
+            for one in kept:
                 one.put_back()
             written = any(version_of(t) != v for t, v in zip(tensors, before, strict=True))
             written |= any(value is not None and value.changed() for value in values)
@@ -78,9 +79,9 @@ class OnCopies:
                 self._whole = written = True
             self.writes |= written
 
-    def undo(self, places: Iterable[Path]) -> None:
-        """Put back from now on, after every call, what the function keeps in these places."""
-        self._places += [path for path in places if path not in self._places]
+    def undo(self, marks: Iterable[Mark]) -> None:
+        """Put back from now on, after every call, what the function keeps at these marks."""
+        self._marks += [mark for mark in marks if mark not in self._marks]
 
     def _copy(self, batch: Any) -> Any:
         if not self._whole:

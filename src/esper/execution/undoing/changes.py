@@ -18,11 +18,14 @@ from esper.execution.undoing.reachable import (
     ENDS,
     MISSING,
     PYTORCHS,
+    Step,
     attributes_of,
-    globals_of,
+    is_a_librarys,
     is_draws,
     of_the_user,
     shared_by_class,
+    state_of_class,
+    variables_named,
     variables_of,
 )
 
@@ -43,6 +46,10 @@ class Kept(ABC):
     def put_back(self) -> None:
         """Restore the value, in place."""
 
+    def parts(self) -> list[Step] | None:
+        """Steps to what changed; ``None`` if that may be anything inside the value."""
+        return None
+
 
 def keep(value: Any) -> Kept | None:
     """Keep the inside of a value; ``None`` if it has none that can change."""
@@ -52,6 +59,8 @@ def keep(value: Any) -> Kept | None:
         return _Draws(value)
     if isinstance(value, FunctionType):
         return _Scope(value) if of_the_user(value) else None
+    if isinstance(value, type):
+        return None if is_a_librarys(value) else _Class(value)
     kind = next((k for types, k in _KINDS if isinstance(value, types)), None)
     if kind is not None:
         return kind(value)
@@ -228,6 +237,13 @@ class Attributes(Kept):
         )
 
     @override
+    def parts(self) -> list[Step]:
+        shared = vars(type(self._value))
+        classes = [n for n, v in self._shared.items() if not same(shared.get(n, MISSING), v)]
+        own = _differing(self._now(), self._kept)
+        return [*(("attribute", name) for name in own), *(("class", name) for name in classes)]
+
+    @override
     def put_back(self) -> None:
         if not self.changed():
             return
@@ -244,27 +260,70 @@ class Attributes(Kept):
 
 
 @final
-class _Scope(Kept):
-    """Variables of a function that outlive it: closure and globals."""
+class _Class(Kept):
+    """Attributes of a class of the user's that are no methods."""
 
-    def __init__(self, value: FunctionType) -> None:
-        self._globals = value.__globals__
-        self._kept = globals_of(value)
-        self._cells = [(cell, _content(cell)) for cell in value.__closure__ or ()]
+    def __init__(self, value: type) -> None:
+        self._value, self._kept = value, state_of_class(value)
 
     @override
     def changed(self) -> bool:
-        cells = any(not same(_content(cell), held) for cell, held in self._cells)
-        return cells or _differ(self._globals, self._kept)
+        return bool(self.parts())
+
+    @override
+    def parts(self) -> list[Step]:
+        return [("attribute", n) for n in _differing(state_of_class(self._value), self._kept)]
 
     @override
     def put_back(self) -> None:
-        for cell, held in self._cells:
+        for _, name in self.parts():
+            # Past the metaclass's own __setattr__ and __delattr__.
+            if name in self._kept:
+                type.__setattr__(self._value, str(name), self._kept[str(name)])
+            else:
+                type.__delattr__(self._value, str(name))
+
+
+@final
+class _Scope(Kept):
+    """Variables of a function that outlive it: closure, globals, attributes."""
+
+    def __init__(self, value: FunctionType) -> None:
+        self._attributes, self._held = vars(value), dict(vars(value))
+        self._kept = variables_named(value)
+        names = value.__code__.co_freevars
+        cells = zip(names, value.__closure__ or (), strict=True)
+        self._cells = [(name, cell, _content(cell)) for name, cell in cells]
+
+    @override
+    def changed(self) -> bool:
+        return bool(self.parts())
+
+    @override
+    def parts(self) -> list[Step]:
+        cells = [("cell", n) for n, cell, held in self._cells if not same(_content(cell), held)]
+        moved = [
+            ("global", n)
+            for n, (space, name, v) in self._kept.items()
+            if not same(space.get(name, MISSING), v)
+        ]
+        return [
+            *cells,
+            *moved,
+            *(("attribute", n) for n in _differing(self._attributes, self._held)),
+        ]
+
+    @override
+    def put_back(self) -> None:
+        for _, cell, held in self._cells:
             if held is not MISSING and not same(_content(cell), held):
                 cell.cell_contents = held
-        for name, held in self._kept.items():
-            if not same(self._globals.get(name, MISSING), held):
-                self._globals[name] = held
+        for space, name, held in self._kept.values():
+            if not same(space.get(name, MISSING), held):
+                space[name] = held
+        if _differing(self._attributes, self._held):
+            self._attributes.clear()
+            self._attributes.update(self._held)
 
 
 def _content(cell: Any) -> Any:
@@ -275,7 +334,7 @@ def _content(cell: Any) -> Any:
 
 
 @final
-class _Position(Kept):
+class Position(Kept):
     """How far an iterator has come; there is no way back."""
 
     restorable = False
@@ -305,6 +364,15 @@ def _position(iterator: Iterator[Any]) -> str:
         return ""
 
 
+def _differing(now: Mapping[str, Any], kept: Mapping[str, Any]) -> list[str]:
+    """Names that came, went, or have other values."""
+    return [
+        name
+        for name in (*kept, *(now.keys() - kept.keys()))
+        if not same(now.get(name, MISSING), kept.get(name, MISSING))
+    ]
+
+
 def _differ(now: Mapping[str, Any], kept: Mapping[Any, Any]) -> bool:
     return any(not same(now.get(key, MISSING), value) for key, value in kept.items())
 
@@ -313,5 +381,5 @@ _KINDS: tuple[tuple[Any, Callable[[Any], Kept]], ...] = (
     (Tensor | np.ndarray, _Array),
     (MutableMapping, _Items),
     (list | deque | set, _Elements),
-    (Iterator, _Position),
+    (Iterator, Position),
 )

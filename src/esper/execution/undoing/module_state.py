@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from esper.execution.undoing.changes import Attributes, Kept, equal_bits, keep, restore
-from esper.execution.undoing.reachable import Found, Path, follow, is_draws, walk
+from esper.execution.undoing.deep import Mark, kept_at, kept_whole
+from esper.execution.undoing.reachable import MANY, Found, Path, Step, is_draws, walk
 
 _TABLES = (
     "_parameters",
@@ -28,7 +29,7 @@ _WRITERS: WeakSet[nn.Module] = WeakSet()
 _VERSIONS: WeakKeyDictionary[nn.Module, tuple[int, ...]] = WeakKeyDictionary()
 """Versions of the frozen parameters of modules at the last pass on the side."""
 _PLAIN = frozenset({str, int, float, bool, tuple, type(None), torch.Size})
-_PLACES: WeakKeyDictionary[nn.Module, list[Path]] = WeakKeyDictionary()
+_PLACES: WeakKeyDictionary[nn.Module, list[Mark]] = WeakKeyDictionary()
 """Where a module keeps what was seen changing."""
 
 
@@ -39,18 +40,29 @@ class Place(NamedTuple):
     number: int
     path: Path
     restorable: bool
+    parts: tuple[Step, ...] | None = None
+
+    @property
+    def marks(self) -> list[Mark]:
+        """What is to be kept in passes on the side: the value, or those of its parts."""
+        if self.parts is None:
+            return [Mark(self.path, whole=True)]
+        parts = [Mark((*self.path, part), whole=True) for part in self.parts]
+        return [Mark(self.path, whole=False), *parts]
 
 
 @final
 class Reached:
     """Everything that is reached from some roots, as it was."""
 
-    def __init__(self, roots: Iterable[Any], *, own: Iterable[nn.Module] = ()) -> None:
+    def __init__(
+        self, roots: Iterable[Any], *, own: Iterable[nn.Module] = (), many: int = MANY
+    ) -> None:
         ids = frozenset(map(id, own))
         seen: set[int] = set()
         self._held: list[tuple[Place, Any, Kept]] = []
         for number, root in enumerate(roots):
-            for path, value in walk(root, own=ids):
+            for path, value in walk(root, own=ids, many=many):
                 if id(value) not in seen:
                     seen.add(id(value))
                     self._hold(Found(path, value), root, number)
@@ -63,7 +75,11 @@ class Reached:
 
     def changed(self) -> list[Place]:
         """Places whose value changed inside."""
-        return [place for place, _, kept in self._held if kept.changed()]
+        return [
+            place._replace(parts=None if (parts := kept.parts()) is None else tuple(parts))
+            for place, _, kept in self._held
+            if kept.changed()
+        ]
 
     def put_back(self) -> None:
         """Restore every value, in place."""
@@ -82,9 +98,11 @@ class ModuleState:
         own = [module for module in modules if not _is_espers(module)]
         for module in own:
             attributes = Attributes(module)
-            self._kept += [attributes, *map(keep, _insides(attributes.values()))]
+            self._kept.append(attributes)
+            for value in _insides(attributes.values()):
+                self._kept += [kept for _, _, kept in kept_whole(value)]
         for module in modules:
-            self._kept += [keep(follow(module, path)) for path in _PLACES.get(module, ())]
+            self._kept += kept_at(module, _PLACES.get(module, ()))
         # A ScriptModule lacks some of the tables, or has them in another form, and adds nothing.
         tables = [vars(m).get(name) for m in own for name in _TABLES]
         self._registered = [(table, set(table)) for table in tables if isinstance(table, dict)]
@@ -173,9 +191,8 @@ def mark_writers(modules: Iterable[nn.Module]) -> None:
 def mark_places(places: Iterable[Place]) -> None:
     """Keep what is found in these places of modules in every pass on the side from now on."""
     for place in places:
-        paths = _PLACES.setdefault(place.root, [])
-        if place.path not in paths:
-            paths.append(place.path)
+        marks = _PLACES.setdefault(place.root, [])
+        marks += [mark for mark in place.marks if mark not in marks]
 
 
 def _insides(values: Iterable[Any]) -> Iterator[Any]:
