@@ -170,3 +170,21 @@ def test_whole_numbers_and_names_are_taken_wherever_they_are_meant() -> None:
 def test_of_wrap_what_is_no_model(model: Any) -> None:
     with pytest.raises(ConfigError, match=r"model is .*; give a torch\.nn\.Module"):
         esper.wrap(model, layers=["0"])
+
+
+class _Lookahead:
+    """A wrapper as in much public code, which is no optimizer of PyTorch's."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer, self.param_groups = optimizer, optimizer.param_groups
+
+
+def test_of_an_engine_a_wrapper_without_a_state_is_refused_and_one_with_it_is_not() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    esper.wrap(model, layers=["0"])
+    wrapper: Any = _Lookahead(torch.optim.SGD(model.parameters(), lr=0.1))
+    given = {"loss_fn": losses, "holdout": [torch.ones(8, 4)]}
+    with pytest.raises(ConfigError, match="_Lookahead wraps an optimizer and has no attribute st"):
+        esper.Tamiyo(model, wrapper, **given)
+    wrapper.state = wrapper.optimizer.state
+    esper.Tamiyo(model, wrapper, **given).close()

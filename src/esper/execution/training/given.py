@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from esper.contracts.errors import ConfigError
-from esper.execution.training.schedulers import core
+from esper.execution.training.schedulers import core, shells
 
 
 def several(optimizer: Any) -> list[Any]:
@@ -29,6 +29,13 @@ def several(optimizer: Any) -> list[Any]:
                 f"{type(one).__name__} is not an optimizer of torch, nor a wrapper of one; pass "
                 "the optimizer that trains the model, or a list of them"
             )
+        for shell in shells(one):
+            if not isinstance(getattr(shell, "state", None), Mapping):
+                raise ConfigError(
+                    f"{type(shell).__name__} wraps an optimizer and has no attribute state, so "
+                    "kernels cannot join it; make it a torch.optim.Optimizer, or let its state be "
+                    "that of the optimizer that it wraps"
+                )
     return given
 
 
