@@ -284,7 +284,7 @@ def test_a_disk_that_takes_nothing_leaves_nothing(tmp_path: Path) -> None:
         preexec_fn=limit,
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "esper: File too large\n"
+    assert done.stderr == "esper: runs/digits-s0/run.json: File too large\n"
     assert list(tmp_path.iterdir()) == []
 
 

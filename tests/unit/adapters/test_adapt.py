@@ -257,5 +257,7 @@ def test_layers_inside_those_of_peft_are_refused_by_name() -> None:
     model = with_peft("encoder.mix")
     with pytest.raises(ConfigError, match=r"'encoder\.mix\.base_layer' is a part of an adapter"):
         adapted(model, layers=["down", "encoder.mix.base_layer"])
-    with pytest.raises(ConfigError, match=r"no nn\.Linear outside its head and of the adapters"):
+    with pytest.raises(
+        ConfigError, match=r"no nn\.Linear outside its head and the adapters of peft"
+    ):
         adapted(with_peft("encoder.up", "encoder.mix", "down"))
