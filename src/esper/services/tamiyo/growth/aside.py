@@ -7,7 +7,7 @@ from typing import Self, final
 
 import torch
 
-from esper.contracts.errors import MeasurementError, ReplicaError
+from esper.contracts.errors import ConfigError, MeasurementError, ReplicaError
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +56,9 @@ class Attempt:
         )
         if (self._what, name) not in self._told:
             self._told.add((self._what, name))
-            of_data = isinstance(error, MeasurementError)  # where it came up tells nothing
+            says_all = isinstance(error, ConfigError | MeasurementError)
             logger.warning(
-                "%s; the training goes on", self.why, exc_info=None if of_data else error
+                "%s; the training goes on", self.why, exc_info=None if says_all else error
             )
         return True
 
@@ -67,10 +67,10 @@ class Attempt:
 class Aside:
     """Catches what fails on the side of the user's training; the only place that does.
 
-    Each kind of failure is logged once, as a warning with its traceback, which only a
-    `MeasurementError` does without. What is no ``Exception``,
-    as ``KeyboardInterrupt`` and ``SystemExit``, passes through, and so does a `ReplicaError`: to go
-    on alone would be to train another model.
+    Each kind of failure is logged once, as a warning with its traceback, but for a `ConfigError`
+    and a `MeasurementError`, which say all. What is no ``Exception``, as ``KeyboardInterrupt`` and
+    ``SystemExit``, passes through, and so does a `ReplicaError`: to go on alone would be to train
+    another model.
 
     Example:
         >>> aside = Aside()
