@@ -14,6 +14,17 @@ from typing_extensions import override
 
 _TOOLS = "torch.nn.utils."
 
+_HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_pre_hooks",
+    "_backward_hooks",
+)
+"""Tables of the hooks on calls of a module."""
+
 
 class _Twinned(type):
     """Class whose properties, added later, go to a second class too.
@@ -126,6 +137,17 @@ class Forwarding(nn.Module, metaclass=_Twinned):
             if type(hook).__module__.startswith(_TOOLS):
                 self.host._forward_pre_hooks[key] = self._forward_pre_hooks.pop(key)
         return self.host
+
+    def move_hooks(self, place: nn.Module) -> None:
+        """Give the user's hooks on calls of the layer to what takes its place."""
+        for name in _HOOKS:
+            own, there = vars(self)[name], vars(place)[name]
+            if there:  # of a host that had hooks before it was wrapped: those run first
+                there.update(own)
+            elif own:  # the same table, so handles of the hooks still remove them
+                vars(place)[name] = own
+        if self._is_full_backward_hook is not None:
+            place._is_full_backward_hook = self._is_full_backward_hook
 
     def _host_of(self, name: str) -> Any:
         """Host, if the attribute is its affair."""

@@ -245,6 +245,8 @@ def replace_layers(model: M, places: Mapping[KasminaLayer, nn.Module]) -> M:
 
     Returns the model, or what takes its place if it is such a layer itself.
     """
+    for layer, place in places.items():
+        layer.move_hooks(place)
     found = list(model.named_modules(remove_duplicate=False))
     for name, module in reversed(found):  # inner ones first: the names lead through the outer ones
         if name and isinstance(module, KasminaLayer) and module in places:

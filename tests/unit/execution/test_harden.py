@@ -303,6 +303,24 @@ def engine(model: nn.Module) -> esper.Tamiyo:
     return esper.Tamiyo(model, optimizer, loss_fn=loss_fn, holdout=[torch.randn(4, 6)])
 
 
+@pytest.mark.parametrize("state", STATES, ids=str)
+def test_hooks_that_came_after_wrapping_stay(state: SeedState) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+    layer = wrapped(model, "0", 2, x)
+    layer.register_forward_pre_hook(lambda _layer, given: (given[0] + 1,))
+    doubled = layer.register_forward_hook(lambda _layer, _given, output: 2 * output)
+    if state is not SeedState.DORMANT:
+        grow(layer, 0, state)
+    before = model(x)
+    torch.testing.assert_close(harden(model)(x), before)
+    assert torch.equal(model(x), before), "the model keeps its own"
+    esper.unwrap(model, discard_grown=True)
+    with_hooks = model(x)
+    doubled.remove()
+    assert not torch.equal(model(x), with_hooks), "a handle still removes its hook"
+
+
 def test_a_model_that_was_never_wrapped() -> None:
     model = nn.Sequential(nn.Linear(6, 4))
     plain = harden(model)
