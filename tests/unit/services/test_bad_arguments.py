@@ -183,7 +183,7 @@ def test_of_an_engine_a_wrapper_without_a_state_is_refused_and_one_with_it_is_no
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     esper.wrap(model, layers=["0"])
     wrapper: Any = _Lookahead(torch.optim.SGD(model.parameters(), lr=0.1))
-    given = {"loss_fn": losses, "holdout": [torch.ones(8, 4)]}
+    given: Any = {"loss_fn": losses, "holdout": [torch.ones(8, 4)]}
     with pytest.raises(ConfigError, match="_Lookahead wraps an optimizer and has no attribute st"):
         esper.Tamiyo(model, wrapper, **given)
     wrapper.state = wrapper.optimizer.state
