@@ -24,6 +24,9 @@ def _store(show_help: Help = False) -> None:
     del show_help
 
 
+_RECOVER = "readers may miss events; copy the file, and try: sqlite3 FILE .recover"
+
+
 @app.command()
 def check(store: Store, json: Json = False) -> None:
     """Read all of a store: what is odd, damaged or missing; exit code 1 if anything is.
@@ -54,9 +57,7 @@ def check(store: Store, json: Json = False) -> None:
             out.print(f"{name:14}{value}", markup=False, soft_wrap=True)
         lines = [
             *(f"damaged: {line}" for line in found.damage),
-            *["readers may miss events; copy the file, and try: sqlite3 FILE .recover"][
-                : len(found.damage)
-            ],
+            *([_RECOVER] if found.damage else []),
             *(f"odd: entry {place}: {why}" for place, why in found.quarantined.items()),
             *(f"missing: {writer!r} {first} to {last}" for writer, first, last in found.missing),
             *(

@@ -88,7 +88,7 @@ class SelectionContext:
             _require_numbers("promises", self.promises)
 
     def promise_of(self, seed: int) -> float | None:
-        """What the gradient promises of a seed; ``None`` where that is no finite number >= 0."""
+        """Promise of a seed's gradient; ``None`` where that is no finite number >= 0."""
         promise = self.promises.get(seed)
         return promise if promise is not None and 0 <= promise < inf else None
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Adam
 
 import esper
-from esper.contracts.errors import KernelError
+from esper.contracts.errors import KernelError, MeasurementError
 from esper.execution.seeded import Seeded
 from esper.services.tamiyo.growth.progress import Progress
 from esper.services.tamiyo.growth.promised import relative
@@ -42,6 +42,10 @@ def _fails() -> Promises:
     raise KernelError("the losses have no gradients")
 
 
+def _is_nan() -> Promises:
+    raise MeasurementError("the gradient at layer 'a' is not finite")
+
+
 def test_promises_are_those_of_the_smallest_kernels_relative_to_their_mean() -> None:
     found = relative(_found, _layers(a=True, b=True))
     assert found == {"a": {"lora": 1.5, "glu": 0.5}, "b": {"lora": 1.0}}
@@ -56,6 +60,7 @@ def test_layers_that_train_promise_nothing() -> None:
 def test_a_pass_that_says_nothing_promises_nothing(value: float) -> None:
     assert relative(lambda: {"a": {"lora": (value,)}}, _layers(a=True)) == {}
     assert relative(_fails, _layers(a=True)) == {}
+    assert relative(_is_nan, _layers(a=True)) == {}
 
 
 def test_more_batches_are_kept_where_their_gradients_are_read() -> None:

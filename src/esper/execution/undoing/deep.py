@@ -24,7 +24,7 @@ from esper.execution.undoing.reachable import (
 )
 
 _ENDS = (nn.Module, nn.Parameter, Optimizer, FunctionType, type)
-"""What is reached by ways of its own."""
+"""Kinds of values that are reached by ways of their own."""
 _PASS: ContextVar[dict[int, list[Kept]] | None] = ContextVar("_PASS", default=None)
 
 

@@ -44,7 +44,7 @@ class Place(NamedTuple):
 
     @property
     def marks(self) -> list[Mark]:
-        """What is to be kept in passes on the side: the value, or those of its parts."""
+        """Marks of what is kept in passes on the side: the value, or those of its parts."""
         if self.parts is None:
             return [Mark(self.path, whole=True)]
         parts = [Mark((*self.path, part), whole=True) for part in self.parts]

@@ -25,7 +25,7 @@ Path = tuple[Step, ...]
 
 MISSING = object()
 ENDS = (str, bytes, bool, int, float, complex, type(None), type, ModuleType)
-"""What nothing else is reached from, and what does not change inside; classes of the user's do."""
+"""Types that nothing else is reached from and that do not change inside; the user's classes do."""
 
 _PLAIN = frozenset({str, bytes, bool, int, float, complex, type(None)})
 

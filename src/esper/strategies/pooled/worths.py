@@ -41,7 +41,7 @@ DEPTH_OF_LAYER, DEPTH_OF_BOTH, REACH = 0.6, 0.3, 0.2
 difference of depths, in shares of the network, from which on they share nothing."""
 
 LEAD, LED = 0.8, 0.15
-"""How far the gradient's promise moves a worth; the part of the variances that is left where it is
+"""Weight of the gradient's promise in a worth; the part of the variances that is left where it is
 known. Of frozen layers, whose kernels alone learn."""
 
 _PACE: Final = 0.4, 0.7

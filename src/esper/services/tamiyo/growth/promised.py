@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from math import inf
 from statistics import fmean
 
-from esper.contracts.errors import KernelError
+from esper.contracts.errors import KernelError, MeasurementError
 from esper.execution.seeded import Seeded
 from esper.services.tamiyo.policies.base import Promises
 
@@ -26,7 +26,7 @@ def relative(found: Callable[[], Promises], layers: Mapping[str, Seeded]) -> Pro
     """
     try:
         promises = found()
-    except KernelError:  # a model without gradients at its layers: no reason not to grow
+    except (KernelError, MeasurementError):  # no gradients, or NaN: no reason not to grow
         return {}
     first = {
         name: {blueprint: values[0] for blueprint, values in kinds.items() if values}
