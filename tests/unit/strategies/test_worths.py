@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import sqrt
 
 import numpy as np
 import pytest
@@ -58,10 +59,18 @@ def _hear(
     gains: Mapping[str, Sequence[float]],
     stderr: float = 0.001,
     depths: Mapping[str, float] | None = None,
+    promises: Mapping[int, float] | None = None,
 ) -> None:
     """One audition of all seeds of some layers, of which the first one goes on."""
     asked = {
-        name: (range(len(one)), replace(_context(), health=_at(name, (depths or {}).get(name))))
+        name: (
+            range(len(one)),
+            replace(
+                _context(),
+                health=_at(name, (depths or {}).get(name)),
+                promises=promises or {},
+            ),
+        )
         for name, one in gains.items()
     }
     decisions = reserve_cohort(selector, asked, always=True)
@@ -381,7 +390,7 @@ def test_a_state_in_the_middle_of_short_runs_goes_on_as_it_was(outcomes: int) ->
 def test_a_state_without_depths_can_be_read() -> None:
     worths = RelativeWorths()
     state = worths.state_dict()
-    for name in ("depths", "early", "short"):
+    for name in ("depths", "early", "leads", "short"):
         del state[name]
     other = RelativeWorths()
     other.load_state_dict(state)
@@ -429,7 +438,27 @@ def test_a_promise_moves_the_worth_and_leaves_less_of_its_variance() -> None:
     leads = {PAIRS[0]: lead_of(4.0), PAIRS[3]: lead_of(0.0)}
     means, covariance = worths.posterior(PAIRS, leads=leads)
     assert means == pytest.approx([1 + LEAD, 1, 1, 1 - LEAD])
-    assert covariance == pytest.approx(LED * worths.posterior(PAIRS)[1])
+    before = worths.posterior(PAIRS)[1]
+    assert np.diag(covariance) == pytest.approx(np.diag(before) * np.array([LED, 1, 1, LED]))
+    assert covariance[1, 2] == pytest.approx(before[1, 2])
+    assert covariance[0, 1] == pytest.approx(before[0, 1] * sqrt(LED))
+    assert covariance[0, 3] == pytest.approx(before[0, 3] * LED)
+    assert np.linalg.eigvalsh(covariance).min() > 0
+
+
+def test_a_run_that_reads_no_gradients_inherits_what_those_of_another_promised() -> None:
+    """A seed that kept a great promise is better than one that exceeded a small one."""
+    store = MemoryStore()
+    promises, gains = {0: 4.0, 1: 0.25, 2: 1.0}, {"fc1": (0.03, 0.012, 0.022)}
+    first = _selector(store, "r0")
+    for _ in range(6):
+        _hear(first, gains, stderr=1e-5, promises=promises)
+    first.performance_tracker.flush()
+    asked = {"fc1": (range(3), _context())}
+    means = worths_of(_selector(store, "r1"), asked).means
+    assert means == pytest.approx(worths_of(first, asked).means)
+    assert means[0] / means[2] == pytest.approx(0.03 / 0.022, rel=0.2)
+    assert means[0] / means[1] == pytest.approx(0.03 / 0.012, rel=0.2)
 
 
 def test_a_seed_that_earned_what_its_gradient_promised_is_thought_no_better_for_it() -> None:

@@ -70,7 +70,7 @@ class PooledIMED(SelectionStrategy, ABC):
     @override
     def knows(self, viable: Seeds, metrics: Metrics, context: SelectionContext) -> Seeds:
         known = self.knowledge(metrics, PooledKnowledge, context)
-        if (known.worths.taught or context.promises) and is_young(viable, metrics):
+        if (known.worths.taught or _promised(viable, context)) and is_young(viable, metrics):
             return viable
         return known_elsewhere(known.rewards, viable, metrics, context)
 
@@ -97,7 +97,7 @@ class PooledIMED(SelectionStrategy, ABC):
         self, viable: Seeds, metrics: Metrics, context: SelectionContext, rng: Draws
     ) -> Choice:
         known = self.knowledge(metrics, PooledKnowledge, context)
-        if known.worths.taught or context.promises:
+        if known.worths.taught or _promised(viable, context):
             return self._by_worth(known.worths, viable, metrics, context, rng)
         learned = known.rewards
         noise = learned.noise()
@@ -173,6 +173,10 @@ def _starved(viable: Seeds, metrics: Metrics) -> Seeds:
     tries = {seed: metrics[seed].total_activations if seed in metrics else 0 for seed in viable}
     least = sum([one.total_activations for one in metrics.values()]) // _FLOOR
     return [seed for seed, count in tries.items() if count < least]
+
+
+def _promised(viable: Seeds, context: SelectionContext) -> bool:
+    return any(context.promise_of(seed) is not None for seed in viable)
 
 
 def _leads(

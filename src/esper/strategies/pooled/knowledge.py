@@ -13,7 +13,7 @@ from esper.records.history import writer_of
 from esper.records.layer import LayerKnowledge
 from esper.strategies.pooled.beliefs import Beliefs
 from esper.strategies.pooled.pooling import kind_of
-from esper.strategies.pooled.worths import Gain, Pair, RelativeWorths, lead_of
+from esper.strategies.pooled.worths import Gain, Pair, RelativeWorths
 
 _CLEAR = 2.0
 """Standard errors that gains of a cohort must be from 0, root mean square, to teach anything."""
@@ -54,7 +54,8 @@ class PooledKnowledge(LayerKnowledge):
             return
         self.worths.locate(decision.layer_name, decision.depth)
         run = writer_of(decision.decision_id, decision.layer_name)
-        gain = Gain(_pair_of(decision), reward, stderr, lead_of(decision.promise))
+        pair = _pair_of(decision)
+        gain = Gain(pair, reward, stderr, self.worths.lead(pair, decision.promise))
         if self.worths.taught:
             self.worths.learn_outcome(run, gain, audition=bool(decision.audition))
         else:
@@ -67,8 +68,9 @@ class PooledKnowledge(LayerKnowledge):
         if contrast.point not in self._cohort:
             self._cohort.clear()
         cohort = self._cohort.setdefault(contrast.point, [])
-        lead = lead_of(decision.promise)
-        cohort.append(Gain(_pair_of(decision), contrast.gain, contrast.stderr, lead))
+        pair = _pair_of(decision)
+        lead = self.worths.lead(pair, decision.promise)
+        cohort.append(Gain(pair, contrast.gain, contrast.stderr, lead))
         if len(cohort) == contrast.cohort and _is_clear(cohort):
             run = writer_of(decision.decision_id, decision.layer_name)
             self.worths.learn_audition(run, cohort)

@@ -125,13 +125,14 @@ class RelativeWorths:
         short: True if runs are so short that outcomes alone teach.
     """
 
-    __slots__ = ("_depths", "_early", "_pairs", "_runs", "short", "taught")
+    __slots__ = ("_depths", "_early", "_leads", "_pairs", "_runs", "short", "taught")
 
     def __init__(self) -> None:
         self.taught = False
         self._early: list[tuple[str, Gain]] | None = []  # until it is known whether runs are short
         self.short = False
         self._depths: dict[str, float] = {}
+        self._leads: dict[Pair, float] = {}
         self._pairs: dict[Pair, tuple[float, float]] = {}  # precision, precision-weighted sum
         self._runs: dict[str, Unit] = {}
 
@@ -139,6 +140,12 @@ class RelativeWorths:
         """Note the relative depth of a layer, in [0, 1]; ``None`` if it is not known."""
         if depth is not None:
             self._depths[layer] = depth
+
+    def lead(self, pair: Pair, promise: float | None) -> float:
+        """Lead that a promise gives a pair, from now on; without one that of the last promise."""
+        if promise is not None:
+            self._leads[pair] = lead_of(promise)
+        return self._leads.get(pair, 0.0)
 
     def learn_audition(self, run: str, gains: Sequence[Gain]) -> None:
         """Learn what several seeds earned in the shadow at one moment."""
@@ -204,18 +211,17 @@ class RelativeWorths:
         Args:
             pairs: Layers and kinds.
             depths: Relative depths of layers, beside those that are noted.
-            leads: Leads of pairs, where gradients promised something.
+            leads: Leads of pairs that gradients promised now, before those that are noted.
         """
-        depths = {**self._depths, **depths}
-        part = LED if leads else 1.0
+        depths, leads = {**self._depths, **depths}, {**self._leads, **leads}
         means = 1 + np.array([leads.get(pair, 0.0) for pair in pairs])
-        prior = part * _covariance(pairs, pairs, depths)
+        prior = _covariance(pairs, pairs, depths, leads)
         known = sorted(self._pairs, key=lambda pair: -self._pairs[pair][0])[:_PAIRS]
         if not known:
             return means, prior
         precision, weighted = np.array([self._pairs[pair] for pair in known]).T
-        between = part * _covariance(pairs, known, depths)
-        inside = part * _covariance(known, known, depths) + np.diag(1 / precision)
+        between = _covariance(pairs, known, depths, leads)
+        inside = _covariance(known, known, depths, leads) + np.diag(1 / precision)
         targets = np.column_stack([weighted / precision - 1, between.T])
         solved = np.linalg.solve(inside, targets)
         return means + between @ solved[:, 0], prior - between @ solved[:, 1:]
@@ -234,6 +240,7 @@ class RelativeWorths:
         return {
             "taught": self.taught,
             "depths": dict(self._depths),
+            "leads": [[*pair, lead] for pair, lead in self._leads.items()],
             "short": self.short,
             "early": self._early
             and [[run, *g.pair, g.gain, g.stderr, g.lead] for run, g in self._early],
@@ -251,15 +258,16 @@ class RelativeWorths:
             for run, shadow, blended, own in state["runs"]
         }
         depths = {str(k): float(v) for k, v in state.get("depths", {}).items()}  # 0.1.0: none
+        leads = {(str(a), str(b)): float(lead) for a, b, lead in state.get("leads", ())}
         early = [
             (str(run), Gain((str(a), str(b)), *map(float, numbers)))
             for run, a, b, *numbers in state.get("early") or ()
         ]
         numbers = [n for pair in pairs.values() for n in pair]
-        if not np.isfinite([*numbers, *depths.values()]).all():
+        if not np.isfinite([*numbers, *depths.values(), *leads.values()]).all():
             raise ValueError("a number is not finite")
         self.taught, self._pairs, self._runs = bool(state["taught"]), pairs, runs
-        self._depths, self.short = depths, bool(state.get("short"))
+        self._depths, self._leads, self.short = depths, leads, bool(state.get("short"))
         self._early = None if state.get("early", ()) is None else early
 
 
@@ -277,7 +285,9 @@ def _moved(unit: float, gains: Sequence[Gain], expected: float, pace: float) -> 
     return float(unit * ratio**pace)
 
 
-def _covariance(one: Sequence[Pair], two: Sequence[Pair], depths: Mapping[str, float]) -> Numbers:
+def _covariance(
+    one: Sequence[Pair], two: Sequence[Pair], depths: Mapping[str, float], leads: Leads
+) -> Numbers:
     rows, columns = [[_parts(pair) for pair in pairs] for pairs in (one, two)]
     layers, kinds, blueprints = (
         np.array([a[at] for a in rows])[:, None] == np.array([b[at] for b in columns])
@@ -287,8 +297,10 @@ def _covariance(one: Sequence[Pair], two: Sequence[Pair], depths: Mapping[str, f
     of_layer = np.where(layers, OF_LAYER, DEPTH_OF_LAYER * near)
     of_both = np.where(layers, OF_BOTH, DEPTH_OF_BOTH * near) * kinds
     shared = OF_BLUEPRINT * blueprints + OF_KIND * kinds
-    same: Numbers = of_layer + shared + of_both
-    return same.reshape(len(one), len(two))
+    here, there = [[LED if pair in leads else 1.0 for pair in pairs] for pairs in (one, two)]
+    left = np.sqrt(np.outer(here, there))
+    covariance: Numbers = left * (of_layer + shared + of_both).reshape(left.shape)
+    return covariance
 
 
 def _near(one: Sequence[str], two: Sequence[str], depths: Mapping[str, float]) -> Numbers:
