@@ -1,6 +1,7 @@
 """Lists and dictionaries of tensors that a loop pairs with the model's parameters."""
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 from weakref import ref
@@ -12,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from typing_extensions import override
 
 import esper
-from tests.unit.services.small_run import SEEDS, SmallRun, host, settings
+from tests.unit.services.small_run import SEEDS, SmallRun, host, loss_fn, settings
 
 pytestmark = pytest.mark.trains
 
@@ -147,21 +148,111 @@ def test_an_importance_of_weights_is_zero_for_a_new_kernel() -> None:
     assert all(bool(old[name].any()) for name in new)
 
 
+class WholeState(OfState):
+    """Over a copy of the whole state dict, of which the floating-point numbers are averaged."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.shadow = {n: t.clone() for n, t in model.state_dict().items()}
+
+
+def test_an_average_of_the_whole_state_dict_can_be_loaded_when_the_model_has_grown() -> None:
+    run = SmallRun(config=BLENDS_SOON)
+    average = WholeState(run.model)
+    grow_with(run, average.update)
+    state = run.model.state_dict()
+    assert list(average.shadow) == list(state)
+    states = [name for name in state if name.endswith("_extra_state")]
+    assert all(torch.equal(average.shadow[name], state[name]) for name in states)
+    copy.deepcopy(run.model).load_state_dict(average.shadow)
+
+
+@pytest.mark.parametrize("kind", [list, dict])
+def test_anchors_of_the_loss_follow_before_the_next_kernel_is_judged(kind: type[Any]) -> None:
+    """Two layers grow at once: what one is blended in with is paired while the other is judged."""
+    anchors: Any = kind()
+
+    def pairs(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+        if kind is list:
+            return list(zip(model.parameters(), anchors, strict=True))
+        return [(p, anchors[name]) for name, p in model.named_parameters()]
+
+    def anchored(model: nn.Module, batch: Any) -> Tensor:
+        return loss_fn(model, batch) + sum(0.01 * (p - a).square().sum() for p, a in pairs(model))
+
+    model = esper.wrap(host(), ["fc1", "fc2"], SEEDS)
+    values = {name: p.detach().clone() for name, p in model.named_parameters()}
+    anchors.update(values) if kind is dict else anchors.extend(values.values())
+    run = run_over(model, anchored)
+    grow_with(run, lambda _: None, 10)
+    verdicts = [verdict for report in run.reports for verdict in report.verdicts]
+    assert len({verdict.layer_name for verdict in verdicts if verdict.reward is not None}) == 2
+    assert not [verdict.why for verdict in verdicts if verdict.reward is None]
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bool])
+def test_a_mask_lets_new_kernels_learn(kind: torch.dtype) -> None:
+    run = SmallRun(config=BLENDS_SOON)
+    masks = {n: torch.ones_like(p).to(kind) for n, p in run.model.named_parameters()}
+    masks["fc1.host.weight"][0, 0] = 0
+    host_names = set(masks)
+
+    @torch.no_grad()
+    def prune(model: nn.Module) -> None:
+        for name, p in model.named_parameters():
+            p.mul_(masks[name])
+
+    grow_with(run, prune)
+    new = set(masks) - host_names
+    assert new
+    assert all(bool(masks[name].all()) and masks[name].dtype is kind for name in new)
+
+
 def test_what_mirrors_nothing_and_optimizers_stay_as_they_are() -> None:
     run = SmallRun(config=BLENDS_SOON)
     best: dict[str, Tensor] = {k: v.clone() for k, v in run.model.state_dict().items()}
     others = [torch.zeros(p.shape[::-1]) for p in run.model.parameters()]
-    snapshot = [p.detach().clone() for p in run.model.parameters()]
-    before = list(snapshot)
+    integers = [torch.zeros(p.shape, dtype=torch.long) for p in run.model.parameters()]
     groups = [id(group["params"]) for group in run.optimizer.param_groups]
     names = list(best)
     grow_with(run, lambda _: None)
     assert list(best) == names
-    assert len(others) == 6
-    assert [id(t) for t in snapshot] == list(map(id, before))
+    assert len(others) == len(integers) == 6
     assert [id(group["params"]) for group in run.optimizer.param_groups[:1]] == groups
     run.model.load_state_dict(best)
     run.run(10, first=8)
+
+
+def test_a_snapshot_by_position_can_be_put_back_when_the_model_has_grown() -> None:
+    run = SmallRun(config=BLENDS_SOON)
+    best = [p.detach().clone() for p in run.model.parameters()]
+    before = [id(value) for value in best]
+    grow_with(run, lambda _: None)
+    assert [id(value) for value in best if id(value) in before] == before
+    with torch.no_grad():
+        for p, value in zip(run.model.parameters(), best, strict=True):
+            p.copy_(value)
+
+
+def test_a_batch_in_a_list_that_looks_like_one_layer_stays_a_batch() -> None:
+    model = esper.wrap(nn.Sequential(OrderedDict(fc=nn.Linear(6, 6))), ["fc"], SEEDS)
+    kept = [torch.randn(6, 6), torch.randn(6)]  # the shapes of a weight and its bias
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        inputs, targets = batch
+        return nn.functional.mse_loss(model(inputs)[:, 0], targets, reduction="none")
+
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    given: dict[str, Any] = {"loss_fn": loss, "config": BLENDS_SOON}
+    tamiyo = esper.Tamiyo(model, optimizer, holdout=[kept] * 4, **given)
+    for epoch in range(6):
+        for batch in [kept, [kept[0].neg(), kept[1]]]:
+            optimizer.zero_grad()
+            loss(model, batch).mean().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            tamiyo.on_batch_end(batch)
+        tamiyo.on_epoch_end(epoch)
+    assert any(event.kind == "decision" for event in tamiyo.events())
+    assert len(kept) == 2
 
 
 class Both(nn.Module):
@@ -187,9 +278,9 @@ class Both(nn.Module):
             ours.lerp_(theirs, 0.1)
 
 
-def run_over(model: nn.Module) -> SmallRun:
+def run_over(model: nn.Module, loss: Callable[[Any, Any], Tensor] = loss_fn) -> SmallRun:
     """A run over a model that is wrapped already."""
-    run = SmallRun(grown=False, model=model)
+    run = SmallRun(grown=False, model=model, loss_fn=loss)
     given: dict[str, Any] = {"loss_fn": run.loss_fn, "holdout": run.holdout, "config": BLENDS_SOON}
     run.tamiyo = esper.Tamiyo(model, run.optimizer, **given)
     return run

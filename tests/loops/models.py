@@ -120,6 +120,51 @@ def average_of_weights(trial: Trial) -> None:
     assert [p.shape for p in ema.parameters()] == [p.shape for p in model.parameters()]
 
 
+@works
+def average_of_the_state_dict(trial: Trial) -> None:
+    """A copy of the state dict is averaged entry by entry after each batch."""
+    model = trial.wrap(Net())
+    optimizer, average = adam(model), {n: t.clone() for n, t in model.state_dict().items()}
+    tamiyo = trial.tamiyo(model, optimizer)
+    for epoch in trial.epochs:
+        for batch in TRAIN:
+            optimizer.zero_grad()
+            loss_fn(model, batch).mean().backward()
+            optimizer.step()
+            for name, value in model.state_dict().items():
+                if value.is_floating_point():
+                    average[name].mul_(0.9).add_(value, alpha=0.1)
+            tamiyo.on_batch_end(batch)
+        tamiyo.on_epoch_end(epoch)
+    assert average.keys() == model.state_dict().keys()
+
+
+@works
+def anchors_by_name(trial: Trial) -> None:
+    """`loss_fn` pulls each parameter to where it began, as L2-SP and elastic weights do."""
+    model = trial.wrap(Net(nn.Linear(8, 8)), ["fc1", "between.0"])
+    began = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    def loss(model: nn.Module, batch: Any) -> Any:
+        pulls = ((p - began[name]).square().sum() for name, p in model.named_parameters())
+        return loss_fn(model, batch) + 0.01 * sum(pulls)
+
+    trial.train(model, [], loss_fn=loss).plain = False  # it has other names
+
+
+@works
+def anchors_by_position(trial: Trial) -> None:
+    """The same, with a list of values that is paired with `model.parameters()`."""
+    model = trial.wrap(Net(nn.Linear(8, 8)), ["fc1", "between.0"])
+    began = [p.detach().clone() for p in model.parameters()]
+
+    def loss(model: nn.Module, batch: Any) -> Any:
+        pairs = zip(model.parameters(), began, strict=True)
+        return loss_fn(model, batch) + 0.01 * sum((p - a).square().sum() for p, a in pairs)
+
+    trial.train(model, [], loss_fn=loss)
+
+
 class LayerDrop(Net):
     """Skips its block in a part of the training passes."""
 

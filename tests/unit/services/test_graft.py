@@ -81,7 +81,7 @@ def test_its_optimizer_state_goes_over_to_the_users() -> None:
     for name, p in graft.kernel.module.named_parameters():
         assert torch.equal(run.optimizer.state[p]["exp_avg"], gathered[name])
         assert any(p is held for held in run.optimizer.param_groups[-1]["params"])
-    graft.forget()
+    graft.settle(kept=False)
     held = {id(p) for p in run.optimizer.param_groups[0]["params"]}
     assert not held & {id(p) for p in graft.kernel.module.parameters()}
 

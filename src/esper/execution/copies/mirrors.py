@@ -1,18 +1,21 @@
 """Lists and dictionaries that the user pairs with the model's parameters: they grow with it.
 
-Averages of weights in a plain dictionary, by name, or in a list, by position, are what many loops
-keep. When a kernel comes or goes, three kinds of container in the loop follow: a dictionary
-with the names of the parameters and no others; a list of the model's own parameters, or of
-references to them; a list of other tensors if its values were seen moving since the kernel
-germinated, as an average's do and a snapshot's do not. Parameter groups of optimizers do not belong
-to these. Where a kernel is merged into parameters, its values are merged into theirs.
+Averages of weights, anchors, importances and masks in a plain dictionary, by name, or in a list, by
+position, are what many loops keep. When a kernel comes or goes, these containers in the loop
+follow: a dictionary with the names of the parameters, or of the state's numbers, and no others; a
+list of the model's own parameters, or of references to them; a list of other tensors of their
+shapes. Where that may be chance or a record (a short list, one in a history, a whole state dict),
+it follows only if its values were seen moving, as an average's do. Parameter groups of
+optimizers do not belong to these. Where a kernel is merged into parameters, its values are merged
+into theirs.
 """
 
 import logging
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import nan
 from types import FrameType
 from typing import Any, NamedTuple, final
 from weakref import ref
@@ -21,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from esper.execution.kernel import Join
-from esper.execution.undoing.reachable import is_of_a_library, variables_of, walk
+from esper.execution.topology import KEY
+from esper.execution.undoing.reachable import Found, Path, is_of_a_library, variables_of, walk
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +37,16 @@ class Own(NamedTuple):
     shape: torch.Size
 
 
-Table = dict[str, Own]
+class Table(NamedTuple):
+    """Tensors by name that a container may have one for each of; of the loose ones of any shape."""
 
-_FEWEST = 2
-"""Tensors of the smallest container that can be told from any other."""
+    owns: dict[str, Own]
+    loose: frozenset[str] = frozenset()
+
+
+_KINDS = dict, OrderedDict, list
+_FEWEST, _MANY = 2, 4
+"""Tensors of the smallest container that can be told from any other: if its values move; else."""
 _ALIKE = 0.5
 """Cosine above which values resemble the parameters, as an average of them does."""
 
@@ -53,38 +63,45 @@ class Mirrors:
     def __init__(self, model: nn.Module, joined: Callable[[], Sequence[Join]]) -> None:
         self.model = model
         self.joined = joined
-        self._still: list[tuple[list[Any], list[float]]] = []
-        self._moving: list[list[Any]] = []
-
-    def watch(self) -> None:
-        """Note the values of every list that may be an average: a kernel has germinated."""
-        tables = _tables(self.model)
-        self._still = [
-            (held, list(map(_fingerprint, held)))
-            for held in _containers(tables, list)
-            if not any(_mirrors(held, table) and _is_own(held, table) for table in tables)
-        ]
+        self._known: list[Table] = []
+        self._still: list[tuple[Any, list[float]]] | None = None
+        self._moving: list[Any] = []
 
     @contextmanager
     def following(self) -> Iterator[None]:
         """Let what mirrors the model's parameters follow the growth that happens inside."""
-        before = _tables(self.model)
+        self._known = _tables(self.model)
+        if self._still is None:
+            self._watch()
         yield
-        joins = self.joined()
-        after = _tables(self.model)
+        self.follow()
+
+    def follow(self) -> None:
+        """Let it follow the growth since the last time."""
+        joins, before = self.joined(), self._known
+        self._known = after = _tables(self.model)
         if any(map(_differ, before, after)):
             with torch.no_grad():
                 self._follow(before, after, joins)
+            self._watch()
+
+    def _watch(self) -> None:
+        """Note the values of everything that may be an average."""
+        self._still = [
+            (held, _fingerprints(held))
+            for _, held in _containers(self._known)
+            if not any(_mirrors(held, table) and _is_own(held, table) for table in self._known)
+        ]
 
     def _follow(self, before: list[Table], after: list[Table], joins: Sequence[Join]) -> None:
-        moved = [held for held, was in self._still if list(map(_fingerprint, held)) != was]
+        moved = [held for held, was in self._still or () if _fingerprints(held) != was]
         self._moving += moved
         moving = set(map(id, self._moving))
-        for held in _containers(before, dict, OrderedDict, list):
+        for path, held in _containers(before):
             for old, new in zip(before, after, strict=True):
                 if not _differ(old, new) or not _mirrors(held, old):
                     continue
-                if isinstance(held, dict) or id(held) in moving or _is_own(held, old):
+                if id(held) in moving or _is_own(held, old) or _is_sure(held, old, path):
                     _mirror(held, old, new, joins)
                     name = type(held).__name__
                     logger.info("a %s of %d tensors follows the parameters", name, len(held))
@@ -92,31 +109,38 @@ class Mirrors:
 
 
 def _tables(model: nn.Module) -> list[Table]:
-    """Parameters, trainable ones, floating-point state, by name: a container may mirror each."""
+    """Parameters, trainable ones, floating-point state, all state: a container may mirror each."""
     parameters = {name: Own(p, p.shape) for name, p in model.named_parameters()}
     state = model.state_dict(keep_vars=True).items()
+    tensors = {name: Own(t, t.shape) for name, t in state if isinstance(t, Tensor)}
+    floats = {name: own for name, own in tensors.items() if own.tensor.is_floating_point()}
     return [
-        parameters,
-        {name: own for name, own in parameters.items() if own.tensor.requires_grad},
-        {n: Own(t, t.shape) for n, t in state if isinstance(t, Tensor) and t.is_floating_point()},
+        Table(parameters),
+        Table({name: own for name, own in parameters.items() if own.tensor.requires_grad}),
+        Table(floats),
+        Table(tensors, frozenset(tensors.keys() - floats.keys())),
     ]
 
 
 def _differ(old: Table, new: Table) -> bool:
     """True if a kernel came or went, or was merged."""
-    return {n: own.shape for n, own in old.items()} != {n: own.shape for n, own in new.items()}
+    return _shapes(old) != _shapes(new)
 
 
-def _containers(tables: list[Table], *kinds: type) -> list[Any]:
+def _shapes(table: Table) -> dict[str, torch.Size]:
+    return {name: own.shape for name, own in table.owns.items() if name not in table.loose}
+
+
+def _containers(tables: list[Table]) -> list[Found]:
     """Containers in the user's loop that have, for each entry of a table, a tensor of its shape.
 
     Looked for in the variables of the user's functions that are being called, and in what is
     reached from them, but not in optimizers.
     """
-    ours = {id(table) for table in tables}
-    found = (value for _, value in walk(_variables()) if type(value) in kinds)
-    alike = (held for held in found if any(_mirrors(held, table) for table in tables))
-    return [held for held in alike if id(held) not in ours]
+    ours = {id(table.owns) for table in tables}
+    found = (one for one in walk(_variables()) if type(one.value) in _KINDS)
+    alike = (one for one in found if any(_mirrors(one.value, table) for table in tables))
+    return [one for one in alike if id(one.value) not in ours]
 
 
 def _variables() -> list[dict[str, Any]]:
@@ -133,61 +157,92 @@ def _variables() -> list[dict[str, Any]]:
 
 def _mirrors(held: Any, table: Table) -> bool:
     """True if a container has, for each entry of a table, a tensor of its shape."""
-    if len(held) != len(table) or len(table) < _FEWEST:
+    owns, loose = table
+    if len(held) != len(owns) or len(owns) < _FEWEST:
         return False
-    if isinstance(held, dict) and held.keys() != table.keys():
+    if loose if isinstance(held, list) else held.keys() != owns.keys():
         return False
-    values = [held[name] for name in table] if isinstance(held, dict) else held
-    pairs = zip(map(_tensor, values), table.values(), strict=True)
+    pairs = zip(owns, map(_tensor, _values(held, table)), strict=True)
     return all(
-        value is own.tensor or (value is not None and value.shape == own.shape)
-        for value, own in pairs
+        (value is not None and (name in loose or value.shape == owns[name].shape))
+        or value is owns[name].tensor
+        for name, value in pairs
     )
 
 
-def _is_own(held: list[Any], table: Table) -> bool:
+def _values(held: Any, table: Table) -> list[Any]:
+    return [held[name] for name in table.owns] if isinstance(held, dict) else held
+
+
+def _is_own(held: Any, table: Table) -> bool:
     """True if a list holds the very parameters of a table."""
-    pairs = zip(held, table.values(), strict=True)
-    return all(_tensor(value) is own.tensor for value, own in pairs)
+    pairs = zip(_values(held, table), table.owns.values(), strict=True)
+    return isinstance(held, list) and all(_tensor(value) is own.tensor for value, own in pairs)
+
+
+def _is_sure(held: Any, table: Table, path: Path) -> bool:
+    """True if a container that does not move mirrors a table by no chance, and is no record.
+
+    A checkpoint is one, and so is a list in a list or by number: the values at some time.
+    """
+    if isinstance(held, dict):
+        return not table.loose
+    if isinstance(path[-1][1], int):
+        return False
+    pairs = zip(map(_tensor, held), table.owns.values(), strict=True)
+    alike = all(value is not None and value.dtype == own.tensor.dtype for value, own in pairs)
+    return alike and len(held) >= _MANY
 
 
 def _mirror(held: Any, old: Table, new: Table, joins: Sequence[Join]) -> None:
     """Write one value for each new name; a value that was there stays with its parameter."""
-    values = [held[name] for name in old] if isinstance(held, dict) else list(held)
-    by_tensor = {id(own.tensor): value for own, value in zip(old.values(), values, strict=True)}
-    first, first_own = values[0], next(iter(old.values())).tensor
-    averages = isinstance(first, Tensor) and _resemble(values, old)
+    values = dict(zip(old.owns, _values(held, old), strict=True))
+    loose = {name: values.pop(name) for name in old.loose}
+    by_tensor = {id(old.owns[name].tensor): value for name, value in values.items()}
+    (first_name, first), *_ = values.items()
+    first_own = old.owns[first_name].tensor
+    like = _likeness(values, old.owns) if isinstance(first, Tensor) else 0.0
 
     def value_of(tensor: Tensor) -> Any:
         if id(tensor) in by_tensor:
             return by_tensor[id(tensor)]
-        return _entry(tensor, first, first_own, averages=averages)
+        return _entry(tensor, first, first_own, like)
 
     for join in joins:
         value = by_tensor.get(id(join.host))
         if isinstance(value, Tensor) and value is not join.host:
             value.data = join.whole(value.data, value_of(join.piece).data)
-    entries = {name: value_of(own.tensor) for name, own in new.items()}
+    entries = {name: value_of(own.tensor) for name, own in new.owns.items()}
+    entries |= {name: new.owns[name].tensor.clone() for name in new.loose}
+    entries |= {n: v for n, v in loose.items() if n in entries and not n.endswith(KEY)}
     held.clear()
     held.update(entries) if isinstance(held, dict) else held.extend(entries.values())
 
 
-def _entry(own: Tensor, first: Any, first_own: Tensor, *, averages: bool) -> Any:
-    """Entry of a new kernel: the parameter itself, or a tensor of its values, or of zeros."""
+def _entry(own: Tensor, first: Any, first_own: Tensor, like: float | None) -> Any:
+    """Entry of a new kernel: the parameter itself, or a tensor of its values, or all alike."""
     if not isinstance(first, Tensor):
         return ref(own)
     if first is first_own:
         return own
-    copy = own.detach().clone() if averages else torch.zeros_like(own)
+    copy = own.detach().clone() if like is None else torch.full_like(own.detach(), like)
     copy = copy.to(first.device, first.dtype)
     return nn.Parameter(copy, first.requires_grad) if isinstance(first, nn.Parameter) else copy
 
 
-def _resemble(values: list[Tensor], table: Table) -> bool:
+def _likeness(values: Mapping[str, Tensor], owns: Mapping[str, Own]) -> float | None:
+    """What new entries have: ``None`` for the parameter's values, 1 for a mask, or 0."""
+    if _resemble(values, owns):
+        return None
+    masks = all(bool(((value == 0) | (value == 1)).all()) for value in values.values())
+    return float(masks and any(bool(value.any()) for value in values.values()))
+
+
+def _resemble(values: Mapping[str, Tensor], owns: Mapping[str, Own]) -> bool:
     pairs = [
-        (value.detach(), own.tensor.detach())
-        for value, own in zip(values, table.values(), strict=True)
-        if own.tensor.shape == own.shape  # no kernel was merged into it
+        (value.detach(), owns[name].tensor.detach())
+        for name, value in values.items()
+        if owns[name].tensor.shape == owns[name].shape  # no kernel was merged into it
     ]
     if not pairs:
         return False
@@ -199,9 +254,9 @@ def _resemble(values: list[Tensor], table: Table) -> bool:
     return bool(ours.min() < 0 and torch.cosine_similarity(ours, theirs, dim=0) > _ALIKE)
 
 
-def _fingerprint(value: Any) -> float:
-    found = _tensor(value)
-    return float("nan") if found is None else float(found.detach().double().sum())
+def _fingerprints(held: Any) -> list[float]:
+    values = map(_tensor, held.values() if isinstance(held, dict) else held)
+    return [nan if value is None else float(value.detach().double().sum()) for value in values]
 
 
 def _tensor(value: Any) -> Tensor | None:

@@ -117,9 +117,11 @@ class Tamiyo:
         self.replicas = Replicas()
         self.layers = name_layers(model)
         refuse_owned(self.layers.values())
+        trainers = Trainers(model, self.layers, optimizer, scheduler, seed_optimizer)
         self.training = Training(
             model=model,
-            trainers=Trainers(model, self.layers, optimizer, scheduler, seed_optimizer),
+            trainers=trainers,
+            mirrors=Mirrors(model, trainers.take_joined),
             loss_fn=OnCopies(loss_fn, "loss_fn"),
             holdout=holdout,
             accuracy_fn=accuracy_fn and OnCopies(accuracy_fn, "accuracy_fn"),
@@ -182,7 +184,6 @@ class Tamiyo:
             self.training, self.progress, self.grafts, self.governor, self.log, self.aside
         )
         self.reloads = Reloads(self.grafts, self.governor)
-        self._mirrors = Mirrors(model, self.training.trainers.take_joined)
         self._finished, self._watch = False, HoldoutWatch(holdout)
         self._reduction = Reduction(model, self.layers.values())
         own(self.layers.values(), self)
@@ -234,7 +235,7 @@ class Tamiyo:
         self.reloads.link(begun=True)
         with self.aside("the record of the run"):
             self.log.begin()
-        with self.aside("the end of an epoch") as attempt, self._mirrors.following():
+        with self.aside("the end of an epoch") as attempt, self.training.mirrors.following():
             self.grafts.wake(epoch)
             attempt.reason = self.grower.over
             if not self.grower.rests:
@@ -243,9 +244,6 @@ class Tamiyo:
             self.mover.protect(now, epoch)
             self.grower.look_ahead(epoch)
         self._reduction.fit()
-        if decisions:
-            with self.aside("the watch over averages of the parameters"):
-                self._mirrors.watch()
         self.progress.begin_epoch()
         self.reloads.epoch = epoch + 1
         self._watch.stop()
@@ -278,7 +276,7 @@ class Tamiyo:
         From now on ``on_batch_end`` does nothing and ``on_epoch_end`` only measures.
         """
         self._finished, verdicts = True, list[Verdict]()
-        with self.aside("the end of the run"), self._mirrors.following():
+        with self.aside("the end of the run"), self.training.mirrors.following():
             verdicts = self.mover.end(epoch := max(self.progress.epoch, 0))
             verdicts += self.grafts.withdraw_all("the run ended", epoch=epoch)
             self.governor.let_go()

@@ -17,6 +17,7 @@ from esper.contracts.config import Growth, Reward
 from esper.contracts.performance import PerformanceDelta, rent
 from esper.contracts.seeds import SeedState
 from esper.contracts.selection import Decision
+from esper.execution.copies.mirrors import Mirrors
 from esper.execution.kernel import Kernel, count_parameters
 from esper.execution.passes.counterfactual import Effect, counterfactuals, evaluate
 from esper.execution.passes.isolation import Gradients, LossFn, Make, shadow_step
@@ -47,6 +48,7 @@ class Training:
     Attributes:
         model: The wrapped model.
         trainers: Optimizers of the host, and of kernels from blending on, with their schedulers.
+        mirrors: The user's containers that are paired with the model's parameters.
         loss_fn: Per-example losses.
         holdout: Batches that are never trained on.
         accuracy_fn: Per-example correctness, if it is to be recorded.
@@ -55,6 +57,7 @@ class Training:
 
     model: nn.Module
     trainers: Trainers
+    mirrors: Mirrors
     loss_fn: LossFn
     holdout: Iterable[Any]
     accuracy_fn: LossFn | None = None
@@ -246,6 +249,7 @@ class Graft:
         # Named by the kernel, not by the slot, which may grow again while this one stays.
         named = self.kernel.module.named_parameters(prefix=self.kernel.kernel_id)
         self.training.trainers.adopt(self.layer, list(named), source=self._optimizer)
+        self.training.mirrors.follow()
 
     def resume(self, epoch: int) -> None:
         """Go on from the seed's state, which a state dict may have set back or forward."""
@@ -286,9 +290,16 @@ class Graft:
             rent=self.rent(settings) or None,
         )
 
-    def forget(self) -> None:
-        """Have the user's optimizers and schedulers drop the kernel's parameters."""
-        self.training.trainers.discard(self.kernel.module.parameters())
+    def settle(self, *, kept: bool) -> None:
+        """Merge a kernel that stays; have optimizers and schedulers drop the parameters of another.
+
+        Then the user's containers follow.
+        """
+        if kept:
+            self.training.trainers.merge(self.layer)
+        else:
+            self.training.trainers.discard(self.kernel.module.parameters())
+        self.training.mirrors.follow()
 
     def state_dict(self) -> dict[str, Any]:
         """Progress, baseline and optimizer; the model and the decision are saved apart."""

@@ -317,12 +317,9 @@ class ActiveGrafts:
         )
         if not graft.lost:
             self._step(graft, SeedState.FOSSILIZED if kept else SeedState.CULLED, why, epoch)
-        if kept:
-            with self.aside("the merge of a kernel into the host"):
-                self.training.trainers.merge(graft.layer)
-        else:
-            with self.aside("taking a kernel out of the optimizer"):
-                graft.forget()
+        what = "the merge of a kernel into the host" if kept else "taking a kernel out of the model"
+        with self.aside(what):
+            graft.settle(kept=kept)
         self.grafts.remove(graft)
         with self.aside("the record of a graft's end"):
             facts = finite(verdict.facts)
