@@ -31,7 +31,7 @@ from tests.integration.optimizer_doubles import (
     SlowWeights,
     Wrapper,
 )
-from tests.unit.services.small_run import host, loss_fn
+from tests.unit.services.small_run import CULLED, SmallRun, host, loss_fn, settings
 
 # --- several optimizers ---------------------------------------------------------------------------
 
@@ -54,6 +54,35 @@ def test_each_kernel_joins_the_optimizer_of_its_layer(kind: Callable[[Any], Any]
             found, group = group_of((body, head), parameter)
             assert found is optimizer
             assert group["lr"] == rate
+
+
+def test_a_kernel_that_is_culled_when_lbfgs_has_taken_over_does_not_end_it() -> None:
+    """Its state spans all parameters, so those of the kernel stay in it, to no effect."""
+    run = SmallRun(config=settings(train_epochs=1), worth=(CULLED,))
+    for epoch in range(9):
+        run.epoch(epoch)
+        if any(step.new == "blending" for step in run.reports[-1].steps):
+            break
+    polish = LBFGS(run.model.parameters(), max_iter=2)
+    held = tuple(polish.param_groups[0]["params"])
+    for last in range(epoch + 1, epoch + 5):
+        for batch in run.train_batches():
+
+            def closure() -> Any:
+                polish.zero_grad()
+                loss: Any = loss_fn(run.model, batch).mean()  # noqa: B023
+                loss.backward()
+                return loss
+
+            polish.step(closure)  # type: ignore[no-untyped-call]
+            run.engine.on_batch_end(batch)
+        run.reports.append(run.engine.on_epoch_end(last))
+    assert any(not verdict.kept for report in run.reports for verdict in report.verdicts)
+    shown = set(map(id, run.model.parameters()))
+    gone = [p for p in held if id(p) not in shown]
+    assert gone
+    assert all(p.grad is None for p in gone)
+    assert tuple(map(id, polish.param_groups[0]["params"])) == tuple(map(id, held))
 
 
 def test_an_optimizer_that_was_not_given_is_named_before_the_first_batch() -> None:

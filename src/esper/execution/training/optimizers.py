@@ -1,9 +1,10 @@
 """Adding parameters to a running optimizer and its scheduler, and removing them."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -165,15 +166,36 @@ def _add_group(
         values.append(deepcopy(values[index]))
 
 
+def spans_parameters(optimizer: Optimizer) -> bool:
+    """True if a tensor of an optimizer's state is as long as all parameters of a group together."""
+    for group in optimizer.param_groups:
+        length = sum(parameter.numel() for parameter in group["params"])
+        for state in [optimizer.state.get(parameter, {}) for parameter in group["params"][:-1]]:
+            lists = [value if isinstance(value, list) else [value] for value in state.values()]
+            found = [one.numel() for one in chain(*lists) if isinstance(one, Tensor)]
+            if length in found:
+                return True
+    return False
+
+
 def discard(
     optimizer: Optimizer, parameters: Iterable[nn.Parameter], scheduler: Any = None
 ) -> None:
     """Remove parameters and their state from a running optimizer and its scheduler.
 
-    Parameters that it does not hold are passed over.
+    Parameters that it does not hold are passed over; those of one whose state spans them all, as
+    that of LBFGS does, stay in it without gradients.
     """
-    gone = {id(parameter) for parameter in parameters}
+    gone = {id(parameter): parameter for parameter in parameters}
     optimizer = core(optimizer)
+    if spans_parameters(optimizer):
+        for parameter in gone.values():
+            parameter.grad = None
+    else:
+        _remove(optimizer, gone, scheduler)
+
+
+def _remove(optimizer: Optimizer, gone: Collection[int], scheduler: Any) -> None:
     schedulers = parts_for(scheduler, optimizer)
     for index in reversed(range(len(optimizer.param_groups))):
         group = optimizer.param_groups[index]

@@ -286,6 +286,8 @@ class Trainers:
             return "a layer beside them is not trained"
         one = self.wrappers[place.optimizer]
         name = type(core(one)).__name__
+        if optimizers.spans_parameters(core(one)):
+            return f"{name} has state of all parameters together"
         if optimizers.goes_apart(one, place.group):
             return f"{name} keeps parameter groups of their own for them"
         key = misunderstood(one, join.host) or misunderstood(core(one), join.host)
