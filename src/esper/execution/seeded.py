@@ -295,6 +295,8 @@ class Seeded(Sited):
     ) -> None:
         if (packed := state_dict.get(f"{prefix}{topology.KEY}")) is not None:
             self._regrow(self.plan(packed))
+        else:
+            topology.read_plain(state_dict, prefix, self, empty=not self._kernels())
         if args and args[0].get("assign_to_params_buffers"):
             assign_in_place(self.seeds, state_dict, f"{prefix}seeds.")
             assign_in_place(self.fossils, state_dict, f"{prefix}fossils.")

@@ -238,3 +238,24 @@ def restore(
     seed.blueprint, seed.kernel_id, seed.recipe = saved["blueprint"], saved["kernel_id"], recipe
     seed.place(kernel, concealed=True)
     seed.move(SeedState(saved["state"]))
+
+
+def read_plain(state_dict: dict[str, Any], prefix: str, layer: nn.Module, *, empty: bool) -> None:
+    """Make what a layer had before it was wrapped the state of a layer without kernels, in place.
+
+    Args:
+        state_dict: Of the whole model, or of this layer; names under the prefix are changed.
+        prefix: Of the layer's names, as ``"fc1."``.
+        layer: The wrapped layer.
+        empty: True if it has no kernels; otherwise theirs are missing, as PyTorch then says.
+    """
+    parts = tuple(f"{prefix}{name}." for name in layer._modules)
+    names = [name for name in state_dict if name.startswith(prefix)]
+    if any(name.startswith(parts) for name in names):
+        return
+    host = layer._modules.get("host")
+    for name in names if host is not None else ():
+        state_dict[f"{prefix}host.{name.removeprefix(prefix)}"] = state_dict.pop(name)
+    if empty and (names or host is None or not host.state_dict()):
+        state_dict[f"{prefix}{KEY}"] = layer.get_extra_state()
+        layer.get_submodule("seeds").state_dict(destination=state_dict, prefix=f"{prefix}seeds.")

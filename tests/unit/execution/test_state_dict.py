@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import esper
 from esper.contracts.errors import ConfigError, EsperError
 from esper.contracts.seeds import SeedState
 from esper.execution import topology
@@ -266,9 +267,39 @@ def test_topology_is_plain_json_in_bytes() -> None:
     ]
 
 
-def test_state_of_a_plain_model_is_refused_by_its_keys() -> None:
-    with pytest.raises(RuntimeError, match="Missing key"):
-        fresh().load_state_dict(Noisy().state_dict())
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("assign", [True, False])
+def test_the_state_of_the_plain_model_is_that_of_one_without_kernels(
+    *, strict: bool, assign: bool
+) -> None:
+    model, plain = fresh(), Noisy()
+    odd = model.load_state_dict(copy.deepcopy(plain.state_dict()), strict=strict, assign=assign)
+    assert not odd.missing_keys
+    assert not odd.unexpected_keys
+    assert all(map(torch.equal, unwrap(model).state_dict().values(), plain.state_dict().values()))
+
+
+def test_blocks_in_blocks_layers_without_weights_and_widths_read_plain_weights() -> None:
+    def make() -> nn.Module:
+        inner = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6))
+        return nn.Sequential(inner, nn.Tanh(), nn.Linear(6, 3))
+
+    plain, x = make(), torch.randn(4, 6)
+    beside: list[nn.Module] = [
+        wrap(make(), ["0", "0.2", "1"]),
+        esper.wrap(make(), example=x, widen="auto"),
+    ]
+    for model in beside:
+        model.load_state_dict(plain.state_dict())
+        assert torch.equal(model(x), plain(x))
+
+
+def test_the_plain_state_of_a_layer_that_has_kernels_lacks_them() -> None:
+    model = grown()
+    with pytest.raises(RuntimeError, match=r'Missing key.*"fc1\.fossils\.0'):
+        model.load_state_dict(Noisy().state_dict())
+    with pytest.raises(RuntimeError, match=r'Missing key.*"fc1\.host\.weight"'):
+        fresh().load_state_dict({n: t for n, t in Noisy().state_dict().items() if "fc1" not in n})
 
 
 def test_after_unwrap_any_state_loads_again() -> None:
