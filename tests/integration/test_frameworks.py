@@ -229,6 +229,24 @@ def test_host_parameters_are_those_without_kernels(trained: tuple[Path, Any, Any
     assert isinstance(host[0], nn.Parameter)
 
 
+def test_an_epoch_that_was_left_ends_when_the_next_one_begins() -> None:
+    toy = Toy()
+    model = toy.model()
+    growth = plain.Growth(model, adam(model), **toy.growth)
+    for _ in growth.epoch(toy.train):  # at its first batch: none counts
+        break
+    for epoch in range(3):
+        for number, _ in enumerate(growth.epoch(toy.train)):
+            assert (growth.report.epoch if growth.report else -1) == epoch - 1
+            if number == 2:
+                break
+    assert growth.tamiyo is not None
+    assert growth.tamiyo.state_dict()["batches"] == 6
+    list(growth.epoch(toy.train))
+    assert growth.report is not None
+    assert growth.report.epoch == 3
+
+
 def test_a_batch_that_was_left_is_not_counted_on_a_state_that_is_loaded() -> None:
     toy = Toy()
     model = toy.model()

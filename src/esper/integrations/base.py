@@ -82,6 +82,8 @@ class Integration(ABC):
         self._options = options
         self._steps = 0
         self._under_way: list[Any] = []
+        self._counted = 0
+        """Batches of the epoch under way."""
         self._state: Mapping[str, Any] | None = None
 
     # --- what a framework's hooks call ------------------------------------------------------------
@@ -139,6 +141,7 @@ class Integration(ABC):
         It counts once: nothing happens at the next batch then, nor at another call.
         """
         while self._under_way:
+            self._counted += 1
             self.batch_ended(self._under_way.pop())
             if self._has_stepped():
                 self.stepped()
@@ -148,11 +151,21 @@ class Integration(ABC):
         return True
 
     def _each(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches of an epoch; each counts when the next one is asked for, or at `settle`."""
+        """The batches of an epoch; each counts when the next one is asked for, or at `settle`.
+
+        An epoch that the loop left ends when the next one begins.
+        """
+        self._under_way.clear()
+        if self._counted:
+            self._close()
         for batch in batches:
             self._under_way = [batch]
             yield batch
             self.settle()
+        self._close()
+
+    def _close(self) -> None:
+        self._counted = 0
         self.epoch_ended()
 
     def stepped(self) -> None:
@@ -190,6 +203,7 @@ class Integration(ABC):
     def _take(self, state: Mapping[str, Any]) -> None:
         assert self.tamiyo is not None
         self._under_way.clear()  # of another state
+        self._counted = 0
         self.tamiyo.load_state_dict(state["tamiyo"])
         self._steps = state["steps"]
 

@@ -50,6 +50,7 @@ class Growth(Integration):
     def epoch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches of an epoch; each counts as trained on when the next one is asked for.
 
-        ``report`` then has the epoch's report. A loop that leaves early ends no epoch.
+        ``report`` then has the epoch's report. An epoch that the loop leaves by ``break`` ends when
+        the next one begins; the batch that it was left at counts if ``settle()`` was called.
         """
         return self._each(batches)

@@ -95,7 +95,7 @@ class HeuristicPolicy(Policy):
                 return f"cooling down for {growth.cooldown_epochs - rested} more epoch(s)"
         trend = loss_trend(now.losses, growth.plateau_window)
         if trend is None:
-            return f"the trend of the held-out loss is not known: it is {now.losses[-1]:.4g}"
+            return f"the trend of the held-out loss is not known: it is {_in_words(now.losses[-1])}"
         if trend < -growth.plateau_threshold:
             return f"the host still learns by itself: {_trend_in_words(trend)}"
         return ""
@@ -172,6 +172,12 @@ def loss_trend(losses: Sequence[float], window: int) -> float | None:
         return round(float((last / first) ** (1 / epochs) - 1), 12)
     largest = max(map(abs, recent))
     return round((last - first) / epochs / largest, 12) if largest else 0.0
+
+
+def _in_words(loss: float) -> str:
+    if isfinite(loss):
+        return f"{loss:.4g}"
+    return f"{loss}, and a finite one is waited for; look for NaN in the holdout and in its losses"
 
 
 def _trend_in_words(trend: float | None) -> str:
