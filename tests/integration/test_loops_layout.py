@@ -158,3 +158,45 @@ def test_tensors_that_are_not_dense_are_refused(kind: str) -> None:
             loss_fn=cross_entropy,
             holdout=[batch],
         )
+
+
+class Padded(nn.Module):
+    """Pads a batch that is a nested tensor, behind its first layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 4)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(torch.relu(self.first(x)).to_padded_tensor(0.0).mean(1))
+        return y
+
+
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_batch_of_nested_tensors_grows_where_it_is_padded(layout: torch.layout) -> None:
+    def batch(seed: int) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(seed)
+        parts = [torch.randn(1 + i % 3, 8) for i in range(6)]
+        return torch.nested.nested_tensor(parts, layout=layout), torch.arange(6) % 4
+
+    model = esper.wrap(Padded(), ["head"])
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    growth = {"warmup_epochs": 0, "train_epochs": 1, "plateau_threshold": 1000.0}
+    with esper.Tamiyo(
+        model,
+        optimizer,
+        loss_fn=cross_entropy,
+        holdout=[batch(1), batch(2)],
+        config={"growth": growth},
+    ) as tamiyo:
+        for epoch in range(5):
+            for seed in (3, 4):
+                optimizer.zero_grad()
+                cross_entropy(model, batch(seed)).mean().backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                tamiyo.on_batch_end(batch(seed))
+            tamiyo.on_epoch_end(epoch)
+        assert any(event.kind == "outcome" for event in tamiyo.events())

@@ -18,7 +18,7 @@ from torch.nn.modules.pooling import (
 )
 
 from esper.execution.kasmina_layer import KasminaLayer
-from esper.execution.layouts.examples import Shape, chosen
+from esper.execution.layouts.examples import Shape, chosen, shape_of
 from esper.execution.passes.batches import version_of
 from esper.execution.passes.isolation import LossFn
 from esper.execution.side_effect_free import (
@@ -258,7 +258,7 @@ class _Watch:
     def leave(self, layer: KasminaLayer, args: Any, kwargs: Any, output: Any, *, name: str) -> None:
         call, x = self._calls[name], layer.input_of(args, kwargs)
         call.written |= _version(x) != call.version
-        call.shapes.append((_shape(x), _shape(output)))
+        call.shapes.append((shape_of(x), shape_of(output)))
         if len(call.shapes) == 1:
             call.y = output
             self._spans[name].append(len(self._typed))
@@ -266,7 +266,7 @@ class _Watch:
     def note(self, module: nn.Module, args: Any, output: Any, *, axis: int) -> None:
         del module
         y = output[0] if isinstance(output, tuple) and output else output
-        self._typed.append(_Typed(axis, _shape(args[0] if args else None), _shape(y)))
+        self._typed.append(_Typed(axis, shape_of(args[0] if args else None), shape_of(y)))
 
     def calls(self) -> dict[str, Call]:
         """Calls by layer, each with what the modules of known type tell about its axes."""
@@ -289,8 +289,3 @@ def _unmasked(losses: Any) -> Any:
 
 def _version(value: Any) -> int:
     return version_of(value) if isinstance(value, Tensor) else 0
-
-
-def _shape(value: Any) -> Shape:
-    # A nested tensor has no shape.
-    return tuple(value.shape) if isinstance(value, Tensor) and not value.is_nested else ()

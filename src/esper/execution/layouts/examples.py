@@ -44,7 +44,19 @@ def changed_axes(before: Shape, after: Shape) -> tuple[int, ...]:
     return tuple(i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b)
 
 
+def shape_of(value: Any) -> Shape:
+    """Shape of a tensor or an array; () of what has none, as a nested tensor."""
+    if isinstance(value, Tensor) and value.is_nested:
+        return ()
+    return tuple(getattr(value, "shape", ()))
+
+
 def _chosen_array(batch: Any, count: int, keep: Sequence[int], *, last: bool) -> Any:
+    if isinstance(batch, Tensor) and batch.is_nested:
+        parts = batch.detach().unbind()
+        if len(parts) != count:
+            return batch
+        return torch.nested.as_nested_tensor([parts[index] for index in keep], layout=batch.layout)
     axes = [axis for axis, size in enumerate(batch.shape) if size == count]
     if not axes:
         return batch
@@ -56,4 +68,4 @@ def _chosen_array(batch: Any, count: int, keep: Sequence[int], *, last: bool) ->
 
 def _holds(batch: Sequence[Any], count: int) -> bool:
     """True if parts of the batch have the examples on an axis of their own."""
-    return any(count in getattr(part, "shape", ()) for part in batch)
+    return any(count in shape_of(part) for part in batch)
