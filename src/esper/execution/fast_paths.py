@@ -15,6 +15,8 @@ from typing import Any, final
 import torch
 from torch import nn
 
+from esper.contracts.errors import ConfigError
+
 _ALLOWED_BY: dict[type[nn.Module], str] = {
     nn.TransformerEncoderLayer: "activation_relu_or_gelu",
     nn.TransformerEncoder: "use_nested_tensor",
@@ -65,8 +67,37 @@ class FusedPath:
 
 def enclosing_modules(model: nn.Module, name: str) -> list[nn.Module]:
     """Modules that hold the layer with this dotted name, the model itself first."""
-    parts = name.split(".") if name else []
-    return [model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts))]
+    parts, modules = (
+        name.split(".") if name else [],
+        dict(model.named_modules(remove_duplicate=False)),
+    )
+    return [modules[".".join(parts[:depth])] for depth in range(len(parts))]
+
+
+def refuse_unreached(model: nn.Module, name: str) -> None:
+    """Refuse a layer that what holds it does not call, or cannot have another in place of.
+
+    Raises:
+        ConfigError: if it is such a layer.
+    """
+    outer = enclosing_modules(model, name)
+    scripted = [depth for depth, one in enumerate(outer) if isinstance(one, torch.jit.ScriptModule)]
+    if scripted:
+        whole = ".".join(name.split(".")[: scripted[0]])
+        way_out = f"wrap {whole!r} as a whole" if whole else "wrap the model before it is scripted"
+        raise ConfigError(
+            f"layer {name!r} is in a module of TorchScript, which cannot hold another; {way_out}"
+        )
+    if outer and isinstance(outer[-1], nn.MultiheadAttention):
+        raise ConfigError(
+            f"layer {name!r} is never called: nn.MultiheadAttention reads its weight directly. "
+            "Wrap a layer outside it, as the feed-forward, or use an attention module that calls it"
+        )
+    if outer and isinstance(outer[-2:][0], nn.TransformerEncoder) and name.endswith("layers.0"):
+        raise ConfigError(
+            f"layer {name!r} is the first of an nn.TransformerEncoder, which reads its attributes, "
+            "and a hardened model would not have them; wrap its linear1 or linear2, or a later one"
+        )
 
 
 def fused_paths(model: nn.Module, name: str, known: Iterable[FusedPath]) -> tuple[FusedPath, ...]:

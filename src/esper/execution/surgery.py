@@ -20,7 +20,12 @@ from esper.execution.copies.followers import (
     remember,
     watch,
 )
-from esper.execution.fast_paths import drop_compiled_graphs, enclosing_modules, fused_paths
+from esper.execution.fast_paths import (
+    drop_compiled_graphs,
+    enclosing_modules,
+    fused_paths,
+    refuse_unreached,
+)
 from esper.execution.kasmina_layer import KasminaLayer
 from esper.execution.layouts.layout import check_layout
 from esper.execution.seeded import Seeded
@@ -275,11 +280,11 @@ def _host(model: nn.Module, name: str) -> nn.Module:
     if name and name not in names:
         way_out = " Wrap the model before torch.compile" if hasattr(model, "_orig_mod") else ""
         raise ConfigError(unknown_name("layer", name, names) + way_out)
+    refuse_unreached(model, name)
     host = model.get_submodule(name)
     refuse_unready(host, "esper.wrap", name=name, with_values=False)
-    outer = enclosing_modules(model, name)
     if isinstance(host, KasminaLayer) or (
-        name.endswith("host") and isinstance(outer[-1], KasminaLayer)
+        name.endswith("host") and isinstance(enclosing_modules(model, name)[-1], KasminaLayer)
     ):
         raise ConfigError(f"layer {name!r} is wrapped already; wrap each layer once")
     for site in seeded_modules(model).values():
@@ -288,16 +293,6 @@ def _host(model: nn.Module, name: str) -> nn.Module:
                 f"layer {name!r} has a part in {site.name!r}, which grows, and kernels beside the "
                 "layer would not grow with it; wrap the one or widen the other"
             )
-    if outer and isinstance(outer[-1], nn.MultiheadAttention):
-        raise ConfigError(
-            f"layer {name!r} is never called: nn.MultiheadAttention reads its weight directly. "
-            "Wrap a layer outside it, as the feed-forward, or use an attention module that calls it"
-        )
-    if outer and isinstance(outer[-2:][0], nn.TransformerEncoder) and name.endswith("layers.0"):
-        raise ConfigError(
-            f"layer {name!r} is the first of an nn.TransformerEncoder, which reads its attributes, "
-            "and a hardened model would not have them; wrap its linear1 or linear2, or a later one"
-        )
     return host
 
 

@@ -1,5 +1,6 @@
 """Passes on the side of models with sparse and nested tensors, and with parts in TorchScript."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 import esper
+from esper.contracts.errors import ConfigError
 from esper.execution.side_effect_free import side_effect_free
 from esper.execution.undoing.changes import equal_bits
 
@@ -93,3 +95,14 @@ def test_a_part_in_torchscript(compiled: Callable[[nn.Module], Any]) -> None:
     before = {name: value.clone() for name, value in part.state_dict().items()}
     assert engine(model, ["1"], (torch.randn(5, 6),)).layers
     assert all(torch.equal(value, before[name]) for name, value in part.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+@pytest.mark.parametrize(("inside", "way_out"), [("", "before"), ("part", "'part' as a whole")])
+def test_layers_in_torchscript_are_refused_in_a_sentence(inside: str, way_out: str) -> None:
+    part = scripted(nn.Sequential(nn.Linear(6, 8), nn.ReLU()))
+    model = nn.Sequential(OrderedDict(part=part)) if inside else part
+    with pytest.raises(ConfigError, match=f"in a module of TorchScript.*{way_out}"):
+        esper.wrap(model, [f"{inside}.0".strip(".")])
+    if inside:
+        assert esper.wrap(model, [inside])(torch.ones(2, 6)).shape == (2, 8)
