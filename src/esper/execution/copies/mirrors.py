@@ -72,7 +72,7 @@ class Mirrors:
         """Let what mirrors the model's parameters follow the growth that happens inside."""
         self._known = _tables(self.model)
         if self._still is None:
-            self._watch()
+            self._watch(_containers(self._known))
         yield
         self.follow()
 
@@ -81,23 +81,30 @@ class Mirrors:
         joins, before = self.joined(), self._known
         self._known = after = _tables(self.model)
         if any(map(_differ, before, after)):
+            found = _containers([*before, *after])
             with torch.no_grad():
-                self._follow(before, after, joins)
-            self._watch()
+                self._follow(found, before, after, joins)
+            self._watch(found)
 
-    def _watch(self) -> None:
+    def _watch(self, found: Sequence[Found]) -> None:
         """Note the values of everything that may be an average."""
         self._still = [
             (held, _fingerprints(held))
-            for _, held in _containers(self._known)
-            if not any(_mirrors(held, table) and _is_own(held, table) for table in self._known)
+            for _, held in found
+            if any(_mirrors(held, table) and not _is_own(held, table) for table in self._known)
         ]
 
-    def _follow(self, before: list[Table], after: list[Table], joins: Sequence[Join]) -> None:
+    def _follow(
+        self,
+        found: Sequence[Found],
+        before: list[Table],
+        after: list[Table],
+        joins: Sequence[Join],
+    ) -> None:
         moved = [held for held, was in self._still or () if _fingerprints(held) != was]
         self._moving += moved
         moving = set(map(id, self._moving))
-        for path, held in _containers(before):
+        for path, held in found:
             for old, new in zip(before, after, strict=True):
                 if not _differ(old, new) or not _mirrors(held, old):
                     continue
