@@ -186,3 +186,8 @@ def test_a_mapping_may_stand_twice_by_an_alias(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("seed_selection: {ucb: &empty {}, thompson: *empty}", encoding="utf-8")
     assert esper.load_config(file) == esper.load_config(file)
+
+
+def test_a_device_without_an_end_is_no_configuration() -> None:
+    with pytest.raises(ConfigError, match=r"/dev/zero is not YAML: .*1,000,000 characters"):
+        esper.load_config("/dev/zero")

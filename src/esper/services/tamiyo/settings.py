@@ -17,7 +17,7 @@ from esper.strategies import STRATEGIES
 
 __all__ = ["config_from", "load_config", "parse_yaml"]
 
-_MOST_NODES = 100_000
+_MOST_NODES, _MOST_CHARACTERS = 100_000, 1_000_000
 
 _NO_MAPPING = ("dict_type", "model_type", "dataclass_type", "dataclass_exact_type")
 
@@ -35,7 +35,9 @@ def load_config(path: str | PathLike[str], *, defaults: Mapping[str, Any] | None
     """
     place = fspath(path)
     try:
-        data = parse_yaml(Path(place).read_text(encoding="utf-8"))
+        with Path(place).open(encoding="utf-8") as file:
+            text = file.read(_MOST_CHARACTERS + 1)  # a device may go on for ever
+        data = parse_yaml(text)
     except FileNotFoundError as error:
         raise ConfigError(f"{place}: there is no such file") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -54,6 +56,8 @@ def parse_yaml(text: str) -> Any:
         yaml.YAMLError: if it is no YAML, too deep or too large, or holds a key twice or a number
             that cannot be.
     """
+    if len(text) > _MOST_CHARACTERS:
+        raise yaml.YAMLError(f"it has more than {_MOST_CHARACTERS:,} characters")
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         _require_keys_once(root, set())
