@@ -33,10 +33,15 @@ class Service:
         self._command = [*command, *arguments]
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> "Service":
-        """Start, or start again on the same port, and wait until it answers."""
+    def start(self, files: int | None = None) -> "Service":
+        """Start, or start again on the same port, and wait until it answers.
+
+        Args:
+            files: Limit of its open files.
+        """
+        limit = [] if files is None else ["sh", "-c", f'ulimit -n {files} && exec "$@"', "sh"]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self._command, stdout=log, stderr=log)
+            self.process = subprocess.Popen([*limit, *self._command], stdout=log, stderr=log)
         deadline = time.monotonic() + _PATIENCE_S
         while True:
             try:

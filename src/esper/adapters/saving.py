@@ -1,7 +1,7 @@
 """Adapter files: kernels and head of a model, without its host.
 
 ``adapter.json`` says what there is, ``adapter.safetensors`` has the values, one after the other in
-one row of float32 numbers: so a file of few parameters is not mostly names.
+one row of float32 numbers, or float64 if any is: so a file of few parameters is not mostly names.
 """
 
 import json
@@ -71,7 +71,9 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
         "kernels": kernels,
         "head": head,
     }
-    rows = [value.detach().flatten().to("cpu", torch.float32) for value in _values(adapter)]
+    values = list(_values(adapter))
+    wide = torch.float64 if any(v.dtype is torch.float64 for v in values) else torch.float32
+    rows = [value.detach().flatten().to("cpu", wide) for value in values]
     content = to_bytes({"values": torch.cat(rows)})
     listed = json.dumps({**data, "checksum": _checksum(data, content)}, indent=1)
     try:
@@ -171,13 +173,13 @@ def _check_host(model: nn.Module, data: dict[str, Any], place: Path) -> None:
 def _built(data: dict[str, Any], values: Tensor, place: Path) -> Adapter:
     adapter = Adapter(
         head={
-            name: torch.empty(shape, dtype=torch.float32, device="cpu")
+            name: torch.empty(shape, dtype=values.dtype, device="cpu")
             for name, shape in data["head"].items()
         }
     )
     try:
         for one in data["kernels"]:
-            kernel = Recipe.from_json(one["recipe"]).build()
+            kernel = Recipe.from_json(one["recipe"]).build().to(values.dtype)
             record = {"kernel_id": one["kernel_id"], "recipe": one["recipe"]}
             adapter.kernels.setdefault(one["layer"], []).append((kernel, record))
     except (KeyError, TypeError, ValueError, KernelError) as error:

@@ -2,6 +2,7 @@
 
 # ruff: noqa: PLC0415 (imports inside commands: --help must not wait for them)
 
+from contextlib import suppress
 from ipaddress import ip_address
 from math import isfinite
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from esper.contracts.errors import ConfigError
+
+_FILES = 65_536
 
 Keys = Annotated[
     Path | None,
@@ -79,6 +82,7 @@ def serve(  # noqa: PLR0913, PLR0917 (one for each option)
 
     limits = Limits(per_second=rate)
     settings = Settings(strategy=strategy, apprentice=apprentice, wait_s=wait)
+    _allow_files()
     app = make_app(projects, keys=Book(keys), settings=settings, limits=limits)
     _run(app, host, port, certificate, private_key)
 
@@ -133,3 +137,15 @@ def _run(app: Any, host: str, port: int, certificate: Path | None, key: Path | N
         ssl_keyfile=key,
     )
     uvicorn.Server(config).run()
+
+
+def _allow_files() -> None:
+    """Raise the soft limit of open files: each client and scope has some."""
+    with suppress(ImportError, OSError, ValueError):  # no such limit here, or none to be raised
+        import resource
+
+        kind = resource.RLIMIT_NOFILE
+        soft, hard = resource.getrlimit(kind)
+        most = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+        if soft < most:
+            resource.setrlimit(kind, (most, hard))

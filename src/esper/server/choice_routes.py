@@ -1,5 +1,6 @@
 """Routes for those who do not train with Esper's own loop, and ask which seed or action to take."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Annotated
 
@@ -42,8 +43,8 @@ def choices(places: Places, choosers: Choosers) -> APIRouter:
             layer_type=body.layer_type,
             blueprints=dict(zip(body.seeds, body.blueprints, strict=False)),
         )
-        chooser = choosers.of(project, body.scope)
-        made, version = chooser.choose(body.layer, body.seeds, context, body.seconds)
+        with choosers.of(project, body.scope) as chooser:
+            made, version = chooser.choose(body.layer, body.seeds, context, body.seconds)
         reason = made.reason
         score = reason.score if abs(reason.score) < float("inf") else None
         return bodies.Choice(
@@ -59,21 +60,23 @@ def choices(places: Places, choosers: Choosers) -> APIRouter:
     @router.post("/outcomes")
     def tell(project: Project, body: bodies.Outcomes) -> bodies.Told:
         """Record outcomes, which count once each; all of them are stored when this answers."""
-        asked = {one.scope: choosers.of(project, one.scope) for one in body.outcomes}
-        stored = 0
+        stored, by_scope = 0, defaultdict[str, list[bodies.Outcome]](list)
         for one in body.outcomes:
-            delta = PerformanceDelta(reward=one.reward, reward_stderr=one.stderr)
-            stored += asked[one.scope].tell(one.decision, delta)
-        for chooser in asked.values():
-            chooser.settle()
+            by_scope[one.scope].append(one)
+        for scope, told in by_scope.items():
+            with choosers.of(project, scope) as chooser:
+                for one in told:
+                    delta = PerformanceDelta(reward=one.reward, reward_stderr=one.stderr)
+                    stored += chooser.tell(one.decision, delta)
+                chooser.settle()
         return bodies.Told(stored=stored, ignored=len(body.outcomes) - stored)
 
     @router.post("/releases")
     def release(project: Project, body: bodies.Release) -> dict[str, bool]:
         """A choice came to nothing: its seed is free, and nothing is learnt."""
-        chooser = choosers.of(project, body.scope)
-        chooser.release(body.decision)
-        chooser.settle()
+        with choosers.of(project, body.scope) as chooser:
+            chooser.release(body.decision)
+            chooser.settle()
         return {"released": True}
 
     return router
@@ -88,8 +91,8 @@ def events(places: Places, choosers: Choosers) -> APIRouter:
     def rank(project: Project, body: bodies.Rank) -> bodies.Ranking:
         """Choose among named actions; others may choose the same ones at the same time."""
         names = [action.id for action in body.actions]
-        ranks = choosers.ranks(project, body.scope)
-        made = ranks.rank(names, body.event, excluded=body.excluded, deferred=body.deferred)
+        with choosers.ranks(project, body.scope) as ranks:
+            made = ranks.rank(names, body.event, excluded=body.excluded, deferred=body.deferred)
         order = sorted(names, key=lambda name: (name != made.action, -made.chances[name]))
         return bodies.Ranking(
             event=made.event,
@@ -101,13 +104,15 @@ def events(places: Places, choosers: Choosers) -> APIRouter:
     @router.post("/events/{event:path}/activate")
     def activate(project: Project, event: str, body: bodies.Activate) -> dict[str, bool]:
         """The action of a deferred event was taken."""
-        choosers.ranks(project, body.scope).activate(event)
+        with choosers.ranks(project, body.scope) as ranks:
+            ranks.activate(event)
         return {"activated": True}
 
     @router.post("/events/{event:path}/reward")
     def reward(project: Project, event: str, body: bodies.Reward) -> dict[str, bool]:
         """Record the reward of an event; the first counts."""
-        choosers.ranks(project, body.scope).reward(event, body.value)
+        with choosers.ranks(project, body.scope) as ranks:
+            ranks.reward(event, body.value)
         return {"rewarded": True}
 
     return router

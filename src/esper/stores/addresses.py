@@ -93,7 +93,7 @@ def _login(host: str, port: int | None) -> tuple[str, str]:
 
 
 def _changed(url: str, password: str, masks: dict[str, str]) -> str:
-    if "://" not in url:
+    if "://" not in url or url.startswith("sqlite:"):  # the path of a file, whatever is in it
         return url
     try:
         parts = urlsplit(url)

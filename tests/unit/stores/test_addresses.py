@@ -22,6 +22,7 @@ def _nothing_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("", "", ""),
         ("memory:", "memory:", "memory:"),
         ("sqlite:////var/h.db", "sqlite:////var/h.db", "sqlite:////var/h.db"),
+        *[(f"sqlite:///{name}",) * 3 for name in ("what?.db", "a#b?db=1.db", "me:it@home/h.db")],
         ("redis://h/0", "redis://h/0", "redis://h/0"),
         ("redis://:pw@h/0", "redis://h/0", "redis://:***@h/0"),
         ("redis://me:pw@h:1/0", "redis://me@h:1/0", "redis://me:***@h:1/0"),

@@ -193,7 +193,7 @@ def _is_sure(held: Any, table: Table, path: Path) -> bool:
     A checkpoint is one, and so is a list in a list or by number: the values at some time.
     """
     if isinstance(held, dict):
-        return not table.loose
+        return not (table.loose or hasattr(held, "_metadata"))  # which state_dict() gives
     if isinstance(path[-1][1], int):
         return False
     pairs = zip(map(_tensor, held), table.owns.values(), strict=True)
