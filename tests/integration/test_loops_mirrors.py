@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from typing_extensions import override
 
 import esper
-from tests.unit.services.small_run import SEEDS, SmallRun, host, loss_fn, settings
+from tests.unit.services.small_run import KEPT, SEEDS, SmallRun, host, loss_fn, settings
 
 pytestmark = pytest.mark.trains
 
@@ -205,6 +205,56 @@ def test_a_mask_lets_new_kernels_learn(kind: torch.dtype) -> None:
     new = set(masks) - host_names
     assert new
     assert all(bool(masks[name].all()) and masks[name].dtype is kind for name in new)
+
+
+def some(model: nn.Module) -> dict[str, Tensor]:
+    return {n: p.abs() > 0 for n, p in model.named_parameters() if n.startswith("fc")}
+
+
+def matrices(model: nn.Module) -> dict[str, Tensor]:
+    return {n: torch.ones_like(p) for n, p in model.named_parameters() if p.ndim > 1}
+
+
+def flags(model: nn.Module) -> list[Tensor]:
+    return [p.abs() >= 0 for p in model.parameters()]
+
+
+@pytest.mark.parametrize("make", [some, matrices, flags])
+@pytest.mark.parametrize("widen", ["auto", ()])
+def test_masks_of_some_parameters_follow_what_is_merged_into_them(
+    make: Callable[[nn.Module], Any], widen: Any
+) -> None:
+    now = settings(train_epochs=0, ramp=0, keep_stderrs=0.0)
+    seeds = ("units_select", "units") if widen else SEEDS
+    run = SmallRun(config=now, widen=widen, seeds=seeds, model=host(restless=False))
+    masks = make(run.model)
+
+    @torch.no_grad()
+    def prune(model: nn.Module) -> None:
+        named = dict(model.named_parameters())
+        pairs = masks if isinstance(masks, dict) else dict(zip(named, masks, strict=True))
+        for name, mask in pairs.items():
+            named[name].mul_(mask)
+            assert mask.shape == named[name].shape
+
+    for number in range(6):
+        for batch in run.train_batches():
+            run.step(batch)
+            prune(run.model)
+        run.reports.append(run.engine.on_epoch_end(number))
+    assert any(verdict.kept for report in run.reports for verdict in report.verdicts)
+
+
+def test_a_saved_state_dict_of_the_plain_model_stays_what_it_is() -> None:
+    model = host(restless=False)
+    saved = copy.deepcopy(model.state_dict())
+    shapes = {name: value.shape for name, value in saved.items()}
+    run = SmallRun(
+        config=settings(train_epochs=0, ramp=0), widen="auto", model=model, worth=(KEPT,)
+    )
+    run.run(6)
+    assert {n: p.shape for n, p in run.model.named_parameters()} != shapes
+    assert {name: value.shape for name, value in saved.items()} == shapes
 
 
 def test_what_mirrors_nothing_and_optimizers_stay_as_they_are() -> None:

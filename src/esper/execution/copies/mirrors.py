@@ -38,10 +38,14 @@ class Own(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Tensors by name that a container may have one for each of; of the loose ones of any shape."""
+    """Tensors by name that a container may have one for each of; of the loose ones of any shape.
+
+    Or, ``partly``, a dictionary for some.
+    """
 
     owns: dict[str, Own]
     loose: frozenset[str] = frozenset()
+    partly: bool = False
 
 
 _KINDS = dict, OrderedDict, list
@@ -116,16 +120,20 @@ class Mirrors:
 
 
 def _tables(model: nn.Module) -> list[Table]:
-    """Parameters, trainable ones, floating-point state, all state: a container may mirror each."""
+    """Parameters, those that train, matrices, numbers of the state, all state, some parameters."""
     parameters = {name: Own(p, p.shape) for name, p in model.named_parameters()}
+    trained = {name: own for name, own in parameters.items() if own.tensor.requires_grad}
     state = model.state_dict(keep_vars=True).items()
     tensors = {name: Own(t, t.shape) for name, t in state if isinstance(t, Tensor)}
     floats = {name: own for name, own in tensors.items() if own.tensor.is_floating_point()}
     return [
         Table(parameters),
-        Table({name: own for name, own in parameters.items() if own.tensor.requires_grad}),
+        Table(trained),
+        Table({name: own for name, own in parameters.items() if own.tensor.ndim > 1}),
+        Table({name: own for name, own in trained.items() if own.tensor.ndim > 1}),
         Table(floats),
         Table(tensors, frozenset(tensors.keys() - floats.keys())),
+        Table(parameters, partly=True),
     ]
 
 
@@ -164,27 +172,36 @@ def _variables() -> list[dict[str, Any]]:
 
 def _mirrors(held: Any, table: Table) -> bool:
     """True if a container has, for each entry of a table, a tensor of its shape."""
-    owns, loose = table
-    if len(held) != len(owns) or len(owns) < _FEWEST:
+    named = isinstance(held, dict)
+    if len(held) < _FEWEST or not (_is_keyed(held, table) if named else _is_as_long(held, table)):
         return False
-    if loose if isinstance(held, list) else held.keys() != owns.keys():
-        return False
-    pairs = zip(owns, map(_tensor, _values(held, table)), strict=True)
     return all(
-        (value is not None and (name in loose or value.shape == owns[name].shape))
-        or value is owns[name].tensor
-        for name, value in pairs
+        (value is not None and (name in table.loose or value.shape == own.shape))
+        or value is own.tensor
+        for name, own, value in _entries(held, table)
     )
 
 
-def _values(held: Any, table: Table) -> list[Any]:
-    return [held[name] for name in table.owns] if isinstance(held, dict) else held
+def _is_keyed(held: dict[Any, Any], table: Table) -> bool:
+    names = table.owns.keys()
+    return held.keys() < names if table.partly else held.keys() == names
+
+
+def _is_as_long(held: list[Any], table: Table) -> bool:
+    return len(held) == len(table.owns) and not (table.loose or table.partly)
+
+
+def _entries(held: Any, table: Table) -> Iterator[tuple[str, Own, Tensor | None]]:
+    """Names, the model's tensors and those of a container that mirrors them."""
+    names = [name for name in table.owns if name in held] if table.partly else list(table.owns)
+    values = [held[name] for name in names] if isinstance(held, dict) else held
+    for name, value in zip(names, values, strict=True):
+        yield name, table.owns[name], _tensor(value)
 
 
 def _is_own(held: Any, table: Table) -> bool:
     """True if a list holds the very parameters of a table."""
-    pairs = zip(_values(held, table), table.owns.values(), strict=True)
-    return isinstance(held, list) and all(_tensor(value) is own.tensor for value, own in pairs)
+    return isinstance(held, list) and all(v is own.tensor for _, own, v in _entries(held, table))
 
 
 def _is_sure(held: Any, table: Table, path: Path) -> bool:
@@ -196,14 +213,15 @@ def _is_sure(held: Any, table: Table, path: Path) -> bool:
         return not (table.loose or hasattr(held, "_metadata"))  # which state_dict() gives
     if isinstance(path[-1][1], int):
         return False
-    pairs = zip(map(_tensor, held), table.owns.values(), strict=True)
-    alike = all(value is not None and value.dtype == own.tensor.dtype for value, own in pairs)
-    return alike and len(held) >= _MANY
+    kinds = {value.dtype == own.tensor.dtype or value.dtype is torch.bool
+             for _, own, value in _entries(held, table) if value is not None}  # fmt: skip
+    return kinds == {True} and len(held) >= _MANY
 
 
 def _mirror(held: Any, old: Table, new: Table, joins: Sequence[Join]) -> None:
     """Write one value for each new name; a value that was there stays with its parameter."""
-    values = dict(zip(old.owns, _values(held, old), strict=True))
+    named = held if isinstance(held, dict) else dict(zip(old.owns, held, strict=True))
+    values = {name: named[name] for name, *_ in _entries(held, old)}
     loose = {name: values.pop(name) for name in old.loose}
     by_tensor = {id(old.owns[name].tensor): value for name, value in values.items()}
     (first_name, first), *_ = values.items()
@@ -219,7 +237,10 @@ def _mirror(held: Any, old: Table, new: Table, joins: Sequence[Join]) -> None:
         value = by_tensor.get(id(join.host))
         if isinstance(value, Tensor) and value is not join.host:
             value.data = join.whole(value.data, value_of(join.piece).data)
-    entries = {name: value_of(own.tensor) for name, own in new.owns.items()}
+    wanted = {
+        n: own for n, own in new.owns.items() if not new.partly or id(own.tensor) in by_tensor
+    }
+    entries = {name: value_of(own.tensor) for name, own in wanted.items()}
     entries |= {name: new.owns[name].tensor.clone() for name in new.loose}
     entries |= {n: v for n, v in loose.items() if n in entries and not n.endswith(KEY)}
     held.clear()

@@ -251,6 +251,7 @@ class Trainers:
         A kernel stays as it is where the host is not trained, or its optimizer keeps state that is
         not understood.
         """
+        self._follow()
         for kernel in list(layer.fossils):
             joins = layer.joins(kernel)
             trained = [join for join in joins if isinstance(join.host, nn.Parameter)]

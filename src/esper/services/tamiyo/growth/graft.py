@@ -25,6 +25,7 @@ from esper.execution.replicas.replicas import ALONE, Replicas
 from esper.execution.seeded import Seeded
 from esper.execution.training.trainers import Trainers
 from esper.services.tamiyo.growth.first_look import look
+from esper.widths.first_rows import choose_rows
 
 _SPOILT = 3
 """Batches in a row without a finite gradient after which a kernel is not fit to be blended in."""
@@ -155,6 +156,13 @@ class Graft:
     def memory_mb(self) -> float:
         """Memory of the kernel's parameters, in megabytes."""
         return sum(p.numel() * p.element_size() for p in self.kernel.module.parameters()) / 1e6
+
+    def choose_rows(self, batches: Sequence[Any]) -> None:
+        """Choose the first values of a kernel that reads a width from recent training batches."""
+        training, place = self.training, (self.layer, self.decision.seed_idx)
+        with training.replicas.together("the choice of a kernel's first values"):
+            choose_rows(*place, training.model, training.loss_fn, batches)
+        training.replicas.equalise(self.kernel.module)
 
     def on_batch(self, batch: Any) -> None:
         """Train in the shadow, or raise alpha a little."""

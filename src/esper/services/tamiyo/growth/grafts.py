@@ -31,7 +31,6 @@ from esper.services.tamiyo.performance_tracker import PerformanceTracker
 from esper.services.tamiyo.report import FREE_AGAIN, Step, Verdict
 from esper.services.tamiyo.run_log import RunLog, finite
 from esper.services.tamiyo.seed_selector import SeedSelector
-from esper.widths.first_rows import choose_rows
 
 _WORK = {
     SeedState.BLENDING: "blending a kernel in",
@@ -131,6 +130,9 @@ class ActiveGrafts:
         name, seed_idx, epoch = decision.layer_name, decision.seed_idx, decision.epoch
         with self.aside("the optimizer of a kernel") as attempt:
             graft = self._graft(decision, kernel, baseline)
+        if not attempt.failed:
+            with self.aside("the choice of a kernel's first values") as attempt:
+                graft.choose_rows(batches)
         if attempt.failed:
             change = (self.layers[name].seed_states[seed_idx], SeedState.CULLED)
             self.layers[name].unload(seed_idx)
@@ -138,10 +140,6 @@ class ActiveGrafts:
             self.tracker.withdraw(decision)
             self.selector.free(name, seed_idx, epoch)
             return attempt.why
-        with self.aside("the first values of a kernel"):
-            model, loss_fn = self.training.model, self.training.loss_fn
-            choose_rows(graft.layer, seed_idx, model, loss_fn, batches)
-        self.training.replicas.equalise(kernel.module)
         why = f"{kernel.blueprint} of {graft.parameters} parameters: {decision.reason.reason}"
         change = (SeedState.DORMANT, SeedState.GERMINATED)
         self._note(name, seed_idx, change, why, epoch=epoch, graft=graft)
