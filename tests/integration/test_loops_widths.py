@@ -185,6 +185,43 @@ def test_what_cannot_be_merged_goes_on_training(
     assert all(why in sentence for sentence in told)
 
 
+@pytest.mark.parametrize("start", [1, 2, 3, 4, 5])
+def test_a_new_optimizer_in_mid_run_has_state_of_the_merged_shapes(start: int) -> None:
+    run = wide(config=settings(train_epochs=0, ramp=0, budget=400))
+    for number in range(8):
+        if number == start:
+            run.optimizer = AdamW(run.model.parameters(), lr=0.01)
+        run.epoch(number)
+    assert sum(verdict.kept for report in run.reports for verdict in report.verdicts) > 2
+    check_trained(run)
+
+
+class ReadsMore(nn.Module):
+    """Reads a hidden layer in one more place from some epoch on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 4), nn.Linear(4, 3)
+        self.aside, self.more = nn.Linear(4, 3), False
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.a(x))
+        y: Tensor = self.b(h)
+        return y + self.aside(h) if self.more else y
+
+
+def test_a_kernel_whose_first_pass_fails_is_not_blended_in() -> None:
+    run = wide(model=ReadsMore(), config=settings(train_epochs=0, ramp=0, warmup_epochs=2))
+    for number in range(5):
+        run.model.more = number >= 1  # type: ignore[assignment]
+        run.epoch(number)
+    steps = [step for report in run.reports for step in report.steps]
+    assert {step.new for step in steps} <= {"culled", "dormant"}
+    assert any("first values failed" in step.why for step in steps)
+    assert run.engine.used == 0
+
+
 def test_a_budget_holds_what_crosses() -> None:
     """Kernels of two neighbours at once, whose rows and columns cross in the layer between them."""
     run = wide(config=settings(train_epochs=1, budget=77, kernel_budget=40))

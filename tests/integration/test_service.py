@@ -103,6 +103,21 @@ def test_a_second_outcome_is_told_to_be_ignored(start: Start) -> None:
         assert (answer["stored"], answer["ignored"]) == found
 
 
+@pytest.mark.parametrize("wrong", [{"decision": "nobody's"}, {"reward": 1e200}])
+def test_outcomes_are_stored_all_or_none(start: Start, wrong: dict[str, Any]) -> None:
+    service = start("memory:")
+    made = [choose(service, scope=scope)["decision"] for scope in ("s", "s", "t")]
+    good = [
+        {"decision": one, "scope": scope, "reward": 9.0}
+        for one, scope in zip(made, ("s", "s", "t"), strict=True)
+    ]
+    mixed = {"outcomes": [*good[:2], good[2] | wrong]}
+    assert service.ask("POST", "/main/v1/outcomes", mixed).status in {409, 422}
+    corrected = {"outcomes": [one | {"reward": 0.5} for one in good]}
+    answer = service.ask("POST", "/main/v1/outcomes", corrected).json()
+    assert (answer["stored"], answer["ignored"]) == (3, 0)
+
+
 @pytest.mark.parametrize("reward", [True, "0.5", None, float("nan"), float("inf")])
 def test_a_reward_that_is_no_number_is_refused_in_json(service: Service, reward: Any) -> None:
     outcome = {"decision": choose(service)["decision"], "scope": "s", "reward": reward}

@@ -56,6 +56,15 @@ def until(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     raise AssertionError(found)
 
 
+def test_an_event_of_one_service_is_known_to_the_other(pair: list[Service]) -> None:
+    event = f"event {os.getpid()}"
+    body = {"scope": "events", "actions": [{"id": "a"}, {"id": "b"}], "event": event}
+    assert [one.ask("POST", "/main/v1/rank", body).status for one in pair] == [200, 409]
+    reward = {"scope": "events", "value": 1.0}
+    place = f"/main/v1/events/{event.replace(' ', '%20')}/reward"
+    assert pair[1].ask("POST", place, reward).status == 200
+
+
 def test_no_seed_is_handed_out_twice(pair: list[Service], url: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         asked = pool.map(lambda n: choose(pair[n % 2], SEEDS), range(len(SEEDS)))

@@ -46,7 +46,7 @@ def check(store: Store, json: Json = False) -> None:
         for name, value in (
             ("store", found.store),
             ("identity", found.identity or "none, of an older version"),
-            ("events", f"{found.events:,} of {found.writers:,} runs"),
+            ("events", f"{found.events:,} of {found.runs:,} runs"),
             ("scopes", ", ".join(f"{k!r} {v:,}" for k, v in sorted(found.scopes.items()))),
             ("odd entries", f"{len(found.quarantined):,}"),
             ("damaged", f"{len(found.damage):,}"),

@@ -8,6 +8,7 @@ from typing import Any, SupportsIndex, cast
 
 from esper.contracts.errors import ConfigError, SelectionError
 from esper.contracts.health import HealthSignal
+from esper.contracts.names import is_name
 from esper.contracts.reason import SelectionReason, reason_data, reason_from
 from esper.contracts.site import Site
 
@@ -80,7 +81,7 @@ class SelectionContext:
         if self.blueprints or self.blueprints is None:
             _require_by_seed("blueprints", self.blueprints)
             for seed, name in self.blueprints.items():
-                if not isinstance(name, str):
+                if not is_name(name):
                     raise ConfigError(f"blueprints[{seed}] is {name!r}; it must be a name")
         if self.parameters or self.parameters is None:
             _require_numbers("parameters", self.parameters)
@@ -258,11 +259,11 @@ def require_seed(layer_name: object, seed_idx: object) -> None:
     Raises:
         SelectionError: if the layer's name is no string, or the index is out of range.
     """
-    named = isinstance(layer_name, str)
+    named = is_name(layer_name)
     if not named or not isinstance(seed_idx, int) or not 0 <= seed_idx < MOST_SEEDS:
         raise SelectionError(
-            f"seed {seed_idx!r} of layer {layer_name!r}: a layer is named by a string, and its "
-            f"seeds are numbered from 0 to at most {MOST_SEEDS - 1:,}"
+            f"seed {seed_idx!r} of layer {layer_name!r}: a layer is named by a string in Unicode, "
+            f"and its seeds are numbered from 0 to at most {MOST_SEEDS - 1:,}"
         )
 
 
@@ -272,8 +273,8 @@ def checked_seeds(layer_name: object, available: Sequence[int]) -> list[int]:
     Raises:
         SelectionError: if there is none, or one is repeated, out of range or no whole number.
     """
-    if not isinstance(layer_name, str):
-        raise SelectionError(f"layer {layer_name!r}: a layer is named by a string")
+    if not is_name(layer_name):
+        raise SelectionError(f"layer {layer_name!r}: a layer is named by a string in Unicode")
     try:
         # Most layers are asked for the same few seeds; `bytes` takes small indices only.
         if type(available) is list and (known := _CHECKED.get(bytes(available))):

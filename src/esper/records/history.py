@@ -133,6 +133,10 @@ class History:
         if decision is None:
             require_seed(layer_name, seed_idx)
             return (layer or self.layer(layer_name)).current(seed_idx)
+        if not isinstance(decision, Decision):
+            raise SelectionError(
+                f"decision is {decision!r}; hand the Decision back that decide() gave, not its id"
+            )
         if (decision.layer_name, decision.seed_idx) != (layer_name, seed_idx):
             raise SelectionError(
                 f"decision {decision.decision_id!r} chose seed {decision.seed_idx} of layer "

@@ -45,6 +45,7 @@ class Found:
         events: Number of events.
         scopes: Events of each scope.
         kinds: Events of each kind.
+        runs: Number of runs that wrote them.
         writers: Number of writers that number their events.
         quarantined: Entries that are passed over: position or id, and why.
         missing: Events that are not there, though later ones are: writer, first and last number.
@@ -60,6 +61,7 @@ class Found:
     events: int
     scopes: dict[str, int]
     kinds: dict[str, int]
+    runs: int
     writers: int
     quarantined: dict[str, str]
     missing: list[tuple[str, int, int]]
@@ -84,11 +86,13 @@ def check(url: str) -> Found:
     """
     scopes, kinds = Counter[str](), Counter[str]()
     told: dict[str, list[tuple[int, int]]] = {}
+    runs = set[tuple[str, str]]()
     lost, odd = list[tuple[str, int, int, str]](), dict[str, str]()
     with open_store(url, read_only=True) as store:
         for position, event in store.read():
             scopes[event.scope] += 1
             kinds[event.kind] += 1
+            runs.add((event.scope, event.run))
             if event.number >= 0:
                 told.setdefault(event.writer, []).append((first_number(event), event.number))
             if event.kind == LOST:
@@ -105,6 +109,7 @@ def check(url: str) -> Found:
             events=scopes.total(),
             scopes=dict(scopes),
             kinds=dict(kinds),
+            runs=len(runs),
             writers=len(told),
             quarantined={**store.quarantined, **odd},
             missing=[

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, HTTPException
 
 from esper.contracts.errors import ConfigError
-from esper.contracts.performance import PerformanceDelta
+from esper.contracts.performance import PerformanceDelta, require_finite
 from esper.contracts.selection import SelectionContext
 from esper.server import bodies
 from esper.server.choosers import Choosers
@@ -59,15 +59,22 @@ def choices(places: Places, choosers: Choosers) -> APIRouter:
 
     @router.post("/outcomes")
     def tell(project: Project, body: bodies.Outcomes) -> bodies.Told:
-        """Record outcomes, which count once each; all of them are stored when this answers."""
-        stored, by_scope = 0, defaultdict[str, list[bodies.Outcome]](list)
+        """Record outcomes, which count once each; all of them are stored when this answers.
+
+        Or none, where a decision is not known or a number not finite.
+        """
+        stored, by_scope = 0, defaultdict[str, list[tuple[str, PerformanceDelta]]](list)
         for one in body.outcomes:
-            by_scope[one.scope].append(one)
+            delta = PerformanceDelta(reward=one.reward, reward_stderr=one.stderr)
+            require_finite(delta)
+            by_scope[one.scope].append((one.decision, delta))
+        for scope, told in by_scope.items():  # all are known before one is told
+            with choosers.of(project, scope) as chooser:
+                for decision, _ in told:
+                    chooser.require(decision)
         for scope, told in by_scope.items():
             with choosers.of(project, scope) as chooser:
-                for one in told:
-                    delta = PerformanceDelta(reward=one.reward, reward_stderr=one.stderr)
-                    stored += chooser.tell(one.decision, delta)
+                stored += sum([chooser.tell(*one) for one in told])
                 chooser.settle()
         return bodies.Told(stored=stored, ignored=len(body.outcomes) - stored)
 

@@ -115,6 +115,10 @@ class Chooser:
         self._keep(decision)
         return decision, version
 
+    def require(self, decision_id: str) -> None:
+        """Refuse what is no decision: a `SelectionError`."""
+        self._decision(decision_id)
+
     def tell(self, decision_id: str, delta: PerformanceDelta) -> bool:
         """Record the outcome of a choice; false if it has one, and this one is not counted.
 

@@ -99,15 +99,19 @@ def read_keys(path: Path) -> list[Key]:
         ConfigError: if a line is no key; the line is not shown.
         OSError: if the file cannot be read.
     """
-    found = []
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is no file of keys, or damaged: {error.reason}") from error
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip() and not line.startswith("#"):
-            found.append(_key_of(line.split(), f"{path}, line {number}"))
-    return found
+    return _keys_in(text, str(path))
+
+
+def _keys_in(text: str, where: str) -> list[Key]:
+    return [
+        _key_of(line.split(), f"{where}, line {number}")
+        for number, line in enumerate(text.splitlines(), 1)
+        if line.strip() and not line.startswith("#")
+    ]
 
 
 def add_key(path: Path, name: str, right: str, project: str) -> str:
@@ -122,10 +126,16 @@ def add_key(path: Path, name: str, right: str, project: str) -> str:
     if name in {key.name for key in known}:
         raise ConfigError(f"{path} has a key of {name!r}; take its line out, or another name")
     secret = token_urlsafe(32)
-    made = _key_of([*f"{name} {right} {project}".split(" "), digest_of(secret)], f"key {name!r}")
+    line = f"{name} {right} {project} {digest_of(secret)}"
+    made = _keys_in(line, f"key {name!r}")
+    if [(key.name, key.right, key.project) for key in made] != [(name, right, project)]:
+        raise ConfigError(f"{name!r} cannot name a key: it begins with #, which begins a remark")
     path.touch(mode=0o600)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(f"{made.name} {made.right} {made.project} {made.digest}\n")
+    with path.open("a+", encoding="utf-8") as file:
+        file.seek(0)
+        before = file.read()
+        ended = not before or before.endswith("\n")  # an editor may have left it without an end
+        file.write(f"{line}\n" if ended else f"\n{line}\n")
     return secret
 
 

@@ -52,8 +52,10 @@ class Waiting:
         """Keep an id for an event that is about to be ranked; `add` or `drop` it then.
 
         Raises:
-            SelectionError: if there is an event of this id.
+            SelectionError: if there is an event of this id, here or at another service.
+            StoreError: if the store cannot be read.
         """
+        self._look()
         with self._lock:
             if event in self._events:
                 raise SelectionError(f"there is an event {event!r} already; give each its own id")

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from errno import EINVAL
 from pathlib import Path
 
 
@@ -17,9 +18,15 @@ def write_whole(path: Path, content: bytes) -> None:
 def write_together(files: Mapping[Path, bytes]) -> None:
     """Write files of one folder as `write_whole`; all are on the disk before one is in its place.
 
+    Where a link stands, the file that it leads to is written.
+
     Raises:
         OSError: if one cannot be written, which it names; those that were there before still are.
     """
+    files = {path.resolve(): content for path, content in files.items()}
+    for path in files:
+        if path.exists() and not path.is_file():
+            raise OSError(EINVAL, "there is something else than a file", str(path))
     try:
         for path, content in files.items():
             _write_beside(path, content)

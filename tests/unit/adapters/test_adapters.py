@@ -167,6 +167,33 @@ def test_an_offset_beside_a_layer_without_bias_stays_a_module() -> None:
     assert not isinstance(merged.get_submodule("encoder.mix"), nn.Linear)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_an_adapter_keeps_the_digits_of_its_type(dtype: torch.dtype, tmp_path: Path) -> None:
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        layers = [nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 4)]
+        return nn.Sequential(*layers).to(dtype)
+
+    def losses(model: nn.Module, batch: Any) -> Tensor:
+        made: Tensor = (model(batch) - batch[:, :4]).square().mean(1)
+        return made
+
+    model, data = make(), list(torch.randn(8, 16, 8, dtype=dtype))
+    optimizer = torch.optim.SGD(model[2].parameters(), lr=0.1)  # type: ignore[index]
+    given: dict[str, Any] = {"optimizer": optimizer, "loss_fn": losses, "holdout": data[6:]}
+    tamiyo = esper.adapt(model, "all-linear", budget=1.0, every=3, **given)
+    for batch in data[:6]:
+        optimizer.zero_grad()
+        losses(model, batch).mean().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        tamiyo.on_batch_end(batch)
+    tamiyo.finish()
+    esper.save_adapter(model, tmp_path)
+    again = make()
+    esper.load_adapter(again, tmp_path)
+    assert torch.equal(outputs(again, data[0]), outputs(model, data[0]))
+
+
 def doubled_forward(layer: nn.Linear) -> None:
     plain = layer.forward
     vars(layer)["forward"] = lambda x: 2 * plain(x)

@@ -10,6 +10,7 @@ from typing import Any, cast, final
 
 from esper.contracts.config import Performance
 from esper.contracts.errors import ConfigError, MeasurementError, SelectionError
+from esper.contracts.names import require_name
 from esper.contracts.performance import LARGEST
 from esper.contracts.schema import require_schema
 from esper.contracts.selection import (
@@ -78,8 +79,7 @@ class Bandit:
         if not isinstance(strategy, SelectionStrategy):
             raise ConfigError(f"strategy is {strategy!r}; give a strategy or its name, as 'ucb'")
         arms, seed = whole("arms", arms, least=1, below=MOST_SEEDS + 1), whole("seed", seed)
-        if not isinstance(name, str):
-            raise ConfigError(f"name is {name!r}; it must be text")
+        require_name("name", name)
         self.strategy = strategy
         self.arms = arms
         self.seed = seed
@@ -243,6 +243,10 @@ class Bandit:
         return arms
 
     def _answered(self, arm: int, decision: Decision) -> tuple[SeedRecord, str]:
+        if not isinstance(decision, Decision):
+            raise SelectionError(
+                f"decision is {decision!r}; hand the Decision back that decide() gave, not its id"
+            )
         number = decision.decision_id
         mine = decision.layer_name == self.name and number.isdecimal()
         if not mine or int(number) >= self._layer.choices:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from esper.contracts.audition import Contrast
 from esper.contracts.errors import StoreError
+from esper.contracts.names import require_name
 from esper.contracts.performance import (
     PerformanceDelta,
     SeedPerformanceMetrics,
@@ -82,7 +83,9 @@ class PerformanceTracker:
         run: str = "",
         begin: BeginKnowledge | None = None,
     ) -> None:
-        history = History(window_size, decay_factor, begin)  # refused before a store is opened
+        require_name("scope", scope)  # all is refused before a store is opened
+        require_name("run", run)
+        history = History(window_size, decay_factor, begin)
         self._given, self.lock, self._reading = begin, RLock(), Lock()
         self.events = EventWriter(opened(store, redis_client), scope=scope, run=run)
         self._history = read_history(self.events, history)
@@ -113,6 +116,7 @@ class PerformanceTracker:
     def bind(self, layer_name: str, seed_idx: int, blueprint: str) -> None:
         """Say what a seed stands for; what is known of it under another blueprint is kept aside."""
         require_seed(layer_name, seed_idx)
+        require_name("blueprint", blueprint)
         with self.lock:
             self._history.layer(layer_name).bind(seed_idx, blueprint)
 

@@ -62,7 +62,8 @@ class Progress:
             raise ConfigError(
                 f"epoch {number} ended before: the last one was {self.epoch}. Go on counting, as "
                 f"by on_epoch_end({self.epoch + 1} + epoch), or call on_evaluation(), which "
-                "numbers by itself; for another training call finish() and make another Tamiyo"
+                "numbers by itself; for another training call finish() and make another Tamiyo. "
+                "With growth.every on_batch_end ends the epochs: leave on_epoch_end out"
             )
         self.epoch = number
         return number
