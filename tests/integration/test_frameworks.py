@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer as LightningTrainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import (
@@ -198,6 +199,34 @@ def test_a_module_without_an_optimizer_is_refused() -> None:
         pytest.raises(ConfigError, match=r"Frozen\.configure_optimizers gives no optimizer"),
     ):
         trainer.fit(Frozen(Toy()), batches, batches)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["growth first", "averaging first"])
+def test_lightnings_late_average_grows_with_the_model(*, first: bool) -> None:
+    class Plain(Lit):
+        @override
+        def configure_optimizers(self) -> Any:
+            return adam(self)
+
+    growth, module = lightning.Growth(**Toy().growth), Plain(Toy(epochs=6))
+    averaging = StochasticWeightAveraging(0.01, swa_epoch_start=4)
+    trainer = LightningTrainer(
+        accelerator="cpu",
+        callbacks=[growth, averaging] if first else [averaging, growth],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_epochs=6,
+    )
+    batches: Any = DataLoader(Toy().train, batch_size=None)  # type: ignore[arg-type]
+    trainer.fit(module, batches, batches)
+    assert growth.tamiyo is not None
+    assert growth.tamiyo.used > 0
+    average = averaging._average_model
+    assert average is not None
+    shapes = [p.shape for p in module.parameters()]
+    assert [p.shape for p in average.parameters()] == shapes
 
 
 def test_a_framework_that_is_missing_or_old_is_refused_with_its_extra() -> None:

@@ -359,6 +359,37 @@ def test_an_average_that_was_made_before_the_model_was_wrapped_grows_too() -> No
     assert [p.shape for p in average.module.parameters()] == shapes
 
 
+class LateSWA:
+    """Keeps a copy that is averaged from some epoch on."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.kept = copy.deepcopy(model)
+
+
+@pytest.mark.parametrize("widen", ["auto", ()])
+@pytest.mark.parametrize("named", ["by its class", "by its variable", "not"])
+def test_an_average_that_begins_late_grows_if_it_is_named_as_one(widen: Any, named: str) -> None:
+    seeds = ("units_select", "units") if widen else SEEDS
+    run = SmallRun(
+        config=settings(train_epochs=0, ramp=0, keep_stderrs=0.0),
+        model=host(restless=False),
+        widen=widen,
+        seeds=seeds,
+    )
+    if named == "by its class":
+        holder = LateSWA(run.model)
+        kept = (holder.kept,)
+    elif named == "by its variable":
+        swa_model = copy.deepcopy(run.model)
+        kept = (swa_model,)
+    else:
+        kept = (copy.deepcopy(run.model),)
+    run.run(6)
+    same = [p.shape for p in kept[0].parameters()] == [p.shape for p in run.model.parameters()]
+    assert run.engine.used > 0
+    assert same is (named != "not")
+
+
 def test_a_control_of_the_same_seed_and_its_average_stay_plain() -> None:
     control, model = host(), host()
     its_average = AveragedModel(control)

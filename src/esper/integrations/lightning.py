@@ -7,6 +7,7 @@ from torch import nn
 from typing_extensions import override
 
 from esper.contracts.errors import ConfigError
+from esper.execution.copies.followers import take_in
 from esper.integrations.base import Integration, within
 from esper.integrations.requirements import require
 
@@ -49,7 +50,10 @@ class Growth(Integration, Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the engine: the optimizers are there, and their states are not loaded yet."""
+        """Make the engine: the optimizers are there, and their states are not loaded yet.
+
+        Averages that other callbacks keep of the model grow with it.
+        """
         if not any(one.param_groups for one in trainer.optimizers):
             raise ConfigError(
                 f"{type(pl_module).__name__}.configure_optimizers gives no optimizer, and nothing "
@@ -58,6 +62,8 @@ class Growth(Integration, Callback):
         self.loss_fn = within(trainer.precision_plugin.forward_context, self.loss_fn)
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         self.begin(pl_module, list(trainer.optimizers), schedulers)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            take_in(callback)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -17,7 +17,7 @@ import gc
 import re
 from collections.abc import Iterable
 from copy import deepcopy
-from typing import Any
+from typing import Any, TypeGuard
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 import torch
@@ -26,8 +26,10 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
-_AVERAGES = re.compile(r"EMA|Ema|Averag(ed|ing)")
+_AVERAGES = re.compile(r"EMA|Ema|SWA|Averag(ed|ing)")
 """In the class names of those that keep an average, as timm's ``ModelEmaV3``."""
+_NAMED = re.compile(r"(^|_)(ema|swa|averaged?)(_|$)", re.IGNORECASE)
+"""In the names of variables that are one, as ``swa_model``."""
 
 
 _SAMPLE = 64
@@ -106,8 +108,8 @@ def plain_averages(model: nn.Module) -> list[nn.Module]:
     equal = [m for m in found if m is not model and equals(m, model)]
     if not equal:
         return []
-    modules = [m for m in gc.get_objects() if issubclass(type(m), nn.Module)]
-    averaged = {id(part) for m in modules if _is_average(m) for part in m.modules()}
+    holders = [holder for holder in gc.get_objects() if _is_average(holder)]
+    averaged = {id(part) for one in holders for held in _held(one) for part in held.modules()}
     # An equal one that trains may be a control of the same seed, and the averages its own.
     alone = all(id(m) in averaged or _is_frozen(m) for m in equal)
     return [m for m in equal if alone and id(m) in averaged]
@@ -152,14 +154,35 @@ def _is_frozen(module: nn.Module) -> bool:
     return not any(p.requires_grad for p in module.parameters())
 
 
-def _is_average(holder: nn.Module) -> bool:
+def take_in(holder: object, name: str = "") -> None:
+    """Let the copies follow that an object keeps, if its class or itself is named as an average."""
+    if _is_average(holder) or _NAMED.search(name):
+        for part in _held(holder):
+            _follow_all(part)
+
+
+def _is_average(holder: object) -> bool:
     kind = type(holder)
     return issubclass(kind, AveragedModel) or _AVERAGES.search(kind.__name__) is not None
 
 
-def _registered(holder: nn.Module, _name: str, part: nn.Module | None) -> None:
-    if not _is_average(holder) or not isinstance(part, nn.Module):
-        return
+def _held(holder: object) -> list[nn.Module]:
+    """Models that an object keeps, itself if it is one."""
+    if isinstance(holder, nn.Module):
+        return [holder]
+    return [value for value in getattr(holder, "__dict__", {}).values() if _is_module(value)]
+
+
+def _is_module(value: object) -> TypeGuard[nn.Module]:
+    return issubclass(type(value), nn.Module)
+
+
+def _registered(holder: object, _name: str, part: nn.Module | None) -> None:
+    if _is_average(holder) and isinstance(part, nn.Module):
+        _follow_all(part)
+
+
+def _follow_all(part: nn.Module) -> None:
     for module in part.modules():
         origin = _ORIGINS.get(module)
         found = origin() if origin is not None else None

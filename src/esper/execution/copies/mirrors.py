@@ -23,6 +23,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
+from esper.execution.copies.followers import take_in
 from esper.execution.kernel import Join
 from esper.execution.topology import KEY
 from esper.execution.undoing.reachable import Found, Path, is_of_a_library, variables_of, walk
@@ -77,6 +78,8 @@ class Mirrors:
         self._known = _tables(self.model)
         if self._still is None:
             self._watch(_containers(self._known))
+            for path, value in walk(_variables()):
+                take_in(value, str(path[-1][1]) if path else "")
         yield
         self.follow()
 
