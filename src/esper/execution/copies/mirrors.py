@@ -7,7 +7,7 @@ list of the model's own parameters, or of references to them; a list of other te
 shapes. Where that may be chance or a record (a short list, one in a history, a whole state dict),
 it follows only if its values were seen moving, as an average's do. Parameter groups of
 optimizers do not belong to these. Where a kernel is merged into parameters, its values are merged
-into theirs.
+into theirs, in a dictionary for some parameters too.
 """
 
 import logging
