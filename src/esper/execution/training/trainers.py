@@ -72,6 +72,7 @@ class Trainers:
         self.schedulers = several_schedulers(scheduler)
         self.places = Places(model, self.optimizers)
         self._unmerged: set[str] = set()
+        self._succeeded = False
         self._joined: list[Join] = []
 
     # --- before the first batch -------------------------------------------------------------------
@@ -208,12 +209,14 @@ class Trainers:
             new = successor(optimizer, self._of(optimizer))
             if new is None or any(new is one for one in self.optimizers):
                 continue
-            logger.warning(
+            logger.log(
+                logging.INFO if self._succeeded else logging.WARNING,  # told once
                 "%s was not stepped any more, and another optimizer, %s, now trains the same "
                 "parameters: kernels join that one. Give it to the next Tamiyo that you make",
                 type(optimizer).__name__,
                 type(new).__name__,
             )
+            self._succeeded = True
             self.optimizers[index] = self.wrappers[index] = new
             self.places.forget()
 
