@@ -16,7 +16,7 @@ from esper.widths.example import Example
 from esper.widths.found import Sites, Width
 from esper.widths.groups import Group
 from esper.widths.kasmina_width import KasminaWidth
-from esper.widths.members import Member, cost
+from esper.widths.members import Member, cost, growing, is_layer, tensor_of
 from esper.widths.prove import prove
 from esper.widths.trace import Trace
 
@@ -106,6 +106,20 @@ def _refuse(model: nn.Module, names: Mapping[str, nn.Module], trace: Trace) -> N
             trace.refuse(module, why)
     for module, why in trace.read_outside.items():
         trace.refuse(module, why)
+    _refuse_unreached(names, trace)
+
+
+def _refuse_unreached(names: Mapping[str, nn.Module], trace: Trace) -> None:
+    """Refuse units that a layer may read which the example did not reach, as one of an expert."""
+    reached = {*trace.read_outside, *(module for held in trace.axes.values() for module in held)}
+    for name, module in names.items():
+        if not is_layer(module) or module in reached:
+            continue
+        ((tensor, dim), *_) = growing(module, "consumer")
+        units = tensor_of(module, tensor).shape[dim]
+        for axis in trace.axes["producer"].values():
+            if axis is not None and axis.resolved().group.units == units:
+                axis.refuse(f"{name!r}, which the example does not reach, may read it")
 
 
 def _refuse_tied(names: Mapping[str, nn.Module], trace: Trace) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 import esper
 from esper.contracts.seeds import SeedState
@@ -302,3 +303,25 @@ def test_a_width_beside_none_of_the_wrapped_layers() -> None:
     assert [w.name for w in esper.sites(model, ROWS) if not w.refused] == ["2", "4"]
     model = esper.wrap(nn.Sequential(nn.Sequential(*between), nn.Linear(5, 2)), ["0"])
     assert [w.name for w in esper.sites(model, ROWS) if not w.refused] == ["0.0", "0.2"]
+
+
+class Experts(nn.Module):
+    """One of the experts is taken for all of a batch; its input is as wide as the others'."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.other = nn.Linear(4, 8), nn.Linear(4, 6)
+        self.experts = nn.ModuleList([nn.Linear(8, 2), nn.Linear(8, 2)])
+        self.last = nn.Linear(6, 2)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        expert = self.experts[int(x.sum() > 0)]
+        y: Tensor = expert(torch.relu(self.first(x))) + self.last(torch.relu(self.other(x)))
+        return y
+
+
+def test_a_layer_that_the_example_does_not_reach_may_read_what_is_as_wide() -> None:
+    found = esper.sites(Experts(), torch.ones(3, 4))
+    assert found["first"].refused == "'experts.0', which the example does not reach, may read it"
+    assert not found["other"].refused
