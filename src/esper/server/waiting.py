@@ -2,7 +2,8 @@
 
 An event is stored when it is ranked, and when it is activated. A service reads those of others, of
 one that died and of one that lives, when it is first asked, when it is asked for an event that it
-does not know, and before it ends any. Their time begins when they are read.
+does not know, before it ranks one that the caller named, and before it ends any. Their time begins
+when they are read.
 """
 
 from collections.abc import Iterator
