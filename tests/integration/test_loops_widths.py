@@ -202,13 +202,13 @@ class ReadsMore(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b = nn.Linear(6, 4), nn.Linear(4, 3)
-        self.aside, self.more = nn.Linear(4, 3), False
+        self.bank, self.more = torch.ones(4), False
 
     @override
     def forward(self, x: Tensor) -> Tensor:
         h = torch.tanh(self.a(x))
         y: Tensor = self.b(h)
-        return y + self.aside(h) if self.more else y
+        return y + (h * self.bank).sum(1, keepdim=True) if self.more else y
 
 
 def test_a_kernel_whose_first_pass_fails_is_not_blended_in() -> None:

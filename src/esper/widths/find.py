@@ -116,9 +116,11 @@ def _refuse_unreached(names: Mapping[str, nn.Module], trace: Trace) -> None:
         if not is_layer(module) or module in reached:
             continue
         ((tensor, dim), *_) = growing(module, "consumer")
-        units = tensor_of(module, tensor).shape[dim]
+        weight = tensor_of(module, tensor)
+        if not weight.requires_grad:  # as of a target network, which grows as a copy
+            continue
         for axis in trace.axes["producer"].values():
-            if axis is not None and axis.resolved().group.units == units:
+            if axis is not None and axis.resolved().group.units == weight.shape[dim]:
                 axis.refuse(f"{name!r}, which the example does not reach, may read it")
 
 
