@@ -23,7 +23,7 @@ def write_together(files: Mapping[Path, bytes]) -> None:
     Raises:
         OSError: if one cannot be written, which it names; those that were there before still are.
     """
-    files = {path.resolve(): content for path, content in files.items()}
+    files = {p.resolve() if p.is_symlink() else p: content for p, content in files.items()}
     for path in files:
         if path.exists() and not path.is_file():
             raise OSError(EINVAL, "there is something else than a file", str(path))
