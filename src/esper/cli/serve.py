@@ -13,6 +13,7 @@ import typer
 from esper.contracts.errors import ConfigError
 
 _FILES = 65_536
+"""Open files that a service asks for, where the system allows so many."""
 
 Keys = Annotated[
     Path | None,

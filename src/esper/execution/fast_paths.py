@@ -67,10 +67,8 @@ class FusedPath:
 
 def enclosing_modules(model: nn.Module, name: str) -> list[nn.Module]:
     """Modules that hold the layer with this dotted name, the model itself first."""
-    parts, modules = (
-        name.split(".") if name else [],
-        dict(model.named_modules(remove_duplicate=False)),
-    )
+    parts = name.split(".") if name else []
+    modules = dict(model.named_modules(remove_duplicate=False))
     return [modules[".".join(parts[:depth])] for depth in range(len(parts))]
 
 

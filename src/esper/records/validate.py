@@ -18,6 +18,7 @@ _Name = Annotated[str, Field(max_length=10_000)]
 _Seed = Annotated[int, Field(ge=0, lt=MOST_SEEDS)]
 _Count = Annotated[int, Field(ge=-1, lt=2**53)]
 _Number = Annotated[float, Field(gt=-LARGEST, lt=LARGEST)]
+_Size = Annotated[float, Field(ge=0.0, lt=LARGEST)]
 _Chance = Annotated[float, Field(ge=0.0, le=1.0 + 1e-6)]
 _AsText = Annotated[str, Field(pattern="^[0-9]{1,8}$")]
 """A seed as a key of a JSON object."""
@@ -92,7 +93,7 @@ class _Choice(_Place):
     layer_type: NotRequired[_Name]
     audition: NotRequired[_Name]
     depth: NotRequired[_Number | None]
-    promise: NotRequired[_Number | None]
+    promise: NotRequired[_Size | None]
     ab: NotRequired[_Part | None]
 
 

@@ -26,7 +26,7 @@ def write_together(files: Mapping[Path, bytes]) -> None:
     files = {p.resolve() if p.is_symlink() else p: content for p, content in files.items()}
     for path in files:
         if path.exists() and not path.is_file():
-            raise OSError(EINVAL, "there is something else than a file", str(path))
+            raise OSError(EINVAL, "it is no regular file; give another place", str(path))
     try:
         for path, content in files.items():
             _write_beside(path, content)

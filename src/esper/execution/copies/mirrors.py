@@ -262,7 +262,7 @@ def _entry(own: Tensor, first: Any, first_own: Tensor, like: float | None) -> An
 
 
 def _likeness(values: Mapping[str, Tensor], owns: Mapping[str, Own]) -> float | None:
-    """What new entries have: ``None`` for the parameter's values, 1 for a mask, or 0."""
+    """Value of new entries: ``None`` for the parameter's own, 1 for a mask, or 0."""
     if _resemble(values, owns):
         return None
     masks = all(bool(((value == 0) | (value == 1)).all()) for value in values.values())

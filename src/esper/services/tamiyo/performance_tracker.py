@@ -16,11 +16,7 @@ from esper.contracts.performance import (
     reward,
 )
 from esper.contracts.selection import Decision, require_seed
-from esper.records.event_writer import (
-    Bindings,
-    EventWriter,
-    Reads,
-)
+from esper.records.event_writer import Bindings, EventWriter, Reads
 from esper.records.facts import add_measured, place_data
 from esper.records.fold import fold, take
 from esper.records.history import BeginKnowledge, History
