@@ -91,8 +91,11 @@ class Choosers:
 
     def _idle(self) -> list[tuple[str, str]]:
         """Those to be closed, if there are too many; a store in memory is one for all."""
+        many = len(self._made) - self._most
+        if many <= 0:
+            return []
         free = [key for key, one in self._made.items() if one.durable and not one.users]
-        return free[: max(0, len(self._made) - self._most)]
+        return free[:many]
 
     def close(self) -> None:
         """Close all of them; errors of their stores are logged by their journals."""
